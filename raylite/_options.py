@@ -1,0 +1,465 @@
+"""Options: every keyword of ``@remote`` and ``.options()``, in one table.
+
+A keyword is checked where it is written: `validate_task_options` and `validate_actor_options`
+refuse unknown names, wrong types and impossible values at once, with Ray's texts. What Ray refuses
+only when the task is submitted (a fraction of several GPUs, an unknown scheduling strategy) is
+refused by `TaskOptions.of`, which should therefore be called at the first submission.
+
+Longer than most modules, as a table with its texts is.
+"""
+
+import math
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+Check = Callable[[Any], str | None]
+"""Why a value is refused, or None if it is not."""
+
+_NoneType = type(None)
+_GRANULARITY = 0.0001
+
+
+# --- Checks: each gives the reason to refuse a value of the right type ---
+
+
+def _refuse_quantity(name: str, quantity: float) -> str | None:
+    if not math.isfinite(quantity):
+        return f"The quantity of resource {name} must be a finite number, not {quantity}"
+    if quantity < 0:
+        return f"The quantity of resource {name} cannot be negative"
+    if 0 < quantity < _GRANULARITY:
+        return (
+            f"The precision of the fractional quantity of resource {name} "
+            f"cannot go beyond {_GRANULARITY}"
+        )
+    return None
+
+
+def _quantity(name: str) -> Check:
+    return lambda value: None if value is None else _refuse_quantity(name, value)
+
+
+def _count(name: str, *, infinite: bool) -> Check:
+    def check(value: int | None) -> str | None:
+        if value is None or value >= 0 or (infinite and value == -1):
+            return None
+        if infinite:
+            accepted = "None, 0, -1 or a positive integer, where -1 represents infinity."
+        else:
+            accepted = "None, 0 or a positive integer."
+        return f"The keyword '{name}' only accepts {accepted}"
+
+    return check
+
+
+def _resources(resources: Mapping[object, object] | None) -> str | None:
+    if resources is None:
+        return None
+    if "CPU" in resources or "GPU" in resources:
+        return (
+            "Use the 'num_cpus' and 'num_gpus' keyword instead of 'CPU' and 'GPU' "
+            "in 'resources' keyword"
+        )
+    for name, quantity in resources.items():
+        if not isinstance(name, str) or not isinstance(quantity, int | float):
+            raise TypeError(
+                "The 'resources' keyword maps names to numbers, "
+                f"but received {name!r}: {quantity!r}"
+            )
+        if reason := _refuse_quantity(name, quantity):
+            return reason
+    return None
+
+
+_LABEL = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?")
+_DNS_LABEL = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?")
+_LABEL_IN = re.compile(r"!?in\((?P<values>[^()]*)\)")
+_LABEL_RULE = (
+    "must be 63 chars or less beginning and ending with an alphanumeric character ([a-z0-9A-Z]) "
+    "with dashes (-), underscores (_),dots (.), and alphanumerics between."
+)
+
+
+def _label_selector(selector: Mapping[object, object] | None) -> str | None:
+    for key, value in (selector or {}).items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise TypeError(
+                f"The 'label_selector' keyword maps strings to strings, not {key!r}: {value!r}"
+            )
+        if reason := _refuse_label_key(key) or _refuse_label_value(value):
+            return reason
+    return None
+
+
+def _refuse_label_key(key: str) -> str | None:
+    prefix, slash, name = key.rpartition("/")
+    if slash:
+        labels = prefix.split(".")
+        if len(prefix) > 253 or not all(_DNS_LABEL.fullmatch(label) for label in labels):
+            return (
+                f"Invalid label key prefix `{prefix}`. Prefix must be a series of DNS labels "
+                "separated by dots (.), not longer than 253 characters in total."
+            )
+    if not _LABEL.fullmatch(name):
+        return f"Invalid label key name `{name}`. Name {_LABEL_RULE}"
+    return None
+
+
+def _refuse_label_value(value: str) -> str | None:
+    if listed := _LABEL_IN.fullmatch(value):
+        parts = [part.strip() for part in listed["values"].split(",")]
+    else:
+        parts = [value.removeprefix("!")]
+    if value == "" or all(_LABEL.fullmatch(part) for part in parts):
+        return None
+    return (
+        f"Invalid label selector value `{value}`. The label selector value should contain optional "
+        "operators and a label value. Supported operators are: ! and {'in'}. "
+        f"Value {_LABEL_RULE}"
+    )
+
+
+def _fallback_strategy(strategy: Sequence[object] | None) -> str | None:
+    for each in strategy or ():
+        if not isinstance(each, dict):
+            return "Each element in fallback_strategy must be a dictionary."
+        for name in each:
+            if name != "label_selector":
+                return (
+                    f"Unsupported option found: '{name}'. "
+                    "Only ['label_selector'] is currently supported."
+                )
+        if reason := _label_selector(each.get("label_selector")):
+            return reason
+    return None
+
+
+def _num_returns(value: int | str | None) -> str | None:
+    if value is None or value in ("streaming", "dynamic"):
+        return None
+    if isinstance(value, int) and value >= 0:
+        return None
+    return (
+        "Default None. When None is passed, The default value is 1 for a task and actor task, and "
+        "'streaming' for generator tasks and generator actor tasks. The keyword 'num_returns' only "
+        "accepts None, a non-negative integer, 'streaming' (for generators), or 'dynamic'. "
+        "'dynamic' flag will be deprecated in the future, and it is recommended to use 'streaming' "
+        "instead."
+    )
+
+
+def _retry_exceptions(value: bool | Sequence[object]) -> str | None:
+    if isinstance(value, bool):
+        return None
+    if all(isinstance(each, type) and issubclass(each, BaseException) for each in value):
+        return None
+    return "retry_exceptions must be either a boolean or a list of exceptions"
+
+
+def _backpressure(value: int | None) -> str | None:
+    if value is None or value == -1 or value > 0:
+        return None
+    # Ray: lets numbers below -1 pass, as if they were -1.
+    return (
+        f"_generator_backpressure_num_objects={value} is not allowed. Use a value > 0. If the "
+        "value is equal to 1, the behavior is identical to Python generator (generator 1 object "
+        "whenever `next` is called). Use -1 to disable this feature. "
+    )
+
+
+def _actor_backpressure(value: int | None) -> str | None:
+    if value is None or value == -1 or value > 0:
+        return None
+    return (
+        "_actor_generator_backpressure_num_objects must be > 0 to cap the actor's total unconsumed "
+        f"generator objects, or -1 to disable. Got {value}."
+    )
+
+
+def _objects_per_yield(value: int | None) -> str | None:
+    if value is None or value > 0:
+        return None
+    return (
+        "_num_objects_per_yield is a private streaming generator option that must be set to a "
+        "positive integer."
+    )
+
+
+def _not_for_tasks(value: object) -> str | None:
+    if value is None:
+        return None
+    return "Setting 'object_store_memory' is not implemented for tasks"
+
+
+def _lifetime(value: str | None) -> str | None:
+    if value in (None, "detached", "non_detached"):
+        return None
+    return "actor `lifetime` argument must be one of 'detached', 'non_detached' and 'None'."
+
+
+def _actor_name(value: str | None) -> str | None:
+    # Ray: takes a name of blanks.
+    return None if value is None or value.strip() else "Actor name cannot be an empty string."
+
+
+def _namespace(value: str | None) -> str | None:
+    if value is None or value.strip():
+        return None
+    return f'"{value}" is not a valid namespace. Pass None to not specify a namespace.'
+
+
+# --- The table ---
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A keyword: what its value may be, and what it is when it is not given."""
+
+    name: str
+    types: type | tuple[type, ...]
+    default: object = None
+    check: Check | None = None
+    only_decorator: bool = False
+
+    def refuse(self, value: object, *, in_options: bool) -> None:
+        """Raise what is wrong with a value; do nothing if nothing is."""
+        if not isinstance(value, self.types):
+            raise TypeError(
+                f"The type of keyword '{self.name}' must be {self.types}, "
+                f"but received type {type(value)}"
+            )
+        if self.check is not None and (reason := self.check(value)) is not None:
+            raise ValueError(reason)
+        if in_options and self.only_decorator:
+            raise ValueError(f"Setting '{self.name}' is not supported in '.options()'.")
+
+
+_INT = (int, _NoneType)
+_BOOL = (bool, _NoneType)
+_NUMBER = (float, int, _NoneType)
+_STR = (str, _NoneType)
+_DICT = (dict, _NoneType)
+_LIST = (list, _NoneType)
+
+
+def _common(num_cpus: int | None, name: Check | None, store: Check) -> list[Option]:
+    """The keywords that tasks and actors share, and in what they differ."""
+    return [
+        Option("label_selector", _DICT, check=_label_selector),
+        Option("fallback_strategy", _LIST, check=_fallback_strategy),
+        Option("accelerator_type", _STR),
+        Option("memory", _NUMBER, check=_quantity("memory")),
+        Option("name", _STR, check=name),
+        Option("num_cpus", _NUMBER, num_cpus, _quantity("num_cpus")),
+        Option("num_gpus", _NUMBER, check=_quantity("num_gpus")),
+        Option("object_store_memory", _INT, check=store),
+        Option("placement_group", object, "default"),
+        Option("placement_group_bundle_index", int, -1),
+        Option("placement_group_capture_child_tasks", _BOOL),
+        Option("resources", _DICT, check=_resources),
+        Option("runtime_env", _DICT),
+        Option("scheduling_strategy", object),
+        Option("enable_task_events", bool, default=True),
+        Option("_labels", _DICT),
+    ]
+
+
+_TASK: dict[str, Option] = {
+    option.name: option
+    for option in [
+        *_common(1, None, _not_for_tasks),
+        Option("max_calls", _INT, 0, _count("max_calls", infinite=False), only_decorator=True),
+        Option("max_retries", _INT, 3, _count("max_retries", infinite=True)),
+        Option("num_returns", (int, str, _NoneType), check=_num_returns),
+        Option("retry_exceptions", (bool, list, tuple), False, _retry_exceptions),
+        Option("_generator_backpressure_num_objects", _INT, check=_backpressure),
+        Option("_num_objects_per_yield", _INT, 1, _objects_per_yield),
+    ]
+}
+
+_ACTOR: dict[str, Option] = {
+    option.name: option
+    for option in [
+        *_common(None, _actor_name, _count("object_store_memory", infinite=False)),
+        Option("concurrency_groups", (list, dict, _NoneType), only_decorator=True),
+        Option("lifetime", _STR, check=_lifetime),
+        Option("max_concurrency", _INT, check=_count("max_concurrency", infinite=False)),
+        Option("max_restarts", _INT, 0, _count("max_restarts", infinite=True)),
+        Option("max_task_retries", _INT, 0, _count("max_task_retries", infinite=True)),
+        Option("max_pending_calls", _INT, -1, _count("max_pending_calls", infinite=True)),
+        Option("namespace", _STR, check=_namespace),
+        Option("get_if_exists", bool, default=False),
+        Option("allow_out_of_order_execution", _BOOL),
+        Option("_actor_generator_backpressure_num_objects", _INT, check=_actor_backpressure),
+    ]
+}
+
+TASK_OPTIONS: Mapping[str, Option] = _TASK
+ACTOR_OPTIONS: Mapping[str, Option] = _ACTOR
+
+
+def decorator_error() -> str:
+    """Why ``@remote()`` and ``@remote(something)`` are refused."""
+    names = list(_TASK | _ACTOR)
+    return (
+        "The @raylite.remote decorator must be applied either with no arguments and no "
+        "parentheses, for example '@raylite.remote', or it must be applied using some of the "
+        f"arguments in the list {names}, for example "
+        "'@raylite.remote(num_returns=2, resources={\"CustomResource\": 1})'."
+    )
+
+
+def validate_task_options(
+    options: Mapping[str, object], in_options: bool, *, is_generator: bool | None = None
+) -> None:
+    """Raise a ValueError or a TypeError for the first option that a task cannot have.
+
+    Args:
+        options: What the user gave.
+        in_options: Whether in ``.options()``, which takes less than the decorator.
+        is_generator: Whether the function yields, if known.
+    """
+    _validate(options, _TASK, "remote functions", in_options)
+    num_returns = options.get("num_returns")
+    if num_returns == "dynamic":
+        warnings.warn(
+            "num_returns='dynamic' is deprecated and will be removed in a future raylite release. "
+            "Use num_returns='streaming' instead.",
+            DeprecationWarning,
+            stacklevel=4,
+        )
+    if is_generator is False and isinstance(num_returns, str):
+        raise ValueError(
+            f"num_returns='{num_returns}' can only be used with generator functions (functions "
+            "that use 'yield'). The decorated function is not a generator function."
+        )
+
+
+def validate_actor_options(options: Mapping[str, object], in_options: bool) -> None:
+    """Raise a ValueError or a TypeError for the first option that an actor cannot have."""
+    _validate(options, _ACTOR, "actors", in_options)
+    if options.get("get_if_exists") and options.get("name") is None:
+        raise ValueError("The actor name must be specified to use `get_if_exists`.")
+
+
+def _validate(
+    options: Mapping[str, object], table: dict[str, Option], whose: str, in_options: bool
+) -> None:
+    for name, value in options.items():
+        option = table.get(name)
+        if option is None:
+            raise ValueError(
+                f"Invalid option keyword {name} for {whose}. Valid ones are {list(table)}."
+            )
+        option.refuse(value, in_options=in_options)
+
+
+def update_options(original: Mapping[str, object], new: Mapping[str, object]) -> dict[str, object]:
+    """The options of ``.options(**new)`` on something that has `original`: the new ones win.
+
+    A mapping among them (resources, a runtime environment) is replaced whole, not merged.
+    """
+    return {**original, **new}
+
+
+# --- What a task is submitted with ---
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOptions:
+    """All options of one task, defaults filled in."""
+
+    num_cpus: float = 1
+    num_gpus: float = 0
+    memory: int = 0
+    resources: Mapping[str, float] | None = None
+    accelerator_type: str | None = None
+    num_returns: int | Literal["streaming", "dynamic"] | None = None
+    max_retries: int = 3
+    retry_exceptions: bool | tuple[type[BaseException], ...] = False
+    max_calls: int = 0
+    name: str | None = None
+    runtime_env: Mapping[str, Any] | None = None
+    scheduling_strategy: Any = None
+    label_selector: Mapping[str, str] | None = None
+    fallback_strategy: tuple[Mapping[str, Mapping[str, str]], ...] = ()
+    placement_group: Any = "default"
+    placement_group_bundle_index: int = -1
+    placement_group_capture_child_tasks: bool | None = None
+    enable_task_events: bool = True
+    labels: Mapping[str, str] | None = None
+    backpressure: int = -1
+    objects_per_yield: int = 1
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], *, max_retries: int = 3) -> Self:
+        """The options of a task, from keywords that `validate_task_options` let pass.
+
+        Args:
+            options: The decorator's keywords, updated with those of ``.options()``.
+            max_retries: The default for tasks that do not say.
+
+        Raises:
+            ValueError: The keywords cannot be carried out.
+        """
+        given = {name: value for name, value in options.items() if value is not None}
+        num_gpus = given.get("num_gpus", 0)
+        if num_gpus > 1 and num_gpus != int(num_gpus):
+            raise ValueError(
+                "GPU resource quantities >1 must be whole numbers. "
+                f"The specified quantity {num_gpus} is invalid."
+            )
+        resources = given.get("resources", {})
+        if "memory" in resources or "object_store_memory" in resources:
+            raise ValueError(
+                "The resources dictionary must not contain the key 'memory' or "
+                "'object_store_memory'"
+            )
+        strategy = given.get("scheduling_strategy")
+        if isinstance(strategy, str) and strategy not in ("DEFAULT", "SPREAD"):
+            raise ValueError(
+                f"Invalid scheduling_strategy value {strategy}. Valid values are "
+                '["DEFAULT" | "SPREAD" | PlacementGroupSchedulingStrategy '
+                "| NodeAffinitySchedulingStrategy]"
+            )
+        retried = given.get("retry_exceptions", False)
+        return cls(
+            num_cpus=given.get("num_cpus", 1),
+            num_gpus=num_gpus,
+            memory=int(given.get("memory", 0)),
+            resources=resources or None,
+            accelerator_type=given.get("accelerator_type"),
+            num_returns=given.get("num_returns"),
+            max_retries=given.get("max_retries", max_retries),
+            retry_exceptions=retried if isinstance(retried, bool) else tuple(retried),
+            # A process that has used a GPU may keep its memory, so by default it ends.
+            max_calls=given.get("max_calls", 1 if num_gpus else 0),
+            name=given.get("name"),
+            runtime_env=given.get("runtime_env"),
+            scheduling_strategy=strategy,
+            label_selector=given.get("label_selector"),
+            fallback_strategy=tuple(given.get("fallback_strategy", ())),
+            # None is a value of its own: no group, whatever that of the parent.
+            placement_group=options.get("placement_group", "default"),
+            placement_group_bundle_index=given.get("placement_group_bundle_index", -1),
+            placement_group_capture_child_tasks=given.get("placement_group_capture_child_tasks"),
+            enable_task_events=given.get("enable_task_events", True),
+            labels=given.get("_labels"),
+            backpressure=given.get("_generator_backpressure_num_objects", -1),
+            objects_per_yield=given.get("_num_objects_per_yield", 1),
+        )
+
+    def demand(self) -> dict[str, float]:
+        """What the task needs of a node, without what it needs none of."""
+        demand: dict[str, float] = {
+            "CPU": self.num_cpus,
+            "GPU": self.num_gpus,
+            "memory": self.memory,
+            **(self.resources or {}),
+        }
+        if self.accelerator_type is not None:
+            demand[f"accelerator_type:{self.accelerator_type}"] = 0.001
+        return {name: quantity for name, quantity in demand.items() if quantity}

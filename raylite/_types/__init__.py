@@ -1,0 +1,1 @@
+"""Values: ids, resources, specs, addresses. Frozen, hashable, and never waiting."""
