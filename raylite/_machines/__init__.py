@@ -1,0 +1,1 @@
+"""Decisions: synchronous classes that take what happened and return what to do."""
