@@ -1,0 +1,1 @@
+"""The framework: interfaces, services, links, networks and hosts. It knows nothing of Ray."""

@@ -1,0 +1,147 @@
+"""Interfaces: what a component can be told, as typed Python.
+
+An interface is a class of routes. The same class types the client (``Nodes(link).register(...)``),
+the server (``@handles(Nodes.register)``) and every fake of either.
+
+Example:
+    >>> class Greeter(Interface):
+    ...     greet = call(bytes, bytes)
+    >>> Greeter.greet.name
+    'Greeter.greet'
+"""
+
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, overload
+
+from raylite._kernel.codec import Codec, codec_for, encode_msgpack
+from raylite._kernel.packet import Kind
+
+Q = TypeVar("Q")
+R = TypeVar("R")
+
+
+class Route:
+    """One thing that can be said. `number` is its name on the wire, the same in every process.
+
+    A route is control unless it says ``bulk=True``: control messages are handled before bulk ones.
+    """
+
+    kind: ClassVar[Kind]
+    name: str
+    number: int
+
+    def __init__(self, request: Any, reply: Any, bulk: bool) -> None:
+        self.request: Codec = codec_for(request)
+        self.reply: Codec = codec_for(reply)
+        self.bulk = bulk
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.attribute = name
+        self.name = f"{owner.__name__}.{name}"
+        digest = hashlib.blake2b(self.name.encode(), digest_size=2).digest()
+        self.number = int.from_bytes(digest, "little")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"
+
+
+class call(Route, Generic[Q, R]):  # noqa: N801 - reads as a keyword inside an interface
+    """One request, one reply."""
+
+    kind = Kind.CALL
+
+    def __init__(self, request: type[Q], reply: type[R] | None, *, bulk: bool = False) -> None:
+        super().__init__(request, reply, bulk)
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, instance: "Interface", owner: type) -> Callable[[Q], Awaitable[R]]: ...
+    def __get__(self, instance: "Interface | None", owner: type) -> Any:
+        return self if instance is None else instance.bind(self, instance.link.call)
+
+
+class post(Route, Generic[Q]):  # noqa: N801
+    """One message, no reply; sending never blocks."""
+
+    kind = Kind.POST
+
+    def __init__(self, message: type[Q], *, bulk: bool = False) -> None:
+        super().__init__(message, None, bulk)
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, instance: "Interface", owner: type) -> Callable[[Q], None]: ...
+    def __get__(self, instance: "Interface | None", owner: type) -> Any:
+        return self if instance is None else instance.bind(self, instance.link.post)
+
+
+class feed(Route, Generic[Q, R]):  # noqa: N801
+    """One request, a stream of items, as fast as the reader takes them."""
+
+    kind = Kind.FEED
+
+    def __init__(self, request: type[Q], item: type[R], *, bulk: bool = False) -> None:
+        super().__init__(request, item, bulk)
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, instance: "Interface", owner: type) -> Callable[[Q], AsyncIterator[R]]: ...
+    def __get__(self, instance: "Interface | None", owner: type) -> Any:
+        return self if instance is None else instance.bind(self, instance.link.feed)
+
+
+class batch(Route, Generic[Q]):  # noqa: N801
+    """Like `post`, but what one loop tick sends is handed to the receiver as one list."""
+
+    kind = Kind.BATCH
+
+    def __init__(self, item: type[Q], *, bulk: bool = True) -> None:
+        super().__init__(list[item], None, bulk)  # type: ignore[valid-type]
+        self.encode_item = encode_msgpack
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, instance: "Interface", owner: type) -> Callable[[Q], None]: ...
+    def __get__(self, instance: "Interface | None", owner: type) -> Any:
+        return self if instance is None else instance.bind(self, instance.link.batch)
+
+
+class Sender(Protocol):
+    """What carries a route's messages: a link, or a fake of one."""
+
+    async def call(self, route: Route, request: Any) -> Any: ...
+    def post(self, route: Route, message: Any) -> None: ...
+    def feed(self, route: Route, request: Any) -> AsyncIterator[Any]: ...
+    def batch(self, route: "batch[Any]", item: Any) -> None: ...
+
+
+class Interface:
+    """A component's routes, bound to the link that leads to it."""
+
+    routes: ClassVar[dict[str, Route]]
+
+    def __init_subclass__(cls) -> None:
+        own = {name: route for name, route in vars(cls).items() if isinstance(route, Route)}
+        cls.routes = {**getattr(cls, "routes", {}), **own}
+        for route in cls.routes.values():
+            taken = _numbers.setdefault(route.number, route.name)
+            if taken != route.name:
+                raise TypeError(f"{route.name} and {taken} share a number; rename one of them")
+
+    def __init__(self, link: Sender) -> None:
+        self.link = link
+
+    def bind(self, route: Route, send: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the sender of a route, made once: the next access finds it on the instance."""
+        bound = partial(send, route)
+        self.__dict__[route.attribute] = bound
+        return bound
+
+
+_numbers: dict[int, str] = {}

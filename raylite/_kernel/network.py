@@ -1,0 +1,385 @@
+"""Networks: how one process reaches others and is reached.
+
+`Network` keeps the links and sessions of one process and knows how a session is opened and
+resumed. Its three forms differ only in how a wire is made: `GrpcNetwork` (production),
+`MemoryNetwork` (several hosts in one process) and `SimNetwork` (seeded delays, cuts and deaths).
+
+A session is opened by whoever dials, with a hello that names it, and resumed by the same side with
+another. Two processes that dial one another at the same time have two links, each in order.
+"""
+
+import asyncio
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import msgspec
+
+from raylite._kernel.link import Destination, Link, LinkConfig
+from raylite._kernel.packet import (
+    VERSION,
+    Frame,
+    Kind,
+    decode_frames,
+    decode_packet,
+    encode_frame,
+    encode_packet,
+)
+from raylite._kernel.scope import Scope
+from raylite._kernel.seams import Seams
+from raylite._kernel.service import Service
+from raylite._kernel.wire import Deaf, Wire, WireEvents
+from raylite.exceptions import LinkClosedError, LinkError, PeerLostError, ProtocolError, RayError
+
+T = TypeVar("T")
+
+ID_SIZE = 16  # bytes in the id of a session or an incarnation
+
+
+class Hello(msgspec.Struct, array_like=True, frozen=True):
+    """Opens a wire. `resumes` names the incarnation that the session began with, if it began.
+
+    `attempt` counts the dialler's attempts, so that one it has given up is not taken for a
+    newer one when both arrive together.
+    """
+
+    version: int
+    session: bytes
+    incarnation: bytes
+    address: str
+    received: int
+    resumes: bytes
+    attempt: int
+
+
+class Welcome(msgspec.Struct, array_like=True, frozen=True):
+    """Answers a hello."""
+
+    incarnation: bytes
+    received: int
+
+
+class Refused(msgspec.Struct, array_like=True, frozen=True):
+    """Answers a hello with a no. `is_gone` when the peer that is asked for no longer exists."""
+
+    reason: str
+    is_gone: bool
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_hello = msgspec.msgpack.Decoder(Hello).decode
+_welcome = msgspec.msgpack.Decoder(Welcome).decode
+_refused = msgspec.msgpack.Decoder(Refused).decode
+
+
+class Network(ABC):
+    """One process's links. Make it on a running loop; `close` it there."""
+
+    def __init__(self, seams: Seams | None = None, config: LinkConfig | None = None) -> None:
+        self.seams = seams or Seams()
+        self.config = config or LinkConfig()
+        self._random = self.seams.random("network")
+        self.incarnation = self._random.randbytes(ID_SIZE)
+        self.address = ""
+        self._destinations: dict[int, Destination] = {}
+        self._links: dict[str, Link] = {}
+        self._sessions: dict[bytes, Link] = {}  # those that a peer began
+        self._scope = Scope("network")
+        self._greetings: dict[_Greeting, None] = {}
+        self._is_closed = False
+
+    def host(self, *services: Service) -> None:
+        """Let these services answer what arrives on any link of this process."""
+        for service in services:
+            for route in service.routes():
+                self._destinations[route.number] = Destination(service.mailbox, route)
+
+    def connect(self, address: str) -> Link:
+        """Return the link to an address: the one there is, or one that is being dialled now.
+
+        Never fails: what is sent on the link fails, in time, if nobody can be reached, and at once
+        if this network is closed.
+        """
+        link = self._links.get(address)
+        if link is None or link.is_ended:
+            session_id = self._random.randbytes(ID_SIZE)
+            link = Link(address, session_id, self._destinations, self.config, self._forget)
+            if self._is_closed:
+                link.finish(LinkClosedError(f"the network that should reach {address} is closed"))
+                return link
+            self._links[address] = link
+            dialling = self._scope.start(self._keep_wired(link, address), f"dial {address}")
+            link.on_end(partial(_cancel, dialling))
+        return link
+
+    @property
+    def links(self) -> list[Link]:
+        """The links that have not ended, dialled and accepted."""
+        return list(dict.fromkeys([*self._links.values(), *self._sessions.values()]))
+
+    def confirm_dead(self, address: str, reason: str) -> None:
+        """The process behind an address is known to be gone."""
+        for link in self.links:
+            if link.peer == address:
+                link.confirm_dead(reason)
+
+    @abstractmethod
+    async def listen(self, address: str) -> None:
+        """Accept wires at an address, which becomes this process's own."""
+
+    @abstractmethod
+    async def dial(self, address: str, events: WireEvents) -> Wire:
+        """Open a wire; an OSError means: not now."""
+
+    async def close(self) -> None:
+        """Say goodbye on every link and stop accepting."""
+        self._is_closed = True
+        for link in self.links:
+            link.close()
+        for greeting in list(self._greetings):
+            greeting.give_up("closing")
+        await self._scope.close()
+
+    def accepted(self, wire: Wire) -> None:
+        """A peer has opened a wire: wait for its hello."""
+        if self._is_closed:
+            wire.events = Deaf()
+            wire.abort("closing")
+            return
+        greeting = _Greeting(self, wire, self._greetings)
+        self._greetings[greeting] = None
+        wire.events = greeting
+
+    def greeted(self, wire: Wire, hello: Hello) -> None:
+        """Answer a hello: begin a session, go on with one, or refuse."""
+        link = self._sessions.get(hello.session)
+        if hello.version != VERSION:
+            _refuse(wire, f"speaks version {hello.version}, this process {VERSION}", is_gone=False)
+        elif hello.resumes not in (b"", self.incarnation) or (link is None and hello.resumes):
+            _refuse(wire, "this process does not know the session", is_gone=True)
+        elif link is not None and hello.incarnation != link.peer_incarnation:
+            _refuse(wire, "the session belongs to another process", is_gone=True)
+        elif link is not None and hello.attempt <= link.attempt:
+            wire.events = Deaf()
+            wire.abort("a later attempt came first")
+        else:
+            link = link or self._begin(hello)
+            link.attempt = hello.attempt
+            wire.send(_aside(Kind.WELCOME, Welcome(self.incarnation, link.session.received)))
+            link.attach(wire, hello.received)
+
+    def _begin(self, hello: Hello) -> Link:
+        """Begin a session that a peer has named."""
+        if hello.address:
+            for other in self.links:  # an address belongs to one process at a time
+                if other.peer == hello.address and other.peer_incarnation not in (
+                    b"",
+                    hello.incarnation,
+                ):
+                    other.confirm_dead("another process now has its address")
+        peer = hello.address or f"peer {hello.incarnation.hex()[:8]}"
+        link = Link(peer, hello.session, self._destinations, self.config, self._forget)
+        link.peer_incarnation = hello.incarnation
+        self._sessions[hello.session] = link
+        if hello.address:
+            self._links.setdefault(hello.address, link)
+        return link
+
+    async def _keep_wired(self, link: Link, address: str) -> None:
+        """Dial until there is a wire, and again whenever it breaks, for as long as the link lives."""
+        delay = self.config.redial_first
+        for attempt in itertools.count(1):
+            try:
+                async with asyncio.timeout(self.config.connect_timeout):
+                    await self._open_wire(link, address, attempt)
+                delay = self.config.redial_first
+                await link.wait_detached()
+            except TimeoutError:
+                link.last_failure = f"no answer within {self.config.connect_timeout:g} s"
+            except OSError as error:
+                link.last_failure = str(error)
+            except Exception as error:
+                link.finish(LinkError(f"{address} cannot be dialled: {error!r}"))
+            if link.is_ended:
+                return
+            await asyncio.sleep(delay * self._random.uniform(0.5, 1.5))
+            delay = min(delay * 2, self.config.redial_last)
+
+    async def _open_wire(self, link: Link, address: str, attempt: int) -> None:
+        """Dial once; returns when the link is attached or has ended."""
+        opening = _Opening(link)
+        wire = await self.dial(address, opening)
+        try:
+            opening.begin(wire)
+            received, resumes = link.session.received, link.peer_incarnation
+            hello = Hello(
+                VERSION, link.session_id, self.incarnation, self.address, received, resumes, attempt
+            )
+            wire.send(_aside(Kind.HELLO, hello))
+            failure = await opening.done
+        except BaseException:
+            wire.abort("not opened in time")
+            raise
+        if failure:
+            raise ConnectionError(failure)
+
+    def _forget(self, link: Link) -> None:
+        if self._sessions.get(link.session_id) is link:
+            del self._sessions[link.session_id]
+        if self._links.get(link.peer) is link:
+            del self._links[link.peer]
+
+
+class _Opening:
+    """A dialled wire until its hello is answered. `done` says why it failed, if it did."""
+
+    def __init__(self, link: Link) -> None:
+        self.done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._link = link
+        self._wire: Wire | None = None
+
+    def begin(self, wire: Wire) -> None:
+        self._wire = wire
+        if self._link.is_ended:
+            self._give_up("the link has ended")
+
+    def packet(self, data: bytes | memoryview) -> None:
+        try:
+            frame = _only_frame(data)
+            if self._wire is None:
+                raise ProtocolError(f"a {frame.kind.name} frame before the hello")
+            if frame.kind is Kind.WELCOME:
+                self._welcomed(self._wire, _decoded(_welcome, frame.body))
+            elif frame.kind is Kind.REFUSED:
+                self._refused(_decoded(_refused, frame.body))
+            else:
+                raise ProtocolError(f"a {frame.kind.name} frame before the session opened")
+        except ProtocolError as error:
+            self.malformed(error)
+
+    def arriving(self) -> None: ...
+
+    def malformed(self, error: ProtocolError) -> None:
+        self._link.finish(error)
+        self._give_up(str(error))
+
+    def broken(self, reason: str) -> None:
+        self._end(reason)
+
+    def writable(self) -> None: ...
+
+    def _welcomed(self, wire: Wire, welcome: Welcome) -> None:
+        link = self._link
+        if len(welcome.incarnation) != ID_SIZE or welcome.received < 0:
+            raise ProtocolError("a welcome that makes no sense")
+        if link.is_ended:
+            self._give_up("the link has ended")
+        elif link.peer_incarnation not in (b"", welcome.incarnation):
+            link.confirm_dead("another process answers in its place")
+            self._give_up("another process")
+        else:
+            link.peer_incarnation = welcome.incarnation
+            self._end("")
+            link.attach(wire, welcome.received)
+
+    def _refused(self, refused: Refused) -> None:
+        error: RayError = ProtocolError(f"{self._link.peer} {refused.reason}")
+        if refused.is_gone:
+            error = PeerLostError(f"{self._link.peer}: {refused.reason}", confirmed=True)
+        self._link.finish(error)
+        self._give_up(refused.reason)
+
+    def _give_up(self, reason: str) -> None:
+        if self._wire is not None:
+            self._wire.events = Deaf()
+            self._wire.abort(reason)
+        self._end(reason)
+
+    def _end(self, failure: str) -> None:
+        if not self.done.done():
+            self.done.set_result(failure)
+
+
+class _Greeting:
+    """An accepted wire until its hello has come."""
+
+    def __init__(self, network: Network, wire: Wire, greetings: "dict[_Greeting, None]") -> None:
+        self._network, self._wire, self._greetings = network, wire, greetings
+        timeout = network.config.connect_timeout
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(timeout, self.give_up, f"no hello within {timeout:g} s")
+
+    def packet(self, data: bytes | memoryview) -> None:
+        try:
+            frame = _only_frame(data)
+            if frame.kind is not Kind.HELLO:
+                raise ProtocolError(f"a {frame.kind.name} frame instead of a hello")
+            hello = _decoded(_hello, frame.body)
+            if not _makes_sense(hello):
+                raise ProtocolError("a hello that makes no sense")
+        except ProtocolError as error:
+            self.malformed(error)
+        else:
+            self._end()
+            self._network.greeted(self._wire, hello)
+
+    def arriving(self) -> None: ...
+
+    def malformed(self, error: ProtocolError) -> None:
+        self._end()
+        _refuse(self._wire, f"cannot read this: {error}", is_gone=False)
+
+    def give_up(self, reason: str) -> None:
+        self._end()
+        self._wire.events = Deaf()
+        self._wire.abort(reason)
+
+    def broken(self, reason: str) -> None:
+        self._end()
+
+    def writable(self) -> None: ...
+
+    def _end(self) -> None:
+        self._timer.cancel()
+        self._greetings.pop(self, None)
+
+
+def _cancel(dialling: "asyncio.Task[None]", link: Link) -> None:
+    dialling.cancel()
+
+
+def _makes_sense(hello: Hello) -> bool:
+    return (
+        len(hello.session) == len(hello.incarnation) == ID_SIZE
+        and len(hello.resumes) in (0, ID_SIZE)
+        and len(hello.address) <= 1024
+        and hello.received >= 0
+        and hello.attempt > 0
+    )
+
+
+def _refuse(wire: Wire, reason: str, *, is_gone: bool) -> None:
+    wire.events = Deaf()
+    wire.send(_aside(Kind.REFUSED, Refused(reason[:1000], is_gone)))
+    wire.close("refused")
+
+
+def _aside(kind: Kind, message: Any) -> bytes:
+    return encode_packet(0, 0, encode_frame(kind, 0, 0, _encode(message)))
+
+
+def _only_frame(data: bytes | memoryview) -> Frame:
+    packet = decode_packet(data)
+    frames = list(decode_frames(packet.frames))
+    if packet.seq or len(frames) != 1:
+        raise ProtocolError("a wire opens with one frame outside the sequence")
+    return frames[0]
+
+
+def _decoded(decode: Callable[[bytes | memoryview], T], body: bytes | memoryview) -> T:
+    try:
+        return decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"a handshake that cannot be read: {error}") from error

@@ -1,0 +1,1 @@
+"""Who may say what to whom. One module a component; read this package first."""

@@ -1,0 +1,49 @@
+"""What a node's processes say to its raylet, and what it says to them."""
+
+from raylite._kernel.interface import Interface, batch, call, post
+from raylite._wire import hot
+from raylite._wire.messages import raylet as msg
+
+
+class Pool(Interface):
+    """Workers and drivers make themselves known."""
+
+    register_worker = call(msg.RegisterWorker, msg.WorkerRegistered)
+    register_driver = call(msg.RegisterDriver, msg.DriverRegistered)
+    flush_output = call(bytes, None)  # replies when all that workers printed so far is on its way
+
+
+class Leases(Interface):
+    """Whoever submits tasks asks for workers."""
+
+    request = batch(hot.LeaseRequest, bulk=False)
+    release = batch(bytes, bulk=False)  # a lease: given back, or no longer wished for
+    blocked = post(bytes)  # from a worker: its task waits in `get`, lend its CPU to others
+    unblocked = post(bytes)
+    resources = call(msg.GetResources, msg.ResourceView)
+
+
+class Holder(Interface):
+    """What the raylet tells those who asked for leases."""
+
+    granted = batch(hot.LeaseGrant, bulk=False)
+    problem = batch(hot.LeaseProblem, bulk=False)
+    lost = batch(hot.WorkerLost, bulk=False)
+    wanted = post(bytes)  # others wait: give idle leases back at once
+    unwanted = post(bytes)
+    output = post(hot.OutputLines, bulk=True)  # to drivers: what the job's workers print
+
+
+class Objects(Interface):
+    """The node's object store."""
+
+    allocate = call(hot.Allocate, hot.Allocation)  # waits for room; then ObjectStoreFullError
+    free = batch(hot.Freed, bulk=False)
+    viewless = post(bytes)  # from a reader: it views nothing of this dead owner any more
+
+
+class Process(Interface):
+    """What the raylet tells every process of its node."""
+
+    died = post(hot.Death)  # another one ended; answer with `viewless` when nothing of it is viewed
+    leave = post(bytes)  # to workers: finish the task and exit

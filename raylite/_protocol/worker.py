@@ -1,0 +1,28 @@
+"""What owners say to the workers they lease, and what owners and borrowers say to each other."""
+
+from raylite._kernel.interface import Interface, batch, call, post
+from raylite._wire import hot
+
+
+class Execute(Interface):
+    """An owner to a worker that it leases. Both routes are one lane: order is the link's."""
+
+    define = batch(hot.Definition)
+    run = batch(hot.Task)
+    give_back = post(bytes)  # return what was not started: there are idle hands elsewhere
+
+
+class Submit(Interface):
+    """A worker to the owner of the tasks it runs."""
+
+    results = batch(hot.Result, bulk=False)
+    given_back = batch(hot.GivenBack, bulk=False)
+
+
+class Owner(Interface):
+    """Borrowers to an object's owner."""
+
+    fetch = call(hot.Fetch, hot.Value)  # replies when the object is ready
+    borrow = call(hot.Borrow, None)  # acknowledged before the lender lets go
+    give_up = batch(hot.Borrow, bulk=False)  # the borrower holds these no more
+    received = batch(bytes, bulk=False)  # a value's references have found their new holder

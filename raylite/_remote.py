@@ -1,0 +1,272 @@
+"""`@remote` on functions: what a call becomes before it leaves the calling thread."""
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from raylite._machines.submitter import LaneKey
+from raylite._options import TaskOptions, update_options, validate_task_options
+from raylite._runtime import auto
+from raylite._runtime.context import Place
+from raylite._services.worker.core import Core
+from raylite._services.worker.objects import Entry, ObjectRef
+from raylite._services.worker.runner import ANY
+from raylite._services.worker.submit import OwnedTask
+from raylite._types.keys import ObjectKey, TaskKey
+from raylite._types.resources import Resources
+from raylite._types.signature import Signature
+from raylite._wire import hot, pickling
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_NO_ARGUMENTS = pickling.dumps(((), {})).to_bytes()
+_FIRST = (1).to_bytes(4, "little")  # the index of a task's first return
+_FUNCTION_WARNING, _FUNCTION_LIMIT = 10 * 1024 * 1024, 100 * 1024 * 1024
+
+
+class _Submission:
+    """What all calls of a function with the same options share, once a core knows it."""
+
+    __slots__ = ("core", "depth", "function", "key", "name", "retries", "retry_on", "returns")
+
+    def __init__(self, core: Core, depth: int, function: int, name: str, options: TaskOptions) -> None:
+        self.core = core
+        self.depth = depth
+        self.function = function
+        self.name = name
+        demand = Resources.from_mapping(options.demand())
+        self.key = LaneKey(demand, core.job, depth)
+        self.returns = _count(options.num_returns)
+        self.retries = options.max_retries
+        self.retry_on = b"" if not self.retries else _retry_on(options.retry_exceptions)
+
+
+class RemoteFunction(Generic[P, T]):
+    """A function whose calls are tasks: ``f.remote(...)`` returns an `ObjectRef` at once.
+
+    Made by `remote`. The function is pickled at its first call in a session, so globals defined
+    after it are seen; a call pickles its arguments and returns without waiting for anything.
+    """
+
+    def __init__(
+        self,
+        function: Callable[P, T],
+        options: Mapping[str, Any],
+        signature: Signature | None = None,
+        exported: "dict[Core, int] | None" = None,
+    ) -> None:
+        if inspect.iscoroutinefunction(function):
+            raise ValueError(
+                "'async def' should not be used for remote tasks. You can wrap the async function "
+                "with `asyncio.run(f())`. See more at: docs/quickstart"
+            )
+        self._function = function
+        self._options = dict(options)
+        self._signature = signature or Signature.of(function)
+        self._exported: dict[Core, int] = {} if exported is None else exported
+        self._name = f"{function.__module__}.{function.__qualname__}"
+        self._submission: _Submission | None = None
+        functools.update_wrapper(self, function)
+        self.__signature__ = inspect.signature(function)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(
+            "Remote functions cannot be called directly. Instead of running "
+            f"'{self._function.__name__}()', try '{self._function.__name__}.remote()'."
+        )
+
+    def options(self, **options: Any) -> "RemoteFunction[P, T]":
+        """Return this function with other options, for the calls made through what is returned.
+
+        Takes what `remote` takes, except ``max_calls``.
+
+        Example:
+            >>> f.options(num_cpus=2, name="big").remote(1)  # doctest: +SKIP
+        """
+        validate_task_options(options, in_options=True)
+        merged = update_options(self._options, options)
+        return RemoteFunction(self._function, merged, self._signature, self._exported)
+
+    def remote(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Submit a call and return a reference to its result: a list of them for several returns.
+
+        References among the arguments are replaced by their values before the function runs;
+        references inside other arguments arrive as references.
+
+        Raises:
+            TypeError: The arguments do not fit the function's signature, or cannot be pickled.
+        """
+        place = auto.place()
+        self._signature.bind(args, kwargs)
+        return self._submit(place, args, kwargs)
+
+    def _remote(
+        self, args: Any = None, kwargs: Any = None, **options: Any
+    ) -> Any:
+        """Ray's older spelling of ``.options(...).remote(...)``."""
+        return (self.options(**options) if options else self).remote(*(args or ()), **(kwargs or {}))
+
+    def _submit(self, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        core = place.core
+        task = place.task
+        depth = 0 if task is None else task.depth + 1
+        known = self._submission
+        if known is None or known.core is not core or known.depth != depth:
+            # Ray: options that cannot be carried out are refused at the first call, not before.
+            known = self._submission = self._prepare(core, depth)
+        id = core.new_task_id()
+        if known.returns == 1:
+            entries: tuple[Entry, ...] = (Entry(ObjectKey(id + _FIRST), core, "", 1),)
+        else:
+            entries = tuple(
+                Entry(ObjectKey(id + (i + 1).to_bytes(4, "little")), core, "", 1)
+                for i in range(known.returns)
+            )
+        kept: object = None
+        if not args and not kwargs:
+            owned = OwnedTask(
+                TaskKey(id), known.key, known.function, known.retries, _NO_ARGUMENTS,
+                entries, known.name, known.retry_on,
+            )  # fmt: skip
+        else:
+            arguments, inputs, contained, kept = self._pickle(core, args, kwargs)
+            owned = OwnedTask(
+                TaskKey(id), known.key, known.function, known.retries, arguments,
+                entries, known.name, known.retry_on, inputs, contained,
+            )  # fmt: skip
+        if known.returns == 1:
+            ref: ObjectRef[Any] = ObjectRef(entries[0])
+            core.enqueue(owned)
+            return ref
+        refs = [ObjectRef(entry) for entry in entries]
+        core.enqueue(owned)
+        return refs or None  # `kept` lives until here: the task holds its arguments by now
+
+    def _prepare(self, core: Core, depth: int) -> _Submission:
+        default = int(
+            os.environ.get("RAYLITE_TASK_MAX_RETRIES", os.environ.get("RAY_TASK_MAX_RETRIES", "3"))
+        )
+        options = TaskOptions.of(self._options, max_retries=default)
+        number = self._exported.get(core)
+        if number is None:
+            number = self._export(core)
+            for ended in [each for each in self._exported if each.is_closed]:
+                del self._exported[ended]
+            self._exported[core] = number
+        return _Submission(core, depth, number, options.name or "", options)
+
+    def _export(self, core: Core) -> int:
+        captured: list[object] = []
+        try:
+            data = pickling.dumps_function(self._function, captured)
+        except TypeError as error:
+            report = pickling.describe_unpicklable(self._function, self._function.__name__)
+            raise TypeError(
+                f"Could not serialize the function {self._name}. Check "
+                f"https://docs.ray.io/en/master/ray-core/objects/serialization.html#troubleshooting "
+                f"for more information.\n{report}"
+            ) from error
+        if len(data) > _FUNCTION_LIMIT:
+            raise ValueError(
+                f"The remote function {self._name} is too large ({len(data) >> 20} MiB > "
+                f"FUNCTION_SIZE_ERROR_THRESHOLD={_FUNCTION_LIMIT >> 20} MiB). Check that its "
+                "definition is not implicitly capturing a large array or other object in scope. "
+                "Tip: use raylite.put() to put large objects in the object store."
+            )
+        for ref in captured:
+            if isinstance(ref, ObjectRef):
+                core.pin_for_ever(ref._entry)
+        return core.define(data, self._name)
+
+    def _pickle(
+        self, core: Core, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[bytes, tuple[tuple[int | str, Entry], ...], tuple[Entry, ...], object]:
+        """Pickle the arguments, with references (and what is large) taken out.
+
+        The last of what is returned keeps references alive that only the arguments' pickle holds.
+        """
+        stored: list[ObjectRef[Any]] = []
+        inputs: list[tuple[int | str, Entry]] = []
+        for place, arg in enumerate(args):
+            if type(arg) is ObjectRef:
+                inputs.append((place, arg._entry))
+        for name, arg in kwargs.items():
+            if type(arg) is ObjectRef:
+                inputs.append((name, arg._entry))
+        if inputs:
+            args, kwargs = _without(inputs, args, kwargs)
+        try:
+            pickled = pickling.dumps((args, kwargs))
+            if pickled.size > hot.INLINE_LIMIT:
+                large = _put_large(core, args, kwargs, stored)
+                if large:
+                    inputs += large
+                    args, kwargs = _without(large, args, kwargs)
+                    pickled = pickling.dumps((args, kwargs))
+        except TypeError as error:
+            raise TypeError(self._unpicklable(args, kwargs)) from error
+        contained = tuple(
+            ref._entry for ref in pickled.contained if isinstance(ref, ObjectRef)
+        )
+        return pickled.to_bytes(), tuple(inputs), contained, (pickled, stored)
+
+    def _unpicklable(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        for each in (*args, *kwargs.values()):
+            try:
+                pickling.dumps(each)
+            except TypeError:
+                return (
+                    f"Could not serialize the argument {each!r} for a task or actor {self._name}. "
+                    "Check https://docs.ray.io/en/master/ray-core/objects/serialization.html"
+                    "#troubleshooting for more information.\n"
+                    + pickling.describe_unpicklable(each, "argument")
+                )
+        return f"Could not serialize the arguments for a task or actor {self._name}."
+
+
+def _without(
+    inputs: list[tuple[int | str, Entry]], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    left, named = list(args), dict(kwargs)
+    for place, _ in inputs:
+        if isinstance(place, int):
+            left[place] = None
+        else:
+            del named[place]
+    return tuple(left), named
+
+
+def _put_large(
+    core: Core, args: tuple[Any, ...], kwargs: dict[str, Any], refs: list[ObjectRef[Any]]
+) -> list[tuple[int | str, Entry]]:
+    """Store the arguments that are too large to travel with the task; `refs` takes references."""
+    stored: list[tuple[int | str, Entry]] = []
+    places: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    for place, value in places:
+        if value is None or isinstance(value, (int, float, ObjectRef)):
+            continue
+        pickled = pickling.dumps(value)
+        if pickled.size > hot.INLINE_LIMIT:
+            ref = core.put_pickled(pickled)
+            stored.append((place, ref._entry))
+            refs.append(ref)
+    return stored
+
+
+def _count(num_returns: object) -> int:
+    if num_returns is None:
+        return 1
+    if isinstance(num_returns, int):
+        return num_returns
+    raise NotImplementedError(f"num_returns={num_returns!r} is not supported yet")
+
+
+def _retry_on(retry_exceptions: bool | tuple[type[BaseException], ...]) -> bytes:
+    if retry_exceptions is True:
+        return ANY
+    if not retry_exceptions:
+        return b""
+    return pickling.dumps(tuple(retry_exceptions)).to_bytes()

@@ -1,0 +1,158 @@
+"""Attaching a process to its node: the services of a core worker, put together."""
+
+import asyncio
+import os
+from dataclasses import dataclass
+
+from raylite._kernel.arena import Arena
+from raylite._kernel.host import Host
+from raylite._kernel.link import Link
+from raylite._kernel.network import Network
+from raylite._kernel.service import Service, handles
+from raylite._machines.submitter import Submitter
+from raylite._protocol import raylet
+from raylite._protocol.gcs import Jobs
+from raylite._services.worker.core import Core
+from raylite._services.worker.execute import ExecuteService, Executor
+from raylite._services.worker.owner import OwnerService
+from raylite._services.worker.submit import SubmitService
+from raylite._types.keys import WorkerKey
+from raylite._types.resources import UNIT
+from raylite._wire import hot
+from raylite._wire.messages import gcs as gcs_msg
+from raylite._wire.messages import raylet as raylet_msg
+
+NO_JOB = b"\xff" * 4
+
+
+class ProcessService(Service, serves=(raylet.Process,)):
+    """What the raylet tells this process: who died, and when to leave."""
+
+    def __init__(self, network: Network, raylet_link: Link, owner: OwnerService) -> None:
+        self._network = network
+        self._raylet = raylet_link
+        self._objects = raylet.Objects(raylet_link)
+        self._owner = owner
+        self._viewed: dict[str, bytes] = {}  # dead owners whose objects are still viewed here
+        self.executor: Executor | None = None
+        owner.on_viewless = self._check_views
+
+    @handles(raylet.Process.died)
+    def died(self, death: hot.Death) -> None:
+        self._network.confirm_dead(death.address, death.cause)
+        self._owner.process_died(death.address)
+        self._viewed[death.address] = death.id
+        self._check_views()
+
+    @handles(raylet.Process.leave)
+    def leave(self, nothing: bytes) -> None:
+        if self.executor is not None:
+            self.executor.leave()
+
+    def _check_views(self) -> None:
+        for address, id in list(self._viewed.items()):
+            if not any(entry.views for entry in self._owner.refs.owned_by(address)):
+                del self._viewed[address]
+                if not self._raylet.is_ended:
+                    self._objects.viewless(id)
+
+
+@dataclass(slots=True)
+class Attachment:
+    """One process's core worker, running on the loop that made it."""
+
+    core: Core
+    host: Host
+    running: "asyncio.Task[None]"
+    node_id: bytes
+    job: bytes
+    gcs_address: str
+
+    async def detach(self) -> None:
+        """Say goodbye and end the services."""
+        self.host.stop()
+        await asyncio.wait([self.running])
+        if not self.running.cancelled() and (error := self.running.exception()) is not None:
+            raise error
+
+
+async def attach_driver(
+    network: Network,
+    raylet_address: str,
+    gcs_address: str,
+    arena: Arena,
+    id: bytes,
+    *,
+    cpus: float,
+    entrypoint: str,
+    namespace: str,
+) -> Attachment:
+    """Make this process a driver: a job of the cluster, and a member of the node."""
+    jobs = Jobs(network.connect(gcs_address))
+    added = await jobs.add(
+        gcs_msg.AddJob(
+            driver_id=id, driver_pid=os.getpid(), entrypoint=entrypoint, namespace=namespace
+        )
+    )
+    attachment = _assemble(network, raylet_address, gcs_address, arena, id, added.job_id, cpus, None)
+    pool = raylet.Pool(attachment.core.raylet_link)
+    registered = await pool.register_driver(
+        raylet_msg.RegisterDriver(
+            driver_id=id, job_id=added.job_id, pid=os.getpid(), address=network.address
+        )
+    )
+    attachment.node_id = registered.node_id
+    return attachment
+
+
+async def attach_worker(
+    network: Network,
+    raylet_address: str,
+    arena: Arena,
+    id: bytes,
+    token: int,
+    executor: Executor,
+    cpus: float,
+) -> Attachment:
+    """Make this process (or thread) a worker of its node."""
+    attachment = _assemble(network, raylet_address, "", arena, id, NO_JOB, cpus, executor)
+    pool = raylet.Pool(attachment.core.raylet_link)
+    registered = await pool.register_worker(
+        raylet_msg.RegisterWorker(
+            token=token.to_bytes(8, "little"),
+            worker_id=id,
+            pid=os.getpid(),
+            address=network.address,
+        )
+    )
+    attachment.node_id = registered.node_id
+    attachment.gcs_address = registered.gcs_address
+    return attachment
+
+
+def _assemble(
+    network: Network,
+    raylet_address: str,
+    gcs_address: str,
+    arena: Arena,
+    id: bytes,
+    job: bytes,
+    cpus: float,
+    executor: Executor | None,
+) -> Attachment:
+    loop = asyncio.get_running_loop()
+    link = network.connect(raylet_address)
+    owner = OwnerService(network, link)
+    submitter = Submitter(WorkerKey(id), max(int(cpus * UNIT), UNIT))
+    submit = SubmitService(network, link, owner, submitter, job)
+    process = ProcessService(network, link, owner)
+    core = Core(id, job, loop, network, arena, owner, submit, link)
+    services: list[Service] = [owner, submit, process]
+    if executor is not None:
+        execute = ExecuteService(owner, core, executor, link)
+        process.executor = executor
+        executor.serve(execute, core)
+        services.append(execute)
+    host = Host(network, *services)
+    running = asyncio.get_running_loop().create_task(host.run(), name="core worker")
+    return Attachment(core, host, running, b"", job, gcs_address)

@@ -1,0 +1,139 @@
+"""The GCS and the raylet, put together from their services; the same in a process, a test, a simulation."""
+
+import asyncio
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from raylite._kernel.arena import Arena
+from raylite._kernel.host import Host
+from raylite._kernel.network import Network
+from raylite._kernel.service import Service, every
+from raylite._machines.leases import Leases
+from raylite._machines.memory import Memory
+from raylite._machines.nodes import Nodes as Membership
+from raylite._machines.pool import Pool
+from raylite._protocol import gcs
+from raylite._services.gcs.jobs import JobService
+from raylite._services.gcs.kv import KvService
+from raylite._services.gcs.nodes import NodeService
+from raylite._services.gcs.storage import MemoryStorage, Storage
+from raylite._services.raylet.leases import LeaseService
+from raylite._services.raylet.pool import Member, PoolService, WorkerSource
+from raylite._services.store.objects import ObjectService
+from raylite._types import board
+from raylite._types.resources import Resources
+from raylite._wire import hot
+from raylite._wire.messages import gcs as msg
+
+
+def build_gcs(network: Network, storage: Storage | None = None) -> Host:
+    """Return the GCS, to be run."""
+    kept = storage or MemoryStorage()
+    return Host(network, NodeService(Membership()), JobService(kept), KvService(kept))
+
+
+class MemberService(Service):
+    """Keeps this node in the GCS's table."""
+
+    def __init__(
+        self, network: Network, gcs_address: str, row: msg.RegisterNode, leases: LeaseService
+    ) -> None:
+        self._nodes = gcs.Nodes(network.connect(gcs_address))
+        self._row = row
+        self._leases = leases
+
+    async def started(self) -> None:
+        self.spawn(self._join(), "join the cluster")
+
+    async def _join(self) -> None:
+        await self._nodes.register(self._row)
+
+    @every(seconds=1.0)
+    def beat(self) -> None:
+        available = self._leases.leases.available().to_floats()
+        row = self._row
+        self._nodes.heartbeat(msg.Heartbeat(row.node_id, row.incarnation, available))
+
+
+@dataclass(slots=True)
+class Raylet:
+    """A raylet's services, to be run by its host."""
+
+    host: Host
+    node_id: bytes
+    pool: PoolService
+    leases: LeaseService
+    objects: ObjectService
+
+    def show(
+        self, token: int, pid: int, name: str, is_stderr: bool, lines: list[str]
+    ) -> bool:
+        """Forward what a worker printed to its job's drivers; False while they cannot keep up."""
+        member = self.pool.member_by_token(token)
+        drivers = self.pool.drivers_of(member.job) if member is not None and member.job else None
+        for driver in self.pool.drivers() if drivers is None else drivers:
+            if not driver.link.is_ended and not driver.link.is_congested:
+                driver.holder.output(hot.OutputLines(name, pid, is_stderr, tuple(lines)))
+        return not any(driver.link.is_congested for driver in self.pool.drivers())
+
+
+def build_raylet(
+    network: Network,
+    gcs_address: str,
+    source: WorkerSource,
+    arena: Arena,
+    *,
+    num_cpus: float,
+    resources: Mapping[str, float],
+    labels: Mapping[str, str],
+    is_head: bool,
+    prestart: int | None = None,
+) -> Raylet:
+    """Return a raylet, to be run."""
+    node_id = network.seams.random("node").randbytes(28)
+    amounts = {"CPU": num_cpus, **resources, "node:127.0.0.1": 1.0}
+    if is_head:
+        amounts["node:__internal_head__"] = 1.0
+    total = Resources.from_mapping(amounts)
+    cpus = max(int(num_cpus), 1)
+    machine = Pool(soft_limit=cpus, prestart=cpus if prestart is None else prestart)
+    pool = PoolService(network, machine, source, node_id, gcs_address)
+    pool.arena_size = arena.capacity
+    leases = LeaseService(network, Leases(total), pool)
+    memory = Memory(arena.capacity - board.SIZE)
+
+    def readers() -> list[bytes]:
+        return [member.id for member in pool.members()]
+
+    objects = ObjectService(network, memory, arena, pool.member, readers)
+
+    def gone(member: Member, cause: str) -> None:
+        objects.process_gone(member.id)
+
+    pool.on_gone.append(gone)
+    row = msg.RegisterNode(
+        node_id=node_id,
+        address=network.address,
+        hostname=socket.gethostname(),
+        pid=os.getpid(),
+        incarnation=int.from_bytes(network.incarnation[:8], "little"),
+        head=is_head,
+        resources=total.to_floats(),
+        labels=dict(labels),
+    )
+    membership = MemberService(network, gcs_address, row, leases)
+    host = Host(network, pool, leases, objects, membership)
+    return Raylet(host, node_id, pool, leases, objects)
+
+
+async def run_until(host: Host, stopping: asyncio.Event) -> None:
+    """Run a host until the event is set."""
+    host.also(_stop_on(host, stopping), "stop on signal")
+    await host.run()
+
+
+async def _stop_on(host: Host, stopping: asyncio.Event) -> None:
+    await stopping.wait()
+    host.stop()

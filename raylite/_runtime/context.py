@@ -1,0 +1,69 @@
+"""Which core worker the calling thread belongs to."""
+
+import threading
+from typing import Any
+
+from raylite._services.worker import objects
+from raylite._services.worker.core import Core
+from raylite._services.worker.objects import ObjectRef
+from raylite._services.worker.runner import RunningTask, Runner
+
+
+class Place:
+    """A core worker as the API finds it: with the task it runs, in a worker."""
+
+    def __init__(self, core: Core, node_id: bytes, runner: Runner | None = None) -> None:
+        self.core = core
+        self.node_id = node_id
+        self.runner = runner
+        self.namespace = ""
+        self.session_dir = ""
+        self.gcs_address = ""
+
+    @property
+    def task(self) -> RunningTask | None:
+        """The task being run here, None in a driver."""
+        return self.runner.current if self.runner is not None else None
+
+
+class _OfThread(threading.local):
+    place: Place | None = None
+
+
+_thread = _OfThread()
+_process: list[Place] = []
+
+
+def current() -> Place | None:
+    """Return the place of this thread, else the one last entered by this process."""
+    if _thread.place is not None:
+        return _thread.place
+    return _process[-1] if _process else None
+
+
+def enter(place: Place) -> None:
+    """Make this the process's place until `leave`."""
+    _process.append(place)
+
+
+def leave(place: Place) -> None:
+    if place in _process:
+        _process.remove(place)
+
+
+def enter_thread(place: Place) -> None:
+    """Make this the place of the calling thread: a worker that is a thread."""
+    _thread.place = place
+
+
+def _restore(id: bytes, owner: str) -> ObjectRef[Any]:
+    place = current()
+    if place is None:
+        raise ValueError(
+            "Ray object(s) whose owner is unknown: an ObjectRef was unpickled while raylite is "
+            "not initialized; call raylite.init() first"
+        )
+    return place.core.restore(id, owner)
+
+
+objects.set_restorer(_restore)

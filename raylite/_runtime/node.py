@@ -1,0 +1,314 @@
+"""A node's processes: what each one is told, and the messages between them."""
+
+import os
+import shutil
+import socket
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from raylite._kernel import processes
+from raylite._kernel.arena import Arena
+
+SESSION_VARIABLE = "RAYLITE_SESSION"
+"""In the environment of every process of a node: the name of its session directory."""
+
+_LARGEST_MESSAGE = 192 * 1024  # what the kernel's default socket buffer takes in one piece
+_MOST_FDS = 16
+_TAIL = 2000  # bytes of a log file that go into the reason of a failure
+
+Scalar = bool | int | float | str | None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """What a node is made from. Plain data: it travels as JSON.
+
+    Args:
+        num_cpus: Logical CPUs that the node offers.
+        object_store_memory: Bytes of the arena.
+        head: Does this node run the GCS?
+        resources: Further resources by name: GPU, memory, custom ones.
+        labels: Labels of the node.
+        system: Settings of the components by name.
+        job: Settings of the driver's job by name.
+        temp_dir: Where session directories are made; empty means the system's.
+        session_dir: This session's directory; `launch` makes it and fills this in.
+        sys_path: `sys.path` of every process of the node; empty means the launcher's.
+        warm: Modules to import before forking, besides those of the roles. None that starts a
+            thread: a fork would copy the locks it holds.
+        env_vars: Set in the environment of workers.
+        worker_nice: Added to the niceness of workers.
+    """
+
+    num_cpus: float
+    object_store_memory: int
+    head: bool = True
+    resources: Mapping[str, float] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    system: Mapping[str, Scalar] = field(default_factory=dict)
+    job: Mapping[str, Scalar] = field(default_factory=dict)
+    temp_dir: str = ""
+    session_dir: str = ""
+    sys_path: Sequence[str] = ()
+    warm: Sequence[str] = ()
+    env_vars: Mapping[str, str] = field(default_factory=dict)
+    # Ray: workers run at nice 15, which yields to the rest of the machine. Here they are the rest.
+    worker_nice: int = 0
+
+    @property
+    def sockets(self) -> Path:
+        """The directory of the node's sockets."""
+        return Path(self.session_dir, "sockets")
+
+    @property
+    def logs(self) -> Path:
+        """The directory of the node's log files."""
+        return Path(self.session_dir, "logs")
+
+    @property
+    def gcs_address(self) -> str:
+        """The path of the GCS's unix socket; it exists on the head only."""
+        return str(self.sockets / "gcs.sock")
+
+    @property
+    def raylet_address(self) -> str:
+        """The path of the raylet's unix socket."""
+        return str(self.sockets / "raylet.sock")
+
+
+def tail(log: Path) -> str:
+    """The end of a log file as the continuation of a sentence; nothing if there is nothing."""
+    with suppress(OSError):
+        text = log.read_bytes()[-_TAIL:].decode(errors="replace").strip()
+        if text:
+            return f"; {log} ends with:\n{text}"
+    return ""
+
+
+def clear(config: NodeConfig) -> None:
+    """Remove a session's sockets, and whatever else of it is empty; logs with text in them stay."""
+    shutil.rmtree(config.sockets, ignore_errors=True)
+    with suppress(OSError):
+        for log in config.logs.iterdir():
+            if log.stat().st_size == 0:
+                log.unlink()
+        config.logs.rmdir()
+        Path(config.session_dir).rmdir()
+
+
+class Ending(IntEnum):
+    """Why a fork server ended: its exit code."""
+
+    STOPPED = 0
+    FAILED = 1
+    OWNER_ENDED = 3
+    GCS_ENDED = 4
+    RAYLET_ENDED = 5
+
+
+# Owner (the driver) to fork server.
+
+
+class Start(msgspec.Struct, frozen=True, tag=True):
+    """The first message: what to run, for whom."""
+
+    config: NodeConfig
+    roles: str
+    owner: int
+
+
+class Stop(msgspec.Struct, frozen=True, tag=True):
+    """SIGTERM the raylet, then the GCS; SIGKILL what is left after so many seconds."""
+
+    grace: float
+
+
+# Fork server to owner.
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The tree stands and its sockets accept connections. Brings the arena's descriptor."""
+
+    raylet: int
+    gcs: int | None
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The tree ends, or never stood; the reason is for the user."""
+
+    reason: str
+
+
+class Stopped(msgspec.Struct, frozen=True, tag=True):
+    """A `Stop` is done: every process has been reaped."""
+
+
+# Raylet to fork server.
+
+
+class Fork(msgspec.Struct, frozen=True, tag=True):
+    """Start a worker. The token is the raylet's name for it until it has a pid."""
+
+    token: int
+    env: Mapping[str, str] = {}
+    title: str = "raylite::IDLE"
+
+
+# Fork server to raylet.
+
+
+class Forked(msgspec.Struct, frozen=True, tag=True):
+    """A worker runs. Brings its pidfd, and the read ends of its stdout and its stderr."""
+
+    token: int
+    pid: int
+
+
+class ForkFailed(msgspec.Struct, frozen=True, tag=True):
+    """A worker could not be started."""
+
+    token: int
+    reason: str
+
+
+class Exited(msgspec.Struct, frozen=True, tag=True):
+    """A worker ended. Never before its `Forked`."""
+
+    pid: int
+    status: int
+
+
+Message = Start | Stop | Ready | Failed | Stopped | Fork | Forked | ForkFailed | Exited
+
+
+class Channel:
+    """One end of a socket pair that carries messages, some with file descriptors.
+
+    Nothing blocks: what the peer has no room for waits here, and leaves with `flush`. A peer that
+    has gone is not an error of `send`; `receive` tells.
+    """
+
+    def __init__(self, end: socket.socket) -> None:
+        end.setblocking(False)
+        self._socket = end
+        self._outgoing = deque[tuple[bytes, tuple[int, ...]]]()
+        self._decoder = msgspec.json.Decoder[Message](Message)
+        self.ended = False
+        """Has the peer closed its end, or died?"""
+
+    def fileno(self) -> int:
+        """The descriptor to watch; readable when `receive` has something."""
+        return self._socket.fileno()
+
+    @property
+    def pending(self) -> bool:
+        """Does a message wait for room? Then `flush` when the descriptor is writable."""
+        return bool(self._outgoing)
+
+    def send(self, message: Message, fds: Sequence[int] = ()) -> None:
+        """Send a message and give its descriptors away: they are closed here once they left.
+
+        Raises:
+            ValueError: The message is larger than a socket takes in one piece.
+        """
+        data = msgspec.json.encode(message)
+        if len(data) > _LARGEST_MESSAGE:
+            raise ValueError(
+                f"a message of {len(data)} bytes to a process of this node; "
+                f"{_LARGEST_MESSAGE} is the most"
+            )
+
+        self._outgoing.append((data, tuple(fds)))
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what waits, as far as there is room."""
+        while self._outgoing:
+            data, fds = self._outgoing[0]
+            if not self.ended:
+                try:
+                    socket.send_fds(self._socket, [data], list(fds))
+                except BlockingIOError:
+                    return
+                except OSError:  # the peer is gone, and `receive` will say so
+                    self.ended = True
+
+            self._outgoing.popleft()
+            for fd in fds:
+                os.close(fd)
+
+    def receive(self) -> list[tuple[Message, list[int]]]:
+        """Return the messages that are here, each with its descriptors, which the caller owns.
+
+        Sets `ended` when the peer has gone and all it said has been returned.
+        """
+        received = list[tuple[Message, list[int]]]()
+        while True:
+            try:
+                # Not `socket.recv_fds`, which leaves the close-on-exec flag off.
+                data, ancillary, flags, _ = self._socket.recvmsg(
+                    _LARGEST_MESSAGE, socket.CMSG_SPACE(4 * _MOST_FDS), socket.MSG_CMSG_CLOEXEC
+                )
+            except BlockingIOError:
+                return received
+            except ConnectionResetError:
+                data, ancillary, flags = b"", [], 0
+
+            if not data:
+                self.ended = True
+                return received
+
+            raw_fds = (fd for _, _, raw in ancillary for fd in memoryview(raw).cast("i"))
+            fds = [processes.above_stdio(fd) for fd in raw_fds]
+            if flags & socket.MSG_CTRUNC:
+                for fd in fds:
+                    os.close(fd)
+                raise OSError("out of file descriptors: those of a new process were lost")
+
+            received.append((self._decoder.decode(data), fds))
+
+    def close(self) -> None:
+        """Close this end, and the descriptors that never left."""
+        self.ended = True
+        self.flush()
+        with suppress(OSError):
+            self._socket.close()
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Return two connected ends for a `Channel` each, message boundaries kept."""
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    one, other = (socket.socket(fileno=processes.above_stdio(end.detach())) for end in ends)
+    return one, other
+
+
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """What a role's process gets from the fork server. It owns these, and no other descriptors.
+
+    Args:
+        role: The name of the role.
+        config: What the node is made from.
+        arena: The node's shared memory.
+        listener: The bound and listening unix socket: the GCS's and the raylet's.
+        control: The way to the fork server, with `Fork` and its answers: the raylet's.
+        token: The raylet's name for this worker: a worker's.
+    """
+
+    role: str
+    config: NodeConfig
+    arena: Arena
+    listener: socket.socket | None = None
+    control: Channel | None = None
+    token: int | None = None
+
+
+Role = Callable[[Inherited], Any]
+Roles = Mapping[str, Role]

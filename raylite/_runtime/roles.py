@@ -1,0 +1,152 @@
+"""What each process of a node runs after its fork: the GCS, the raylet, a worker."""
+
+import asyncio
+import os
+import secrets
+import signal
+import sys
+
+import uvloop
+
+from raylite._kernel import processes
+from raylite._kernel.grpc import GrpcNetwork
+from raylite._kernel.threads import LoopThread
+from raylite._runtime import context
+from raylite._runtime.attach import Attachment, attach_worker
+from raylite._runtime.components import Raylet, build_gcs, build_raylet
+from raylite._runtime.node import Inherited, Roles
+from raylite._runtime.workers import MARK, ForkedWorkers
+from raylite._services.worker.execute import QueueExecutor
+from raylite._services.worker.runner import Runner
+from raylite._types import board
+
+IDLE = "raylite::IDLE"
+
+
+def gcs(inherited: Inherited) -> None:
+    """Serve the cluster's tables until SIGTERM."""
+    uvloop.run(_gcs(inherited))
+
+
+async def _gcs(inherited: Inherited) -> None:
+    network = GrpcNetwork()
+    host = build_gcs(network)
+    await network.listen(f"unix:{inherited.config.gcs_address}", inherited.listener)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, host.stop)
+    await host.run()
+
+
+def raylet(inherited: Inherited) -> None:
+    """Serve the node until SIGTERM, or until the fork server is gone."""
+    uvloop.run(_raylet(inherited))
+
+
+async def _raylet(inherited: Inherited) -> None:
+    config = inherited.config
+    assert inherited.control is not None
+    network = GrpcNetwork()
+    network.address = f"unix:{config.raylet_address}"
+    built: list[Raylet] = []
+    workers = ForkedWorkers(
+        inherited.control,
+        inherited.arena,
+        config.env_vars,
+        lambda *printed: built[0].show(*printed),
+        lambda: built[0].host.stop(),
+    )
+    node = build_raylet(
+        network,
+        f"unix:{config.gcs_address}",
+        workers,
+        inherited.arena,
+        num_cpus=config.num_cpus,
+        resources=config.resources,
+        labels=config.labels,
+        is_head=config.head,
+    )
+    built.append(node)
+    await network.listen(network.address, inherited.listener)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, node.host.stop)
+    try:
+        await node.host.run()
+    finally:
+        workers.close()
+
+
+def worker(inherited: Inherited) -> None:
+    """Run tasks on this thread, the process's main one, until told to leave."""
+    assert inherited.token is not None
+    sys.setswitchinterval(0.001)
+    thread = LoopThread("raylite-core")
+    id = secrets.token_bytes(28)
+    executor = QueueExecutor(thread.loop)
+    attachment = thread.run(_attach(inherited, inherited.token, id, executor))
+    core = attachment.core
+    arena = inherited.arena
+    slot = arena.slot(board.slot_offset(arena.capacity, inherited.token), board.SLOT)
+
+    def note(task: bytes) -> None:
+        slot[:24] = task
+
+    def leave(code: int) -> None:
+        thread.run(_say_goodbye(attachment, executor))
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+    runner = Runner(executor, core, note, _Teller().tell, leave, "127.0.0.1")
+    place = context.Place(core, attachment.node_id, runner)
+    place.session_dir = inherited.config.session_dir
+    place.gcs_address = attachment.gcs_address
+    place.namespace = str(inherited.config.job.get("namespace", ""))
+    context.enter(place)
+    core.raylet_link.on_end(lambda link: os._exit(1))
+    try:
+        runner.run()
+        leave(0)
+    finally:
+        slot.release()
+
+
+async def _attach(
+    inherited: Inherited, token: int, id: bytes, executor: QueueExecutor
+) -> Attachment:
+    config = inherited.config
+    network = GrpcNetwork()
+    await network.listen(f"unix:{config.sockets}/w{id.hex()[:16]}.sock")
+    return await attach_worker(
+        network,
+        f"unix:{config.raylet_address}",
+        inherited.arena,
+        id,
+        token,
+        executor,
+        config.num_cpus,
+    )
+
+
+async def _say_goodbye(attachment: Attachment, executor: QueueExecutor) -> None:
+    """Send what has been worked out; the raylet learns of the end by the exit itself."""
+    executor.flush()
+    await attachment.core.flush()
+
+
+class _Teller:
+    """Shows what is being run: in the process's title, and to whoever reads its output."""
+
+    def __init__(self) -> None:
+        self._name = ""
+
+    def tell(self, name: str) -> None:
+        if name != self._name:
+            self._name = name
+            processes.set_title(f"raylite::{name}")
+            mark = MARK + name.encode() + b"\n"
+            for stream, fd in ((sys.stdout, 1), (sys.stderr, 2)):
+                try:
+                    stream.flush()
+                    os.write(fd, mark)
+                except (OSError, ValueError):
+                    pass  # user code closed it
+
+
+ROLES: Roles = {"gcs": gcs, "raylet": raylet, "worker": worker}

@@ -1,0 +1,230 @@
+"""The driver's session: attached to a cluster that it started, from `init` to `shutdown`."""
+
+import asyncio
+import atexit
+import os
+import secrets
+import sys
+import threading
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from raylite._kernel.arena import Arena
+from raylite._kernel.grpc import GrpcNetwork
+from raylite._kernel.threads import LoopThread
+from raylite._runtime import context, launch, output
+from raylite._runtime.attach import Attachment, attach_driver
+from raylite._runtime.context import Place
+from raylite._runtime.machine import default_cpus, default_object_store
+from raylite._runtime.node import NodeConfig
+from raylite._protocol import gcs, raylet
+from raylite._types import board
+from raylite._wire.messages import gcs as gcs_msg
+from raylite._wire.messages import raylet as msg
+from raylite.exceptions import RaySystemError
+
+
+T = TypeVar("T")
+
+_START_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """What `init` was asked for. None leaves it to the machine."""
+
+    num_cpus: float | None = None
+    num_gpus: float | None = None
+    resources: Mapping[str, float] | None = None
+    memory: float | None = None
+    labels: Mapping[str, str] | None = None
+    object_store_memory: int | None = None
+    namespace: str = ""
+    log_to_driver: bool = True
+    temp_dir: str = ""
+    env_vars: Mapping[str, str] = field(default_factory=dict)
+
+
+class Session:
+    """A local cluster and this process's place in it. Any thread may use it."""
+
+    def __init__(self, options: SessionOptions) -> None:
+        cpus = default_cpus() if options.num_cpus is None else options.num_cpus
+        resources = dict(options.resources or {})
+        if options.num_gpus:
+            resources["GPU"] = options.num_gpus
+        if options.memory is not None:
+            resources["memory"] = options.memory
+        store = options.object_store_memory or default_object_store()
+        resources["object_store_memory"] = float(store)
+        config = NodeConfig(
+            num_cpus=cpus,
+            object_store_memory=store + board.SIZE,
+            resources=resources,
+            labels=dict(options.labels or {}),
+            job={"namespace": options.namespace},
+            env_vars=dict(options.env_vars),
+            temp_dir=options.temp_dir,
+        )
+        self.pid = os.getpid()
+        self.node = launch.start(config)
+        self.config = self.node.config
+        self._is_over = False
+        try:
+            self._thread = LoopThread("raylite-core")
+            try:
+                self.node.wait_ready()
+                self.arena = Arena(os.dup(self.node.arena_fd), config.object_store_memory)
+                self.attachment = self._thread.run(self._start(cpus, options))
+            except BaseException:
+                self._thread.stop()
+                raise
+        except BaseException:
+            self.node.stop()
+            raise
+        core = self.attachment.core
+        self.place = Place(core, self.attachment.node_id)
+        self.place.namespace = options.namespace
+        self.place.session_dir = self.config.session_dir
+        self.place.gcs_address = f"unix:{self.config.gcs_address}"
+        self.printer = output.Printer() if options.log_to_driver else None
+        if self.printer is not None:
+            core.submitter.on_output = self.printer.show
+        core.submitter.on_warning = output.warn
+        context.enter(self.place)
+
+    async def _start(self, cpus: float, options: SessionOptions) -> Attachment:
+        """Attach, unless the node fails first; from then on, know when it does."""
+        loop = asyncio.get_running_loop()
+        self._failed: asyncio.Future[str] = loop.create_future()
+        loop.add_reader(self.node.fileno(), self._check_node)
+        attaching = loop.create_task(self._attach(cpus, options))
+        await asyncio.wait(
+            [attaching, self._failed], return_when=asyncio.FIRST_COMPLETED, timeout=_START_SECONDS
+        )
+        if attaching.done():
+            return attaching.result()
+        attaching.cancel()
+        await asyncio.wait([attaching])
+        if self._failed.done():
+            raise RaySystemError(self._failed.result())
+        raise RaySystemError(f"the node did not answer within {_START_SECONDS:g} s")
+
+    def _check_node(self) -> None:
+        """The node said something, or is gone: then nothing it had can be had any more."""
+        reason = self.node.failure()
+        if reason is None:
+            return
+        asyncio.get_running_loop().remove_reader(self.node.fileno())
+        if not self._failed.done():
+            self._failed.set_result(reason)
+        if not self._is_over and hasattr(self, "attachment"):
+            output.warn(reason)
+            self.attachment.core.raylet_link.confirm_dead(reason)
+
+    async def _attach(self, cpus: float, options: SessionOptions) -> Attachment:
+        id = secrets.token_bytes(28)
+        network = GrpcNetwork()
+        await network.listen(f"unix:{self.config.sockets}/d{id.hex()[:16]}.sock")
+        return await attach_driver(
+            network,
+            f"unix:{self.config.raylet_address}",
+            f"unix:{self.config.gcs_address}",
+            self.arena,
+            id,
+            cpus=cpus,
+            entrypoint=" ".join(sys.argv) or "python",
+            namespace=options.namespace,
+        )
+
+    def close(self) -> None:
+        """End the cluster and wait until nothing of it is left. Calling it again does nothing."""
+        if self._is_over or os.getpid() != self.pid:
+            return
+        self._is_over = True
+        context.leave(self.place)
+        core = self.place.core
+        core.is_closed = True
+        if self.printer is not None and not core.raylet_link.is_ended:
+            try:
+                self._thread.run(_flush_output(self.attachment), 1.0)
+            except (TimeoutError, RaySystemError):
+                pass
+        try:
+            self._thread.run(self.attachment.detach(), 5.0)
+        except Exception as error:
+            print(f"raylite: the core worker ended with {error!r}", file=sys.stderr)
+        finally:
+            self.node.stop()
+            self._thread.stop()
+            self.arena.close()
+            if self.printer is not None:
+                self.printer.close()
+
+
+async def _flush_output(attachment: Attachment) -> None:
+    """What workers have printed so far is on its way, and shown, before this returns."""
+    await raylet.Pool(attachment.core.raylet_link).flush_output(b"")
+
+
+def resources(place: Place) -> msg.ResourceView:
+    """Ask the raylet what the node has, and what of it is free."""
+    leases = raylet.Leases(place.core.raylet_link)
+    return place.core.run(_reply(leases.resources(msg.GetResources())))
+
+
+def list_nodes(place: Place) -> list[gcs_msg.Node]:
+    """Ask the GCS who is in the cluster."""
+    core = place.core
+
+    async def ask() -> list[gcs_msg.Node]:
+        nodes = gcs.Nodes(core.network.connect(place.gcs_address))
+        return list((await nodes.list(gcs_msg.ListNodes())).nodes)
+
+    return core.run(ask())
+
+
+async def _reply(reply: Awaitable[T]) -> T:
+    return await reply
+
+
+_lock = threading.RLock()
+_session: Session | None = None
+
+
+def start(options: SessionOptions) -> Session:
+    """Start the process's session."""
+    global _session
+    with _lock:
+        if _session is not None:
+            raise RuntimeError("this process has a session")
+        _session = Session(options)
+        return _session
+
+
+def stop() -> None:
+    """End the process's session, if it has one."""
+    global _session
+    with _lock:
+        session, _session = _session, None
+        if session is not None:
+            session.close()
+
+
+def get() -> Session | None:
+    """Return the process's session."""
+    return _session
+
+
+def _after_fork() -> None:
+    """A forked child has no cluster: its parent's is not its own to use or to end."""
+    global _session, _lock
+    if _session is not None and _session.place is not None:
+        context.leave(_session.place)
+    _session = None
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+atexit.register(stop)

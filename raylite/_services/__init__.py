@@ -1,0 +1,1 @@
+"""The four components: GCS, raylet, object store, core worker. None imports another."""

@@ -1,0 +1,1 @@
+"""A node: its leases, its worker processes, what they print."""

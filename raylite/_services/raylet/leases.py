@@ -1,0 +1,157 @@
+"""The Lease service: who may run tasks on this node, and on which worker."""
+
+import logging
+
+from raylite._kernel.network import Network
+from raylite._kernel.service import Service, handles
+from raylite._machines.leases import Effect, Grant, Infeasible, Leases, Request, Revoke, Unwanted, Wanted
+from raylite._protocol import raylet
+from raylite._services.raylet.pool import Member, PoolService
+from raylite._types.keys import HolderKey, LeaseID
+from raylite._types.resources import Resources
+from raylite._wire import hot
+from raylite._wire.messages import raylet as msg
+
+logger = logging.getLogger(__name__)
+
+
+class LeaseService(Service, serves=(raylet.Leases,)):
+    """Carries out what `Leases` decides, with workers from the pool."""
+
+    def __init__(self, network: Network, leases: Leases, pool: PoolService) -> None:
+        self._network = network
+        self._leases = leases
+        self._pool = pool
+        self._keys: dict[LeaseID, tuple[Member, bytes]] = {}
+        self._lease_of: dict[bytes, LeaseID] = {}  # by worker
+        self._resources: dict[tuple[tuple[str, int], ...], Resources] = {}
+        pool.on_lent = self._lent
+        pool.on_failed = self._failed
+        pool.on_lost = self._lost
+        pool.on_gone.append(self._gone)
+
+    @property
+    def leases(self) -> Leases:
+        """The machine, for those who report on it."""
+        return self._leases
+
+    @handles(raylet.Leases.request)
+    def request(self, requests: list[hot.LeaseRequest]) -> None:
+        holder = self._pool.member(self.caller)
+        for wish in requests:
+            lease = LeaseID(wish.lease)
+            self._keys[lease] = holder, wish.key
+            demand = self._demand(wish.demand)
+            asked = Request(lease, HolderKey(holder.id), demand, wish.depth)
+            self._perform(self._leases.request(asked))
+
+    @handles(raylet.Leases.release)
+    def release(self, leases: list[bytes]) -> None:
+        for each in leases:
+            self._end(LeaseID(each))
+
+    @handles(raylet.Leases.blocked)
+    def blocked(self, nothing: bytes) -> None:
+        member = self._pool.member(self.caller)
+        if (lease := self._lease_of.get(member.id)) is not None:
+            self._pool.blocked(member)
+            self._perform(self._leases.blocked(lease))
+
+    @handles(raylet.Leases.unblocked)
+    def unblocked(self, nothing: bytes) -> None:
+        member = self._pool.member(self.caller)
+        if (lease := self._lease_of.get(member.id)) is not None:
+            self._pool.unblocked(member)
+            self._perform(self._leases.unblocked(lease))
+
+    @handles(raylet.Leases.resources)
+    def resources(self, request: msg.GetResources) -> msg.ResourceView:
+        available = self._leases.available().to_floats()
+        return msg.ResourceView(self._leases.total.to_floats(), available)
+
+    def _perform(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Grant(lease, _, demand):
+                    if lease in self._keys and self._pool.worker_of(lease) is None:
+                        key = self._keys[lease][1]
+                        self._pool.lend(lease, key, demand.units("CPU"))
+                case Infeasible(lease, _, message):
+                    logger.warning("%s", message)
+                    self._tell(lease, message, is_final=False)
+                case Revoke(lease, _):
+                    self._revoke(lease)
+                case Wanted(holders):
+                    for member in self._holders(holders):
+                        member.holder.wanted(b"")
+                case Unwanted(holders):
+                    for member in self._holders(holders):
+                        member.holder.unwanted(b"")
+
+    def _lent(self, lease: LeaseID, worker: Member) -> None:
+        known = self._keys.get(lease)
+        if known is None or known[0].link.is_ended:
+            self._pool.returned(lease)
+            return
+        self._lease_of[worker.id] = lease
+        worker.job = known[1][:4]
+        known[0].holder.granted(hot.LeaseGrant(lease, worker.id, worker.address))
+
+    def _end(self, lease: LeaseID) -> None:
+        self._keys.pop(lease, None)
+        worker = self._pool.worker_of(lease)
+        if worker is not None:
+            self._lease_of.pop(worker, None)
+        effects = self._leases.release(lease)
+        self._pool.returned(lease)
+        self._perform(effects)
+
+    def _revoke(self, lease: LeaseID) -> None:
+        """Its holder died: what runs on it is nobody's work."""
+        self._keys.pop(lease, None)
+        worker = self._pool.worker_of(lease)
+        if worker is None:
+            self._pool.returned(lease)
+        else:
+            self._lease_of.pop(worker, None)
+            self._pool.end(worker, "the owner of its task died")
+
+    def _failed(self, lease: LeaseID, reason: str) -> None:
+        self._tell(lease, f"no worker could be started: {reason}", is_final=True)
+        self._end(lease)
+
+    def _lost(self, lease: LeaseID, worker: Member, cause: str, last_task: bytes) -> None:
+        known = self._keys.pop(lease, None)
+        self._lease_of.pop(worker.id, None)
+        if known is not None and not known[0].link.is_ended:
+            known[0].holder.lost(
+                hot.WorkerLost(lease, worker.id, worker.address, cause, last_task)
+            )
+        self._perform(self._leases.release(lease))
+
+    def _gone(self, member: Member, cause: str) -> None:
+        for lease in [lease for lease, known in self._keys.items() if known[0] is member]:
+            if self._pool.worker_of(lease) is None:
+                self._keys.pop(lease)
+                self._pool.returned(lease)
+        self._perform(self._leases.holder_died(HolderKey(member.id)))
+
+    def _tell(self, lease: LeaseID, message: str, *, is_final: bool) -> None:
+        known = self._keys.get(lease)
+        if known is not None and not known[0].link.is_ended:
+            known[0].holder.problem(hot.LeaseProblem(lease, message, is_final))
+
+    def _holders(self, ids: tuple[HolderKey, ...]) -> list[Member]:
+        return [
+            member
+            for member in self._pool.members()
+            if HolderKey(member.id) in ids and not member.link.is_ended
+        ]
+
+    def _demand(self, units: dict[str, int]) -> Resources:
+        """Return the same object for the same demand: it is a key, and hashed often."""
+        key = tuple(units.items())
+        demand = self._resources.get(key)
+        if demand is None:
+            demand = self._resources[key] = Resources.from_units(units)
+        return demand

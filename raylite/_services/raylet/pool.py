@@ -1,0 +1,230 @@
+"""The Pool service: this node's worker processes and drivers, from their start to their death."""
+
+import logging
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Protocol
+
+from raylite._kernel.alarm import Alarm
+from raylite._kernel.link import Link
+from raylite._kernel.network import Network
+from raylite._kernel.seams import now
+from raylite._kernel.service import Service, handles
+from raylite._machines.pool import Effect, Fail, Lend, Lost, Pool, Retire, Start
+from raylite._protocol import raylet
+from raylite._types.keys import LeaseID, StartToken, WorkerKey
+from raylite._wire import hot
+from raylite._wire.messages import raylet as msg
+from raylite.exceptions import UnavailableError
+
+logger = logging.getLogger(__name__)
+
+_REPORT_BYTES = 64  # of the board, for a worker: the id of the task it started last
+
+
+class WorkerSource(Protocol):
+    """Starts workers and knows of their deaths: the fork server, or threads, or a simulation.
+
+    It tells `started`, `failed` and `ended` of the listener, in that order, once each.
+    """
+
+    listener: "SourceListener"
+
+    def start(self, token: int) -> None: ...
+    def kill(self, token: int) -> None: ...
+    def last_task(self, token: int) -> bytes: ...
+    def flush_output(self) -> None: ...
+
+
+class SourceListener(Protocol):
+    def start_failed(self, token: int, reason: str) -> None: ...
+    def ended(self, token: int, cause: str) -> None: ...
+
+
+@dataclass(slots=True)
+class Member:
+    """A process of this node: a worker, or a driver (`token` None)."""
+
+    id: bytes
+    address: str
+    pid: int
+    link: Link
+    token: int | None
+    process: raylet.Process
+    holder: raylet.Holder
+    job: bytes = b""
+
+
+class PoolService(Service, serves=(raylet.Pool,)):
+    """Carries out what `Pool` decides. Others listen to `on_lent`, `on_failed` and `on_gone`."""
+
+    def __init__(
+        self, network: Network, pool: Pool, source: WorkerSource, node_id: bytes, gcs: str
+    ) -> None:
+        self._network = network
+        self._pool = pool
+        self._source = source
+        self._node_id = node_id
+        self._gcs = gcs
+        self._workers: dict[bytes, Member] = {}
+        self._drivers: dict[bytes, Member] = {}
+        self._by_link: dict[Link, Member] = {}
+        self._ids: dict[int, bytes] = {}  # workers by the token they were started with
+        self._alarm = Alarm(self._expire)
+        self.arena_size = 0
+        self.on_lent: Callable[[LeaseID, Member], None] = _ignore
+        self.on_failed: Callable[[LeaseID, str], None] = _ignore
+        self.on_lost: Callable[[LeaseID, Member, str, bytes], None] = _ignore
+        self.on_gone: list[Callable[[Member, str], None]] = []
+        self._ending: dict[bytes, str] = {}
+        source.listener = self
+
+    async def started(self) -> None:
+        self._perform(self._pool.start(now()))
+
+    async def stopped(self) -> None:
+        self._alarm.cancel()
+
+    # ---- who is here ---------------------------------------------------------------------
+
+    @handles(raylet.Pool.register_worker)
+    def register_worker(self, request: msg.RegisterWorker) -> msg.WorkerRegistered:
+        token = int.from_bytes(request.token, "little")
+        member = self._member(request.worker_id, request.address, request.pid, token)
+        self._workers[member.id] = member
+        self._ids[token] = member.id
+        effects = self._pool.registered(StartToken(token), WorkerKey(member.id), now())
+        self._perform(effects)
+        return msg.WorkerRegistered(self._node_id, self._gcs, self.arena_size)
+
+    @handles(raylet.Pool.register_driver)
+    def register_driver(self, request: msg.RegisterDriver) -> msg.DriverRegistered:
+        member = self._member(request.driver_id, request.address, request.pid, None)
+        member.job = request.job_id
+        self._drivers[member.id] = member
+        self.caller.on_end(lambda link: self._driver_left(member))
+        return msg.DriverRegistered(self._node_id, self._gcs, self.arena_size)
+
+    @handles(raylet.Pool.flush_output)
+    def flush_output(self, nothing: bytes) -> None:
+        self._source.flush_output()
+
+    def member(self, link: Link) -> Member:
+        """Return the process at the other end of a link."""
+        member = self._by_link.get(link)
+        if member is None:
+            raise UnavailableError(f"{link.peer} has not registered with this raylet")
+        return member
+
+    def members(self) -> list[Member]:
+        return [*self._workers.values(), *self._drivers.values()]
+
+    def drivers(self) -> list[Member]:
+        return list(self._drivers.values())
+
+    def drivers_of(self, job: bytes) -> list[Member]:
+        return [driver for driver in self._drivers.values() if driver.job == job]
+
+    def member_by_token(self, token: int) -> Member | None:
+        return self._workers.get(self._ids.get(token, b""))
+
+    # ---- lending -------------------------------------------------------------------------
+
+    def lend(self, lease: LeaseID, key: Hashable, cpu: int) -> None:
+        """Find a worker for a granted lease; `on_lent` tells which."""
+        self._perform(self._pool.lend(lease, key, now(), cpu=cpu))
+
+    def returned(self, lease: LeaseID) -> None:
+        self._perform(self._pool.withdraw(lease, now()))
+
+    def blocked(self, member: Member) -> None:
+        self._perform(self._pool.blocked(WorkerKey(member.id), now()))
+
+    def unblocked(self, member: Member) -> None:
+        self._perform(self._pool.unblocked(WorkerKey(member.id)))
+
+    def end(self, worker: bytes, reason: str) -> None:
+        """Kill a worker: what it does is nobody's any more."""
+        member = self._workers.get(worker)
+        if member is not None and member.token is not None:
+            self._ending[worker] = reason
+            self._source.kill(member.token)
+
+    def worker_of(self, lease: LeaseID) -> bytes | None:
+        return self._pool.worker_of(lease)
+
+    # ---- what the source says ------------------------------------------------------------
+
+    def start_failed(self, token: int, reason: str) -> None:
+        self._perform(self._pool.start_failed(StartToken(token), reason, now()))
+
+    def ended(self, token: int, cause: str) -> None:
+        id = self._ids.pop(token, None)
+        if id is None:
+            self.start_failed(token, f"a worker process ended before it was ready: {cause}")
+            return
+        member = self._workers.pop(id)
+        self._by_link.pop(member.link, None)
+        cause = self._ending.pop(id, cause)
+        last_task = self._source.last_task(token)
+        effects = self._pool.died(WorkerKey(id), now())
+        for effect in effects:
+            if isinstance(effect, Lost):
+                self.on_lost(effect.lease, member, cause, last_task)
+        self._gone(member, cause)
+        self._perform([effect for effect in effects if not isinstance(effect, Lost)])
+
+    def _driver_left(self, driver: Member) -> None:
+        if self._drivers.pop(driver.id, None) is None:
+            return
+        self._by_link.pop(driver.link, None)
+        self._gone(driver, "the driver has exited")
+        for key in self._pool.keys():
+            if isinstance(key, bytes) and key[:4] == driver.job:
+                self._perform(self._pool.retire_key(key, now()))
+
+    def _gone(self, member: Member, cause: str) -> None:
+        self._network.confirm_dead(member.address, cause)
+        member.link.confirm_dead(cause)
+        death = hot.Death(member.id, member.address, cause)
+        for other in self.members():
+            if not other.link.is_ended:
+                other.process.died(death)
+        for listener in self.on_gone:
+            listener(member, cause)
+
+    # ---- inside --------------------------------------------------------------------------
+
+    def _member(self, id: bytes, address: str, pid: int, token: int | None) -> Member:
+        link = self.caller
+        process, holder = raylet.Process(link), raylet.Holder(link)
+        member = Member(id, address, pid, link, token, process, holder)
+        self._by_link[link] = member
+        return member
+
+    def _perform(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Lend(worker, lease):
+                    self.on_lent(lease, self._workers[worker])
+                case Start(token, _):
+                    self._source.start(token)
+                case Retire(worker):
+                    self._retire(worker)
+                case Fail(lease, reason):
+                    self.on_failed(lease, reason)
+                case Lost(_, _):
+                    pass  # told by `ended`, which knows the cause
+        self._alarm.set(self._pool.next_wakeup(now()))
+
+    def _retire(self, worker: WorkerKey) -> None:
+        member = self._workers.get(worker)
+        if member is not None and not member.link.is_ended:
+            self._ending[worker] = "it was idle and has been retired"
+            member.process.leave(b"")
+
+    def _expire(self) -> None:
+        self._perform(self._pool.expire(now()))
+
+
+def _ignore(*args: object) -> None: ...

@@ -1,0 +1,1 @@
+"""The core worker: the part of raylite inside every driver and worker."""

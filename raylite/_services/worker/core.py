@@ -1,0 +1,375 @@
+"""The core: what the program's threads see of the core worker.
+
+User threads never touch a machine. They pickle, make ids and entries, append to a deque and wake
+the loop once a batch; values are unpickled on the thread that asked for them. Everything else
+happens on the loop thread, in the services.
+"""
+
+import asyncio
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from raylite._kernel.arena import Arena
+from raylite._kernel.link import Link
+from raylite._kernel.network import Network
+from raylite._kernel.seams import monotonic
+from raylite._protocol import raylet
+from raylite._services.worker.objects import BlockedThread, Entry, ObjectRef, Waiter
+from raylite._services.worker.owner import OwnerService
+from raylite._services.worker.submit import OwnedTask, SubmitService
+from raylite._types.keys import ObjectKey
+from raylite._wire import hot, pickling
+from raylite._wire.hot import Contained, Form, Value
+from raylite.exceptions import GetTimeoutError, RayError, to_raise
+
+T = TypeVar("T")
+
+_DROPS_BEFORE_WAKING = 256
+
+
+class Core:
+    """One process's objects and tasks, for any thread of it.
+
+    Args:
+        id: This process's id: a worker's or a driver's.
+        job: The job it belongs to, 4 bytes.
+        loop: The loop that the services run on, in a thread of its own.
+        network: This process's network; its address is what others know this process by.
+        arena: The node's shared memory.
+        owner: The Owner service.
+        submit: The Submit service.
+        raylet_link: The link to this node's raylet.
+    """
+
+    def __init__(
+        self,
+        id: bytes,
+        job: bytes,
+        loop: asyncio.AbstractEventLoop,
+        network: Network,
+        arena: Arena,
+        owner: OwnerService,
+        submit: SubmitService,
+        raylet_link: Link,
+    ) -> None:
+        self.id = id
+        self.job = job
+        self.loop = loop
+        self.network = network
+        self.address = network.address
+        self.owner = owner
+        self.submitter = submit
+        self.raylet_link = raylet_link
+        self._arena = arena
+        self._objects = raylet.Objects(raylet_link)
+        self._outbox: deque[Any] = deque()
+        self._is_woken = False
+        random = network.seams.random("ids")
+        self._task_numbers = itertools.count(random.getrandbits(64))
+        self._task_suffix = b"\xff" * 12 + job
+        self._put_numbers = itertools.count(1)
+        self._put_prefix = random.randbytes(8) + self._task_suffix
+        self._definition_numbers = itertools.count(1)
+        self._pinned: list[Entry] = []
+        self.is_closed = False
+        #: Called, on the blocking thread, before and after it waits: a worker lends its CPU.
+        self.on_block: Callable[[], None] | None = None
+        self.on_unblock: Callable[[], None] | None = None
+        self.task_thread = 0
+
+    # ---- tasks ---------------------------------------------------------------------------
+
+    def define(self, function: bytes, name: str) -> int:
+        """Register a pickled function; the number stands for it in `task`."""
+        number = next(self._definition_numbers)
+        self.submitter.definitions[number] = hot.Definition(number, function, name, self.job, self.id)
+        return number
+
+    def new_task_id(self) -> bytes:
+        number = next(self._task_numbers) & 0xFFFFFFFFFFFFFFFF
+        return number.to_bytes(8, "little") + self._task_suffix
+
+    def enqueue(self, task: OwnedTask) -> None:
+        """Send a task on its way; the loop takes it from here."""
+        self._outbox.append(task)
+        if not self._is_woken:
+            self._wake()
+
+    # ---- objects -------------------------------------------------------------------------
+
+    def put(self, value: Any) -> ObjectRef[Any]:
+        """Store a value; this process owns it."""
+        return self.put_pickled(pickling.dumps(value))
+
+    def put_pickled(self, pickled: pickling.Pickled) -> ObjectRef[Any]:
+        id = ObjectKey(self._put_prefix + next(self._put_numbers).to_bytes(4, "little"))
+        contained: tuple[Contained, ...] = ()
+        if pickled.size <= hot.INLINE_LIMIT:
+            value = Value(Form.INLINE, pickled.to_bytes(), 0, 0, contained)
+        else:
+            stored = self.store_result(id, self.id, pickled)
+            value = Value(Form.ARENA, b"", stored.offset, stored.size, contained)
+        entry = Entry(id, self, "", 1, value)
+        inner = tuple(ref._entry for ref in pickled.contained if isinstance(ref, ObjectRef))
+        if inner:
+            contained = tuple(Contained(each.id, each.owner or self.address) for each in inner)
+            entry.value = Value(value.form, value.data, value.offset, value.size, contained)
+        ref: ObjectRef[Any] = ObjectRef(entry)
+        self._outbox.append((self._added, entry, inner))
+        if len(self._outbox) > _DROPS_BEFORE_WAKING and not self._is_woken:
+            self._wake()
+        return ref
+
+    def store_result(self, id: bytes, owner: bytes, pickled: pickling.Pickled) -> Value:
+        """Write a large value into the arena; waits for room."""
+        allocation = self.run(self._allocate(hot.Allocate(id, pickled.size, owner)))
+        self._arena.write(allocation.offset, pickled.layout())
+        return Value(Form.ARENA, b"", allocation.offset, pickled.size)
+
+    def find(self, id: bytes) -> Entry | None:
+        return self.owner.find(id)
+
+    def restore(self, id: bytes, owner: str) -> ObjectRef[Any]:
+        """Return this process's reference to an object: the one there is, or a new one."""
+        entry = self.owner.find(id)
+        if entry is not None:
+            known = entry.ref() if entry.ref is not None else None
+            if known is not None:
+                return known
+            self._do(self._added_local, entry)
+            return ObjectRef(entry)
+        return self.run(self._restore(Contained(id, owner)))
+
+    def load(self, entry: Entry) -> Any:
+        """Unpickle a value that is there, or raise its error."""
+        value = entry.value
+        assert value is not None
+        if value.form == Form.INLINE:
+            return pickling.loads(value.data)
+        return self.read(value, entry)
+
+    def read(self, value: Value, entry: Entry | None) -> Any:
+        """Unpickle a value; large ones are views of the arena, which keep the object alive."""
+        if value.form == Form.INLINE:
+            return pickling.loads(value.data)
+        if value.form == Form.ERROR:
+            raise _error_of(value)
+        assert entry is not None
+        self._outbox.append((self._added_view, entry))
+        view = self._arena.view(value.offset, value.size, _view_dropper(self, entry))
+        return pickling.loads(view)
+
+    def get(self, refs: Sequence[ObjectRef[Any]], timeout: float | None) -> list[Any]:
+        """Return the values of these, in order; raise the first error there is at once."""
+        entries = [ref._entry for ref in refs]
+        missing = [entry for entry in entries if entry.value is None]
+        if missing:
+            if not any(entry.is_error for entry in entries):
+                self._await_values(missing, len(set(missing)), timeout, raises=True)
+            for entry in entries:
+                if entry.is_error:
+                    self.load(entry)
+            if any(entry.value is None for entry in missing):
+                raise GetTimeoutError(
+                    f"Get timed out: some object(s) not ready within {timeout} seconds."
+                )
+        load = self.load
+        return [load(entry) for entry in entries]
+
+    def wait(
+        self, refs: list[ObjectRef[Any]], count: int, timeout: float | None
+    ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
+        """Split references into at most `count` whose values are there, and the rest."""
+        if not _has_ready(refs, count):
+            missing = [ref._entry for ref in refs if ref._entry.value is None]
+            self._await_values(missing, count - (len(refs) - len(missing)), timeout, raises=False)
+        ready: list[ObjectRef[Any]] = []
+        for position, ref in enumerate(refs):
+            if ref._entry.value is not None:
+                ready.append(ref)
+                if len(ready) == count:
+                    break
+        if not ready:
+            return ready, list(refs)
+        if len(ready) == position + 1:  # they come first, as they do in a loop of waits
+            return ready, refs[position + 1 :]
+        chosen = set(ready)
+        return ready, [ref for ref in refs if ref not in chosen]
+
+    # ---- what entries ask of their process -----------------------------------------------
+
+    def drop(self, entry: Entry) -> None:
+        """A reference died. The loop is not woken for it unless much has gathered."""
+        outbox = self._outbox
+        outbox.append(entry)
+        if not self._is_woken and not self.is_closed:
+            value = entry.value
+            if len(outbox) > _DROPS_BEFORE_WAKING or value is None or value.form == Form.ARENA:
+                self._wake()
+
+    def watch(self, entry: Entry, waiter: Waiter) -> None:
+        self._do(self._watched, entry, waiter)
+
+    def pin_for_ever(self, entry: Entry) -> None:
+        """A reference left the runtime's sight (pickled by hand): never free its object."""
+        self._do(self._pinned_for_ever, entry)
+
+    # ---- the loop's side -----------------------------------------------------------------
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the loop, from another thread, and return what it returns."""
+        self._wake()
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+
+    async def flush(self) -> None:
+        """Do all that was asked for, and wait (a second a peer at most) until it has arrived."""
+        self.drain()
+        for link in self.network.links:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await link.wait_received()
+
+    def drain(self) -> None:
+        """Do what the threads have asked for, in order; tasks in batches."""
+        self._is_woken = False
+        outbox, tasks = self._outbox, []
+        for _ in range(len(outbox)):
+            item = outbox.popleft()
+            kind = type(item)
+            if kind is OwnedTask:
+                tasks.append(item)
+                continue
+            if tasks:
+                self.submitter.submit(tasks)
+                tasks = []
+            if kind is Entry:
+                effects = self.owner.refs.dropped_local(item)
+                if effects:
+                    self.owner.perform(effects)
+            else:
+                item[0](*item[1:])
+        if tasks:
+            self.submitter.submit(tasks)
+        if outbox and not self._is_woken:
+            self._is_woken = True
+            self.loop.call_soon(self.drain)
+
+    def _wake(self) -> None:
+        self._is_woken = True
+        try:
+            self.loop.call_soon_threadsafe(self.drain)
+        except RuntimeError:  # the loop was closed: this process is shutting down
+            self.is_closed = True
+
+    def _do(self, *action: Any) -> None:
+        self._outbox.append(action)
+        if not self._is_woken:
+            self._wake()
+
+    def _added(self, entry: Entry, inner: tuple[Entry, ...]) -> None:
+        self.owner.refs.add(entry)
+        if inner:
+            self.owner.refs.contains(entry, inner)
+            self.owner.spawn(self.owner.register(inner))
+
+    def _added_local(self, entry: Entry) -> None:
+        entry.local += 1
+
+    def _added_view(self, entry: Entry) -> None:
+        entry.views += 1
+
+    def _dropped_view(self, entry: Entry) -> None:
+        self.owner.perform(self.owner.refs.dropped_view(entry))
+        if not entry.views:
+            self.owner.on_viewless()
+
+    def _watched(self, entry: Entry, waiter: Waiter) -> None:
+        if entry.value is not None:
+            waiter.ready(entry)
+            return
+        if entry.waiters is None:
+            entry.waiters = []
+        entry.waiters.append(waiter)
+        self.owner.need(entry)
+
+    def _unwatched(self, entries: list[Entry], waiter: Waiter) -> None:
+        for entry in entries:
+            if entry.waiters is not None and waiter in entry.waiters:
+                entry.waiters.remove(waiter)
+
+    def _pinned_for_ever(self, entry: Entry) -> None:
+        entry.local += 1
+        self._pinned.append(entry)
+
+    async def _allocate(self, request: hot.Allocate) -> hot.Allocation:
+        return await self._objects.allocate(request)
+
+    async def _restore(self, contained: Contained) -> ObjectRef[Any]:
+        entry = self.owner.entry_for(self, contained)
+        known = entry.ref() if entry.ref is not None else None
+        if known is not None:
+            return known
+        entry.local += 1
+        return ObjectRef(entry)
+
+    # ---- waiting -------------------------------------------------------------------------
+
+    def _await_values(
+        self, entries: list[Entry], count: int, timeout: float | None, *, raises: bool
+    ) -> None:
+        """Block this thread until `count` of these have values, or time is up."""
+        if timeout is not None and timeout <= 0:
+            self.run(_pass())  # what has arrived already, counts
+            return
+        waiter = BlockedThread(count, raises=raises)
+        unique = list(dict.fromkeys(entries))
+        is_task = self.on_block is not None and threading.get_ident() == self.task_thread
+        self._outbox.append((self._watch_all, unique, waiter, self.on_block if is_task else None))
+        if not self._is_woken:
+            self._wake()
+        try:
+            waiter.lock.acquire(timeout=-1 if timeout is None else timeout)
+        finally:
+            if waiter.count > 0:
+                self._do(self._unwatched, unique, waiter)
+            if is_task and self.on_unblock is not None:
+                self._do(self.on_unblock)
+
+    def _watch_all(
+        self, entries: list[Entry], waiter: BlockedThread, on_block: Callable[[], None] | None
+    ) -> None:
+        for entry in entries:
+            self._watched(entry, waiter)
+        if on_block is not None and waiter.lock.locked():
+            on_block()
+
+
+async def _pass() -> None:
+    """Do nothing, after everything that was asked of the loop before."""
+
+
+def _has_ready(refs: list[ObjectRef[Any]], count: int) -> bool:
+    for ref in refs:
+        if ref._entry.value is not None:
+            count -= 1
+            if not count:
+                return True
+    return False
+
+
+def _error_of(value: Value) -> BaseException:
+    error = pickling.loads(value.data)
+    return to_raise(error) if isinstance(error, RayError) else error
+
+
+def _view_dropper(core: Core, entry: Entry) -> Callable[[], None]:
+    def dropped() -> None:
+        core._outbox.append((core._dropped_view, entry))
+        if not core._is_woken and not core.is_closed:
+            core._wake()
+
+    return dropped

@@ -1,0 +1,222 @@
+"""The Execute service: running the tasks that owners send to this worker.
+
+The loop side takes tasks in and sends results out, each in batches; the task side, `Runner`, runs
+them one after another on a thread of its own (a worker process's main thread). They meet in a queue
+and in a list of results, and neither waits for the other.
+"""
+
+import asyncio
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Protocol
+
+from raylite._kernel.link import Link
+from raylite._kernel.service import Service, handles
+from raylite._protocol import raylet, worker
+from raylite._services.worker.core import Core
+from raylite._services.worker.objects import Entry, Keeper
+from raylite._services.worker.owner import OwnerService
+from raylite._wire import hot
+from raylite._wire.hot import Form
+
+
+class Job:
+    """One attempt on its way through a worker."""
+
+    __slots__ = ("arguments", "definition", "handed", "link", "owner", "result", "task")
+
+    def __init__(self, task: hot.Task, definition: hot.Definition, link: Link) -> None:
+        self.task = task
+        self.definition = definition
+        self.link = link
+        self.arguments: tuple[Entry, ...] = ()  # entries made for this task's references
+        self.handed: tuple[Entry, ...] = ()  # what its result contains
+        self.result: hot.Result | None = None
+
+
+class Executor(Protocol):
+    """Runs jobs in order, elsewhere, and hands each to `ExecuteService.done` when it has ended."""
+
+    def serve(self, service: "ExecuteService", core: Core) -> None: ...
+    def run(self, job: Job) -> None: ...
+    def take_back(self) -> list[Job]: ...
+    def leave(self) -> None: ...
+
+
+class ExecuteService(Service, serves=(worker.Execute,)):
+    """Takes tasks in and sends results out."""
+
+    def __init__(
+        self, owner: OwnerService, keeper: Keeper, executor: Executor, raylet_link: Link
+    ) -> None:
+        self._owner = owner
+        self._keeper = keeper
+        self._executor = executor
+        self._leases = raylet.Leases(raylet_link)
+        self._raylet = raylet_link
+        self._definitions: dict[tuple[Link, int], hot.Definition] = {}
+        self._is_blocked = False
+
+    @handles(worker.Execute.define)
+    def define(self, definitions: list[hot.Definition]) -> None:
+        link = self.caller
+        if (link, 0) not in self._definitions:
+            self._definitions[link, 0] = hot.Definition(0, b"", "", b"", b"")
+            link.on_end(self._forget)
+        for definition in definitions:
+            self._definitions[link, definition.number] = definition
+
+    @handles(worker.Execute.run)
+    def run_tasks(self, tasks: list[hot.Task]) -> None:
+        link = self.caller
+        for task in tasks:
+            job = Job(task, self._definitions[link, task.definition], link)
+            if self._is_blocked:
+                worker.Submit(link).given_back(hot.GivenBack(task.id, task.attempt))
+                continue
+            if task.inputs or task.contained:
+                self._hold_arguments(job)
+            self._executor.run(job)
+
+    @handles(worker.Execute.give_back)
+    def give_back(self, nothing: bytes) -> None:
+        for job in self._executor.take_back():
+            if not job.link.is_ended:
+                worker.Submit(job.link).given_back(hot.GivenBack(job.task.id, job.task.attempt))
+            self._let_go(job)
+
+    def blocked(self) -> None:
+        """The running task waits: lend the CPU to others, and give back what is behind it."""
+        self._is_blocked = True
+        self.give_back(b"")
+        if not self._raylet.is_ended:
+            self._leases.blocked(b"")
+
+    def unblocked(self) -> None:
+        if not self._is_blocked:
+            return  # what the task waited for had come before it was taken for blocked
+        self._is_blocked = False
+        if not self._raylet.is_ended:
+            self._leases.unblocked(b"")
+
+    def done(self, jobs: list[Job]) -> None:
+        """These have ended; the references dropped by them are accounted for already."""
+        submit: dict[Link, worker.Submit] = {}
+        for job in jobs:
+            result, link = job.result, job.link
+            assert result is not None
+            if link.is_ended:
+                self._let_go(job)
+                continue
+            if link not in submit:
+                submit[link] = worker.Submit(link)
+            if job.handed:
+                self._owner.hand_over(job.task.id, job.handed)
+                link.on_end(self._receiver_ended(job.task.id))
+            if job.arguments:
+                result = self._with_kept(job, result)
+            submit[link].results(result)
+            self._let_go(job)
+
+    def _hold_arguments(self, job: Job) -> None:
+        """Keep what the task was given until it ends; what it keeps longer, it borrows."""
+        entries = []
+        for each in job.task.inputs:
+            if each.value.form == Form.ARENA or each.value.contained:
+                entry = self._owner.entry_for(self._keeper, hot.Contained(each.id, each.owner))
+                if entry.value is None:
+                    self._owner.complete(entry, each.value)
+                    entry.is_pulled = True
+                entries.append(entry)
+            for inner in each.value.contained:
+                entries.append(self._owner.entry_for(self._keeper, inner))
+        for inner in job.task.contained:
+            entries.append(self._owner.entry_for(self._keeper, inner))
+        for entry in entries:
+            entry.submitted += 1
+        job.arguments = tuple(entries)
+
+    def _with_kept(self, job: Job, result: hot.Result) -> hot.Result:
+        kept = []
+        for entry in job.arguments:
+            if entry.owner and entry.is_held_here and not entry.is_registered:
+                entry.is_registered = True  # the task's owner sees to it, before it lets go
+                kept.append(bytes(entry.id))
+        if not kept:
+            return result
+        return hot.Result(
+            result.task, result.attempt, result.seconds, result.values, tuple(kept), result.retry
+        )
+
+    def _let_go(self, job: Job) -> None:
+        for entry in job.arguments:
+            self._owner.perform(self._owner.refs.dropped_submitted(entry))
+        job.arguments = ()
+
+    def _receiver_ended(self, task: bytes) -> Callable[[Link], None]:
+        return lambda link: self._owner.received([task])
+
+    def _forget(self, link: Link) -> None:
+        for key in [key for key in self._definitions if key[0] is link]:
+            del self._definitions[key]
+
+
+class QueueExecutor:
+    """Jobs in a queue that a thread works off; `Runner` is that thread's side."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._queue: SimpleQueue[Job | None] = SimpleQueue()
+        self._ended: list[Job] = []
+        self._is_flushing = False
+        self._service: ExecuteService | None = None
+        self._core: Core | None = None
+
+    # ---- the loop's side -----------------------------------------------------------------
+
+    def serve(self, service: ExecuteService, core: Core) -> None:
+        self._service, self._core = service, core
+
+    def run(self, job: Job) -> None:
+        self._queue.put(job)
+
+    def take_back(self) -> list[Job]:
+        """Return what the thread has not begun, in order."""
+        taken = []
+        leaving = False
+        while True:
+            try:
+                job = self._queue.get_nowait()
+            except Empty:
+                break
+            if job is None:
+                leaving = True
+            else:
+                taken.append(job)
+        if leaving:
+            self._queue.put(None)
+        return taken
+
+    def leave(self) -> None:
+        """Let the thread end after what is queued."""
+        self._queue.put(None)
+
+    def flush(self) -> None:
+        """Hand over what has ended since the last time."""
+        self._is_flushing = False
+        ended, self._ended = self._ended, []
+        if ended and self._service is not None and self._core is not None:
+            self._core.drain()  # what the tasks let go of, before saying what they kept
+            self._service.done(ended)
+
+    # ---- the thread's side ---------------------------------------------------------------
+
+    def next(self) -> Job | None:
+        """Wait for a job; None means: leave."""
+        return self._queue.get()
+
+    def ended(self, job: Job) -> None:
+        self._ended.append(job)
+        if not self._is_flushing:
+            self._is_flushing = True
+            self._loop.call_soon_threadsafe(self.flush)

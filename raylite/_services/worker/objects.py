@@ -1,0 +1,250 @@
+"""Objects as one process sees them: the `ObjectRef` that programs hold, and the `Entry` behind it.
+
+There is one `ObjectRef` for an object in a process, whatever road it came by, so that comparing and
+hashing references is comparing and hashing Python objects. Threads of the program read an entry's
+value without a lock: it is set once, by the loop thread.
+"""
+
+import asyncio
+import concurrent.futures
+import threading
+import weakref
+from collections.abc import Callable, Generator
+from typing import Any, Generic, Protocol, TypeVar
+
+from raylite._machines.refs import Reference
+from raylite._types.ids import JobID, ObjectID, TaskID
+from raylite._types.keys import ObjectKey
+from raylite._wire.hot import Form, Value
+from raylite._wire.pickling import note_contained
+
+T = TypeVar("T")
+
+
+class Keeper(Protocol):
+    """What an entry needs of its process: see `Core`."""
+
+    address: str
+
+    def drop(self, entry: "Entry") -> None: ...
+    def watch(self, entry: "Entry", waiter: "Waiter") -> None: ...
+    def load(self, entry: "Entry") -> Any: ...
+    def pin_for_ever(self, entry: "Entry") -> None: ...
+
+
+class Waiter(Protocol):
+    """Who waits for a value; called once, on the loop thread."""
+
+    def ready(self, entry: "Entry") -> None: ...
+
+
+class Entry(Reference):
+    """An object this process owns or borrows. `value` is None until it is known."""
+
+    __slots__ = ("is_pulled", "is_registered", "keeper", "ref", "value", "waiters")
+
+    def __init__(
+        self, id: ObjectKey, keeper: Keeper, owner: str = "", local: int = 0, value: Value | None = None
+    ) -> None:
+        self.id = id
+        self.owner = owner
+        self.local = local
+        self.submitted = self.views = self.contained = 0
+        self.borrowers = None
+        self.holds = ()
+        self.keeper = keeper
+        self.value = value
+        self.waiters: list[Waiter] | None = None
+        self.ref: weakref.ref[ObjectRef[Any]] | None = None
+        self.is_registered = False  # borrowed, and the owner knows
+        self.is_pulled = False  # borrowed, and its value has been asked for
+
+    @property
+    def is_error(self) -> bool:
+        return self.value is not None and self.value.form == Form.ERROR
+
+
+class ObjectRef(Generic[T]):
+    """A reference to an object that exists, or that a task will make.
+
+    ``await ref`` gives the value on any asyncio loop; cancelling the await leaves the task alone.
+    References compare by the object they stand for, and pickle into tasks, values and actors. The
+    object lives as long as a reference to it does, anywhere in the cluster.
+    """
+
+    __slots__ = ("__weakref__", "_entry")
+
+    def __init__(self, entry: Entry) -> None:
+        self._entry = entry
+        entry.ref = weakref.ref(self)
+
+    def __del__(self) -> None:
+        entry: Entry | None = getattr(self, "_entry", None)
+        if entry is not None:
+            entry.keeper.drop(entry)
+
+    def binary(self) -> bytes:
+        """Return the id's 28 bytes."""
+        return self._entry.id
+
+    def hex(self) -> str:
+        """Return the id in hexadecimal."""
+        return self._entry.id.hex()
+
+    def is_nil(self) -> bool:
+        """A reference always stands for an object."""
+        return False
+
+    def size(self) -> int:
+        """Return the length of the id in bytes."""
+        return len(self._entry.id)
+
+    def task_id(self) -> TaskID:
+        """Return the id of the task that makes the object."""
+        return ObjectID(self._entry.id).task_id()
+
+    def job_id(self) -> JobID:
+        """Return the id of the job the object belongs to."""
+        return self.task_id().job_id()
+
+    def future(self) -> "concurrent.futures.Future[T]":
+        """Return a future of the value, for code without an event loop.
+
+        Cancelling it leaves the task alone. The value is unpickled by whoever asks for it.
+        """
+        future: RefFuture[T] = RefFuture(self)
+        self._entry.keeper.watch(self._entry, future)
+        return future
+
+    def __await__(self) -> Generator[Any, None, T]:
+        entry = self._entry
+        if entry.value is None:
+            waiter = LoopFuture(entry)
+            entry.keeper.watch(entry, waiter)
+            yield from waiter.future
+        return entry.keeper.load(entry)  # type: ignore[no-any-return]
+
+    def __repr__(self) -> str:
+        return f"ObjectRef({self.hex()})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        entry = self._entry
+        if not note_contained(self):
+            entry.keeper.pin_for_ever(entry)
+        return restore, (entry.id, entry.owner or entry.keeper.address)
+
+    def __copy__(self) -> "ObjectRef[T]":
+        return self
+
+    def __deepcopy__(self, memo: object) -> "ObjectRef[T]":
+        return self
+
+    def __lt__(self, other: "ObjectRef[Any]") -> bool:
+        return self._entry.id < other._entry.id
+
+    def _on_completed(self, callback: Callable[[T], None]) -> None:
+        """Call back with the value, or with the exception that reading it raises."""
+
+        def done(future: "concurrent.futures.Future[T]") -> None:
+            error = future.exception()
+            callback(future.result() if error is None else error)  # type: ignore[arg-type]
+
+        self.future().add_done_callback(done)
+
+
+class LoopFuture:
+    """Wakes an asyncio future of the loop that awaits a reference."""
+
+    __slots__ = ("future", "loop")
+
+    def __init__(self, entry: Entry) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[None] = self.loop.create_future()
+
+    def ready(self, entry: Entry) -> None:
+        wakes = _wakes.setdefault(threading.get_ident(), {})
+        if self.loop not in wakes:
+            wakes[self.loop] = []
+            asyncio.get_running_loop().call_soon(_wake_loop, self.loop, wakes)
+        wakes[self.loop].append(self.future)
+
+
+def _wake_loop(loop: asyncio.AbstractEventLoop, wakes: "_Wakes") -> None:
+    """Wake everybody of one loop whose value came in this tick: one wake-up, not one each."""
+    futures = wakes.pop(loop)
+    try:
+        loop.call_soon_threadsafe(_set_all, futures)
+    except RuntimeError:
+        pass  # that loop was closed; nobody awaits there any more
+
+
+def _set_all(futures: "list[asyncio.Future[None]]") -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)
+
+
+_Wakes = dict[asyncio.AbstractEventLoop, "list[asyncio.Future[None]]"]
+_wakes: dict[int, _Wakes] = {}
+
+
+class RefFuture(concurrent.futures.Future[T]):
+    """A `concurrent.futures.Future` that unpickles in the thread that asks for the result."""
+
+    def __init__(self, ref: ObjectRef[T]) -> None:
+        super().__init__()
+        self._ref = ref
+
+    def ready(self, entry: Entry) -> None:
+        if self.set_running_or_notify_cancel():
+            self.set_result(None)  # type: ignore[arg-type]
+
+    def result(self, timeout: float | None = None) -> T:
+        super().result(timeout)
+        entry = self._ref._entry
+        return entry.keeper.load(entry)  # type: ignore[no-any-return]
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        super().result(timeout)
+        try:
+            self.result()
+        except Exception as error:
+            return error
+        return None
+
+
+class BlockedThread:
+    """A thread waits until so many of its entries have values, or one of them is an error."""
+
+    __slots__ = ("count", "lock", "raises")
+
+    def __init__(self, count: int, *, raises: bool) -> None:
+        self.count = count
+        self.raises = raises
+        self.lock = threading.Lock()
+        self.lock.acquire()
+
+    def ready(self, entry: Entry) -> None:
+        self.count -= 1
+        if (self.count == 0 or (self.raises and entry.is_error)) and self.lock.locked():
+            self.lock.release()
+
+
+def restore(id: bytes, owner: str) -> ObjectRef[Any]:
+    """Return this process's reference to an object; what a pickled reference becomes."""
+    return _restorer(id, owner)
+
+
+def set_restorer(restorer: Callable[[bytes, str], ObjectRef[Any]]) -> None:
+    """Say who turns ids into references; the runtime does, once."""
+    global _restorer
+    _restorer = restorer
+
+
+def _no_process(id: bytes, owner: str) -> ObjectRef[Any]:
+    raise ValueError(
+        "an ObjectRef can only be unpickled in a process that is connected to its cluster"
+    )
+
+
+_restorer: Callable[[bytes, str], ObjectRef[Any]] = _no_process

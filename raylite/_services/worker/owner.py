@@ -1,0 +1,213 @@
+"""The Owner service: the objects of this process, and what other processes hold of them."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from raylite._kernel.link import Link
+from raylite._kernel.network import Network
+from raylite._kernel.service import Service, handles
+from raylite._machines.refs import Effect, Free, GiveUp, Refs
+from raylite._protocol import raylet, worker
+from raylite._services.worker.objects import Entry, Keeper
+from raylite._types.keys import ObjectKey
+from raylite._wire import hot, pickling
+from raylite._wire.hot import Contained, Form, Value
+from raylite.exceptions import ObjectLostError, OwnerDiedError, PeerLostError, RayError
+
+
+_DEAD_KEPT = 10_000  # addresses of ended processes, against messages that name them late
+
+
+class OwnerService(Service, serves=(worker.Owner,)):
+    """Keeps every entry of this process. `Refs` decides how long; this class carries it out."""
+
+    def __init__(self, network: Network, raylet_link: Link) -> None:
+        self._network = network
+        self._raylet = raylet_link
+        self._objects = raylet.Objects(raylet_link)
+        self.refs = Refs()
+        self._handed: dict[bytes, tuple[Entry, ...]] = {}
+        self._dead: dict[str, None] = {}
+        self.on_viewless: Callable[[], None] = _nothing
+
+    # ---- entries -------------------------------------------------------------------------
+
+    def find(self, id: bytes) -> Entry | None:
+        entry = self.refs.table.get(ObjectKey(id))
+        assert entry is None or isinstance(entry, Entry)
+        return entry
+
+    def complete(self, entry: Entry, value: Value) -> None:
+        """An object has its value: wake who waits for it."""
+        if entry.value is not None:
+            return
+        entry.value = value
+        waiters, entry.waiters = entry.waiters, None
+        if waiters:
+            for waiter in waiters:
+                waiter.ready(entry)
+
+    def fail(self, entry: Entry, error: RayError) -> None:
+        """An object will not have a value: reading it raises."""
+        self.complete(entry, Value(Form.ERROR, pickling.dumps(error).to_bytes()))
+
+    def entry_for(self, keeper: Keeper, contained: Contained) -> Entry:
+        """Return the entry of an object known by its reference, beginning to borrow it if new.
+
+        The caller must let something hold it before control returns to the loop.
+        """
+        entry = self.find(contained.id)
+        if entry is None:
+            owner = "" if contained.owner == keeper.address else contained.owner
+            entry = Entry(ObjectKey(contained.id), keeper, owner)
+            self.refs.add(entry)
+            if not owner:
+                self.fail(entry, ObjectLostError(contained.id.hex(), None, ""))
+            elif owner in self._dead:
+                self.fail(entry, OwnerDiedError(contained.id.hex(), None, ""))
+        return entry
+
+    def need(self, entry: Entry) -> None:
+        """Somebody waits for a borrowed object: ask its owner, once."""
+        if entry.owner and entry.value is None and not entry.is_pulled:
+            entry.is_pulled = True
+            self.spawn(self._pull(entry))
+
+    async def hold_contained(self, outer: Entry, contained: Iterable[Contained]) -> None:
+        """Let an object hold what its value contains, telling the owners before returning."""
+        inner = tuple(self.entry_for(outer.keeper, each) for each in contained)
+        self.refs.contains(outer, inner)
+        await self.register(inner)
+
+    async def register(self, entries: Iterable[Entry]) -> None:
+        """Make sure that the owners of these know that this process borrows them."""
+        by_owner: dict[str, list[Entry]] = {}
+        for entry in entries:
+            if entry.owner and not entry.is_registered:
+                entry.is_registered = True
+                by_owner.setdefault(entry.owner, []).append(entry)
+        for owner, borrowed in by_owner.items():
+            await self.lend(owner, self._network.address, [entry.id for entry in borrowed])
+
+    async def lend(self, owner: str, borrower: str, ids: list[ObjectKey]) -> None:
+        """Tell an owner that a process holds its objects; returns when it knows."""
+        try:
+            await worker.Owner(self._network.connect(owner)).borrow(
+                hot.Borrow(borrower, tuple(ids))
+            )
+        except PeerLostError:
+            self.owner_died(owner)
+
+    def hand_over(self, task: bytes, entries: tuple[Entry, ...]) -> None:
+        """Hold what a result contains until its receiver says it holds them itself."""
+        for entry in entries:
+            entry.submitted += 1
+        self._handed[task] = entries
+
+    # ---- what others say -----------------------------------------------------------------
+
+    @handles(worker.Owner.fetch)
+    async def fetch(self, request: hot.Fetch) -> Value:
+        entry = self.find(request.id)
+        if entry is None:
+            raise ObjectLostError(request.id.hex(), None, "")
+        if entry.value is None:
+            waiter = _Arrival()
+            self.watch(entry, waiter)
+            await waiter.arrived
+        assert entry.value is not None
+        return entry.value
+
+    @handles(worker.Owner.borrow)
+    def borrow(self, request: hot.Borrow) -> None:
+        if request.borrower in self._dead:
+            return
+        for id in request.ids:
+            self.perform(self.refs.borrowed(ObjectKey(id), request.borrower))
+
+    @handles(worker.Owner.give_up)
+    def give_up(self, lists: list[hot.Borrow]) -> None:
+        for borrow in lists:
+            for id in borrow.ids:
+                self.perform(self.refs.gave_up(ObjectKey(id), borrow.borrower))
+
+    @handles(worker.Owner.received)
+    def received(self, tasks: list[bytes]) -> None:
+        for task in tasks:
+            for entry in self._handed.pop(task, ()):
+                self.perform(self.refs.dropped_submitted(entry))
+
+    def process_died(self, address: str) -> None:
+        """Another process is gone: it borrows nothing, and what it owned is lost."""
+        if address and address not in self._dead:
+            self._dead[address] = None
+            if len(self._dead) > _DEAD_KEPT:
+                del self._dead[next(iter(self._dead))]
+            self.perform(self.refs.borrower_died(address))
+            self.owner_died(address)
+
+    def owner_died(self, owner: str) -> None:
+        for reference in self.refs.owned_by(owner):
+            assert isinstance(reference, Entry)
+            self.fail(reference, OwnerDiedError(reference.id.hex(), None, ""))
+
+    # ---- inside --------------------------------------------------------------------------
+
+    def watch(self, entry: Entry, waiter: "_Arrival") -> None:
+        if entry.waiters is None:
+            entry.waiters = []
+        entry.waiters.append(waiter)
+        self.need(entry)
+
+    def perform(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Free(entry):
+                    assert isinstance(entry, Entry)
+                    if entry.value is not None and entry.value.form == Form.ARENA:
+                        self._free(entry.id)
+                case GiveUp(entry):
+                    assert isinstance(entry, Entry)
+                    self._give_up(entry)
+
+    def free_value(self, id: bytes, value: Value) -> None:
+        """A value came for an object that nobody refers to any more."""
+        if value.form == Form.ARENA:
+            self._free(id)
+
+    def _free(self, id: bytes) -> None:
+        if not self._raylet.is_ended:
+            self._objects.free(hot.Freed(id))
+
+    def _give_up(self, entry: Entry) -> None:
+        if entry.is_registered and entry.owner not in self._dead:
+            link = self._network.connect(entry.owner)
+            if not link.is_ended:
+                worker.Owner(link).give_up(hot.Borrow(self._network.address, (entry.id,)))
+
+    async def _pull(self, entry: Entry) -> None:
+        """Get a borrowed object's value from its owner."""
+        try:
+            owner = worker.Owner(self._network.connect(entry.owner))
+            value = await owner.fetch(hot.Fetch(entry.id))
+            await self.hold_contained(entry, value.contained)
+        except PeerLostError:
+            self.fail(entry, OwnerDiedError(entry.id.hex(), None, ""))
+        except RayError as error:
+            self.fail(entry, error)
+        else:
+            self.complete(entry, value)
+
+
+def _nothing() -> None: ...
+
+
+class _Arrival:
+    """Lets a coroutine of the loop wait for a value."""
+
+    def __init__(self) -> None:
+        self.arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def ready(self, entry: Entry) -> None:
+        if not self.arrived.done():
+            self.arrived.set_result(None)

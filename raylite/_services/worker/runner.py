@@ -1,0 +1,243 @@
+"""The runner: a worker's task thread. It turns a job into a result, whatever the task's code does."""
+
+import os
+import sys
+import threading
+from asyncio import CancelledError
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Protocol
+
+from raylite._services.worker.execute import Job, QueueExecutor
+from raylite._services.worker.objects import Entry, ObjectRef
+from raylite._wire import hot, pickling
+from raylite._wire.hot import Form, Value
+from raylite.exceptions import (
+    RayError,
+    RaySystemError,
+    TaskCancelledError,
+    capture_task_error,
+    dependency_error,
+)
+
+ANY = b"*"
+
+
+class Values(Protocol):
+    """What the runner needs of its process: see `Core`."""
+
+    def read(self, value: Value, entry: Entry | None) -> Any: ...
+    def store_result(self, id: bytes, owner: bytes, pickled: pickling.Pickled) -> Value: ...
+    def find(self, id: bytes) -> Entry | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RunningTask:
+    """What `get_runtime_context` says about the task being run."""
+
+    id: bytes
+    job: bytes
+    name: str
+    function: str
+    depth: int
+    attempt: int
+
+
+class Runner:
+    """Runs jobs one after another until told to leave.
+
+    Args:
+        executor: Where jobs come from and go to.
+        values: How values are read and stored.
+        board: Where the id of each task is written before it starts, so that the raylet can
+            tell, when this process is gone, what it was doing.
+        on_task: Called with each task's name before it runs.
+        on_exit: Called with the code when a task's code ends the process (`SystemExit`).
+        ip: This node's address, for tracebacks.
+    """
+
+    def __init__(
+        self,
+        executor: QueueExecutor,
+        values: Values,
+        board: Callable[[bytes], None],
+        on_task: Callable[[str], None],
+        on_exit: Callable[[int], None],
+        ip: str,
+    ) -> None:
+        self._executor = executor
+        self._values = values
+        self._board = board
+        self._on_task = on_task
+        self._on_exit = on_exit
+        self._ip = ip
+        self._functions: dict[int, tuple[hot.Definition, Any]] = {}
+        self.thread = 0
+        self.current: RunningTask | None = None
+
+    def run(self) -> None:
+        """Run until told to leave. Ctrl-C and signals concern the task, not this loop."""
+        self.thread = threading.get_ident()
+        executor = self._executor
+        while True:
+            try:
+                job = executor.next()
+            except KeyboardInterrupt:
+                continue
+            if job is None:
+                return
+            self._run(job)
+            executor.ended(job)
+            del job
+
+    def _run(self, job: Job) -> None:
+        task = job.task
+        name = task.name or job.definition.name
+        self._board(task.id)
+        self._on_task(name)
+        self.current = RunningTask(
+            task.id, job.definition.job, name, job.definition.name, task.depth, task.attempt
+        )
+        started = perf_counter()
+        retry = False
+        try:
+            values = self._call(job)
+        except SystemExit as error:
+            self._on_exit(_exit_code(error))
+            raise
+        except _BadArgument as bad:
+            values = (self._error(bad.error, job, name),)
+        except BaseException as error:  # a task may raise anything; none of it is the worker's
+            retry = _is_retried(task.retry_on, error)
+            values = (self._error(error, job, name),)
+        self.current = None
+        job.result = hot.Result(task.id, task.attempt, perf_counter() - started, values, (), retry)
+
+    def _call(self, job: Job) -> tuple[Value, ...]:
+        task = job.task
+        function = self._function(job.definition)
+        args, kwargs = pickling.loads(task.arguments)
+        if task.inputs:
+            args, kwargs = self._place(task, args, kwargs, job)
+        result = function(*args, **kwargs)
+        del args, kwargs
+        if task.returns == 1:
+            return (self._pack(result, task, 0, job),)
+        return self._pack_each(result, task, job)
+
+    def _function(self, definition: hot.Definition) -> Any:
+        known = self._functions.get(id(definition))
+        if known is None:
+            if len(self._functions) > 10_000:
+                self._functions.clear()
+            try:
+                function = pickling.loads_function(definition.function)
+            except Exception as error:
+                raise RaySystemError(
+                    f"The function {definition.name} could not be loaded in the worker: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+            known = self._functions[id(definition)] = (definition, function)
+        return known[1]
+
+    def _place(
+        self, task: hot.Task, args: tuple[Any, ...], kwargs: dict[str, Any], job: Job
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Put the values of references where the caller had the references."""
+        placed = list(args)
+        for each in task.inputs:
+            entry = self._values.find(each.id) if each.value.form == Form.ARENA else None
+            try:
+                value = self._values.read(each.value, entry)
+            except RayError as error:
+                raise _BadArgument(
+                    dependency_error(
+                        error,
+                        function_name=job.definition.name,
+                        pid=os.getpid(),
+                        ip=self._ip,
+                        proctitle=f"raylite::{task.name or job.definition.name}",
+                    )
+                ) from error
+            if isinstance(each.place, int):
+                placed[each.place] = value
+            else:
+                kwargs[each.place] = value
+        return tuple(placed), kwargs
+
+    def _pack_each(self, result: Any, task: hot.Task, job: Job) -> tuple[Value, ...]:
+        if task.returns == 0:
+            return ()
+        try:
+            results = list(result)
+        except TypeError:
+            results = [result]
+        if len(results) != task.returns:
+            raise ValueError(
+                f"Task returned {len(results)} objects, but num_returns={task.returns}."
+            )
+        return tuple(self._pack(each, task, i, job) for i, each in enumerate(results))
+
+    def _pack(self, result: Any, task: hot.Task, index: int, job: Job) -> Value:
+        if result is None:
+            return _NONE
+        pickled = pickling.dumps(result)
+        contained: tuple[hot.Contained, ...] = ()
+        if pickled.contained:
+            entries = tuple(ref._entry for ref in pickled.contained if isinstance(ref, ObjectRef))
+            contained = tuple(
+                hot.Contained(entry.id, entry.owner or entry.keeper.address) for entry in entries
+            )
+            job.handed += entries
+        if pickled.size <= hot.INLINE_LIMIT:
+            return Value(Form.INLINE, pickled.to_bytes(), 0, 0, contained)
+        id = task.id + (index + 1).to_bytes(4, "little")
+        stored = self._values.store_result(id, job.definition.owner, pickled)
+        return Value(Form.ARENA, b"", stored.offset, stored.size, contained)
+
+    def _error(self, error: BaseException, job: Job, name: str) -> Value:
+        if not isinstance(error, RayError) or not isinstance(error, _PASSED_ON):
+            if isinstance(error, (KeyboardInterrupt, CancelledError)):
+                error = TaskCancelledError().with_traceback(error.__traceback__)
+            error = capture_task_error(
+                error,
+                function_name=job.definition.name,
+                pid=os.getpid(),
+                ip=self._ip,
+                proctitle=f"raylite::{name}",
+            )
+        try:
+            data = pickling.dumps(error).to_bytes()
+        finally:
+            error.__traceback__ = None
+            del error
+        return Value(Form.ERROR, data)
+
+
+class _BadArgument(Exception):
+    """An argument is an error, so the task does not run."""
+
+    def __init__(self, error: RayError) -> None:
+        self.error = error
+
+
+_PASSED_ON = (RaySystemError,)
+_NONE = Value(Form.INLINE, pickling.dumps(None).to_bytes())
+
+
+def _is_retried(retry_on: bytes, error: BaseException) -> bool:
+    if not retry_on or not isinstance(error, Exception):
+        return False
+    if retry_on == ANY:
+        return True
+    return isinstance(error, tuple(pickling.loads(retry_on)))
+
+
+def _exit_code(error: SystemExit) -> int:
+    if error.code is None:
+        return 0
+    if isinstance(error.code, int):
+        return error.code
+    print(error.code, file=sys.stderr)
+    return 1

@@ -1,0 +1,435 @@
+"""The Submit service: the tasks this process owns, from `.remote()` to their results."""
+
+import asyncio
+import random
+
+from raylite._kernel.alarm import Alarm
+from raylite._kernel.link import Link
+from raylite._kernel.network import Network
+from raylite._kernel.seams import now
+from raylite._kernel.service import Service, handles
+from raylite._machines.retries import retry_delay
+from raylite._machines.submitter import (
+    AskBack,
+    Effect,
+    LaneKey,
+    Pending,
+    Push,
+    RequestLease,
+    ReturnLease,
+    Submitter,
+)
+from raylite._protocol import raylet, worker
+from raylite._services.worker.objects import Entry
+from raylite._services.worker.owner import OwnerService
+from raylite._types.keys import LeaseID, TaskKey, WorkerKey
+from raylite._wire import hot
+from raylite._wire.hot import Form, Value
+from raylite.exceptions import (
+    LocalRayletDiedError,
+    RayError,
+    TaskUnschedulableError,
+    WorkerCrashedError,
+)
+
+
+class OwnedTask(Pending):
+    """A task with what is sent to its worker, and the objects that its result completes."""
+
+    __slots__ = (
+        "arguments", "contained", "depth", "entries", "inputs", "missing", "name", "owner", "retry_on",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        id: TaskKey,
+        key: LaneKey,
+        function: int,
+        retries: int,
+        arguments: bytes,
+        entries: tuple[Entry, ...],
+        name: str,
+        retry_on: bytes,
+        inputs: tuple[tuple[int | str, Entry], ...] = (),
+        contained: tuple[Entry, ...] = (),
+    ) -> None:
+        self.id = id
+        self.key = key
+        self.function = function
+        self.retries = retries
+        self.payload = None
+        self.attempt = 0
+        self.worker = None
+        self.arguments = arguments
+        self.entries = entries
+        self.name = name
+        self.retry_on = retry_on
+        self.inputs = inputs
+        self.contained = contained
+        self.missing = 0
+        self.owner: SubmitService | None = None
+
+    def ready(self, entry: Entry) -> None:
+        """An argument has its value; the last one lets the task go."""
+        self.missing -= 1
+        if not self.missing and self.owner is not None:
+            self.owner.arguments_ready(self)
+
+
+class _Peer:
+    """A leased worker as the link that leads to it, and the definitions it was sent."""
+
+    __slots__ = ("address", "defined", "execute", "key", "lease", "link")
+
+    def __init__(self, key: WorkerKey, lease: LeaseID, address: str, link: Link) -> None:
+        self.key = key
+        self.lease = lease
+        self.address = address
+        self.link = link
+        self.execute = worker.Execute(link)
+        self.defined: set[int] = set()
+
+
+class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
+    """Carries out what `Submitter` decides."""
+
+    def __init__(
+        self,
+        network: Network,
+        raylet_link: Link,
+        owner: OwnerService,
+        submitter: Submitter,
+        environment: bytes,
+    ) -> None:
+        self._network = network
+        self._owner = owner
+        self._submitter = submitter
+        self._environment = environment
+        self._leases = raylet.Leases(raylet_link)
+        self._raylet = raylet_link
+        self._random: random.Random = network.seams.random("retries")
+        self._tasks: dict[TaskKey, OwnedTask] = {}
+        self._peers: dict[WorkerKey, _Peer] = {}
+        self._by_link: dict[Link, _Peer] = {}
+        self._defined_on: dict[Link, set[int]] = {}
+        self._reported: dict[str, None] = {}
+        self.definitions: dict[int, hot.Definition] = {}
+        self.on_output = print_nothing
+        self.on_warning = print_nothing
+        self._alarm = Alarm(self._expire)
+        raylet_link.on_end(self._raylet_ended)
+
+    # ---- what this process asks ----------------------------------------------------------
+
+    def submit(self, tasks: list[OwnedTask]) -> None:
+        """Take tasks over: each goes to a worker once its arguments are there."""
+        ready: list[Pending] = []
+        for task in tasks:
+            self._tasks[task.id] = task
+            for entry in task.entries:
+                self._owner.refs.add(entry)
+            if task.inputs or task.contained:
+                self._hold_arguments(task)
+            if not task.missing:
+                ready.append(task)
+        if self._raylet.is_ended:
+            for task in tasks:
+                self._fail(task, _raylet_died())
+        elif ready:
+            self._perform(self._submitter.submit(ready, now()))
+
+    def arguments_ready(self, task: OwnedTask) -> None:
+        if task.id in self._tasks:
+            self._perform(self._submitter.submit([task], now()))
+
+    @property
+    def unfinished(self) -> int:
+        """How many tasks have no result yet."""
+        return len(self._tasks)
+
+    def check(self) -> None:
+        self._submitter.check()
+        self._owner.refs.check()
+
+    # ---- what workers say ----------------------------------------------------------------
+
+    @handles(worker.Submit.results)
+    def results(self, results: list[hot.Result]) -> None:
+        peer = self._by_link.get(self.caller)
+        moment = now()
+        for result in results:
+            task = self._tasks.get(TaskKey(result.task))
+            if task is None or task.attempt != result.attempt:
+                self._discard(result)  # of an attempt that was given up: its worker was declared dead
+                continue
+            if peer is not None:
+                self._submitter.finished(peer.key, task, result.seconds, moment)
+            if result.retry and task.retries:
+                self._retry(task)
+            else:
+                self._finish(task, result)
+        if peer is not None:
+            self._perform(self._submitter.advance([peer.key], moment))
+
+    @handles(worker.Submit.given_back)
+    def given_back(self, returned: list[hot.GivenBack]) -> None:
+        peer = self._by_link.get(self.caller)
+        if peer is None:
+            return
+        tasks: list[Pending] = []
+        for each in returned:
+            task = self._tasks.get(TaskKey(each.task))
+            if task is not None and task.attempt == each.attempt and task.worker == peer.key:
+                tasks.append(task)
+        self._perform(self._submitter.given_back(peer.key, tasks, now()))
+
+    # ---- what the raylet says ------------------------------------------------------------
+
+    @handles(raylet.Holder.granted)
+    def granted(self, grants: list[hot.LeaseGrant]) -> None:
+        for grant in grants:
+            key, lease = WorkerKey(grant.worker), LeaseID(grant.lease)
+            link = self._network.connect(grant.address)
+            if link not in self._defined_on:
+                self._defined_on[link] = set()
+                link.on_end(self._link_ended)
+            peer = _Peer(key, lease, grant.address, link)
+            peer.defined = self._defined_on[link]
+            self._peers[key] = self._by_link[link] = peer
+            self._perform(self._submitter.granted(lease, key, now()))
+
+    @handles(raylet.Holder.problem)
+    def problem(self, problems: list[hot.LeaseProblem]) -> None:
+        for problem in problems:
+            if problem.is_final:
+                for task in self._submitter.refused(LeaseID(problem.lease)):
+                    assert isinstance(task, OwnedTask)
+                    self._fail(task, TaskUnschedulableError(problem.message))
+            elif problem.message not in self._reported:
+                self._reported[problem.message] = None
+                self.on_warning(problem.message)
+
+    @handles(raylet.Holder.lost)
+    def lost(self, losses: list[hot.WorkerLost]) -> None:
+        for loss in losses:
+            key = WorkerKey(loss.worker)
+            self._peers.pop(key, None)
+            begun, effects = self._submitter.lost(key, TaskKey(loss.last_task), now())
+            self._network.confirm_dead(loss.address, loss.cause)
+            for task in begun:
+                assert isinstance(task, OwnedTask)
+                self._free_returns(task)
+                if task.retries:
+                    self._retry(task)
+                else:
+                    self._fail(task, WorkerCrashedError(_crash_text(task, loss.cause)))
+            self._perform(effects)
+
+    @handles(raylet.Holder.wanted)
+    def wanted(self, nothing: bytes) -> None:
+        self._perform(self._submitter.wanted(True))
+
+    @handles(raylet.Holder.unwanted)
+    def unwanted(self, nothing: bytes) -> None:
+        self._perform(self._submitter.wanted(False))
+
+    @handles(raylet.Holder.output)
+    def output(self, lines: hot.OutputLines) -> None:
+        self.on_output(lines)
+
+    # ---- inside --------------------------------------------------------------------------
+
+    def _hold_arguments(self, task: OwnedTask) -> None:
+        task.owner = self
+        for entry in task.contained:
+            entry.submitted += 1
+        for _, entry in task.inputs:
+            entry.submitted += 1
+            if entry.value is None:
+                task.missing += 1
+                if entry.waiters is None:
+                    entry.waiters = []
+                entry.waiters.append(task)
+                self._owner.need(entry)
+
+    def _perform(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Push(key, tasks):
+                    self._push(self._peers[key], tasks)
+                case RequestLease(lease, key):
+                    demand = key.demand.to_units()
+                    self._leases.request(
+                        hot.LeaseRequest(lease, demand, self._environment, key.depth)
+                    )
+                case ReturnLease(lease):
+                    self._return(lease)
+                case AskBack(key):
+                    self._peers[key].execute.give_back(b"")
+        self._alarm.set(self._submitter.next_expiry(now()))
+
+    def _push(self, peer: _Peer, tasks: list[Pending]) -> None:
+        run, defined = peer.execute.run, peer.defined
+        if peer.link.is_ended:
+            return  # the raylet will say that this worker is gone, and the tasks be queued again
+        for task in tasks:
+            assert isinstance(task, OwnedTask)
+            if task.function not in defined:
+                defined.add(task.function)
+                peer.execute.define(self.definitions[task.function])
+            if task.inputs or task.contained:
+                run(self._with_inputs(task))
+            else:
+                run(
+                    hot.Task(
+                        task.id, task.attempt, task.function, task.arguments,
+                        len(task.entries), task.key.depth, task.name, (), (), task.retry_on,
+                    )
+                )  # fmt: skip
+
+    def _with_inputs(self, task: OwnedTask) -> hot.Task:
+        here = self._network.address
+        inputs = tuple(
+            hot.Input(place, entry.id, entry.owner or here, entry.value)
+            for place, entry in task.inputs
+            if entry.value is not None
+        )
+        contained = tuple(hot.Contained(each.id, each.owner or here) for each in task.contained)
+        return hot.Task(
+            task.id, task.attempt, task.function, task.arguments, len(task.entries),
+            task.key.depth, task.name, inputs, contained, task.retry_on,
+        )  # fmt: skip
+
+    def _return(self, lease: LeaseID) -> None:
+        self._leases.release(lease)
+        for key, peer in self._peers.items():
+            if peer.lease == lease:
+                del self._peers[key]
+                if self._by_link.get(peer.link) is peer:
+                    del self._by_link[peer.link]
+                return
+
+    def _finish(self, task: OwnedTask, result: hot.Result) -> None:
+        """Give the objects their values, and let the arguments go."""
+        contained = any(value.contained for value in result.values)
+        if contained or result.kept:
+            link = self.caller
+            self.spawn(self._finish_with_references(task, result, link), f"finish {task.name}")
+            return
+        self._complete(task, result.values)
+        if task.inputs or task.contained:
+            self._drop_arguments(task)
+
+    async def _finish_with_references(
+        self, task: OwnedTask, result: hot.Result, link: Link
+    ) -> None:
+        """The same, when references travelled: their new holders are made known first."""
+        values = _each(result.values, len(task.entries))
+        for entry, value in zip(task.entries, values, strict=True):
+            if entry.is_held and value.contained:
+                await self._owner.hold_contained(entry, value.contained)
+        if any(value.contained for value in result.values) and not link.is_ended:
+            worker.Owner(link).received(result.task)
+        kept = set(result.kept)
+        abroad: dict[str, list[Entry]] = {}
+        for entry in (*task.contained, *(entry for _, entry in task.inputs)):
+            if entry.id in kept and entry.owner:
+                abroad.setdefault(entry.owner, []).append(entry)
+            elif entry.id in kept:
+                self._owner.perform(self._owner.refs.borrowed(entry.id, link.peer))
+        for owner, entries in abroad.items():
+            await self._owner.lend(owner, link.peer, [entry.id for entry in entries])
+        self._complete(task, result.values)
+        self._drop_arguments(task)
+
+    def _complete(self, task: OwnedTask, values: tuple[Value, ...]) -> None:
+        if self._tasks.pop(task.id, None) is None:
+            return
+        complete, entries = self._owner.complete, task.entries
+        if len(values) == 1 and len(entries) == 1:
+            entry = entries[0]
+            if entry.is_held:
+                complete(entry, values[0])
+            else:
+                self._owner.free_value(entry.id, values[0])
+            return
+        for entry, value in zip(entries, _each(values, len(entries)), strict=True):
+            if entry.is_held:
+                complete(entry, value)
+            else:
+                self._owner.free_value(entry.id, value)
+
+    def _fail(self, task: OwnedTask, error: RayError) -> None:
+        if self._tasks.pop(task.id, None) is None:
+            return
+        for entry in task.entries:
+            if entry.is_held:
+                self._owner.fail(entry, error)
+        self._drop_arguments(task)
+
+    def _retry(self, task: OwnedTask) -> None:
+        """Begin another attempt, after a delay from the second retry on."""
+        task.attempt += 1
+        if task.retries > 0:
+            task.retries -= 1
+        delay = retry_delay(task.attempt, self._random.random())
+        if delay:
+            self.spawn(self._submit_later(task, delay), f"retry {task.name}")
+        else:
+            self._perform(self._submitter.submit([task], now()))
+
+    async def _submit_later(self, task: OwnedTask, delay: float) -> None:
+        await asyncio.sleep(delay)
+        if task.id in self._tasks:
+            self._perform(self._submitter.submit([task], now()))
+
+    def _drop_arguments(self, task: OwnedTask) -> None:
+        refs = self._owner.refs
+        for entry in (*task.contained, *(entry for _, entry in task.inputs)):
+            self._owner.perform(refs.dropped_submitted(entry))
+        task.inputs = task.contained = ()
+
+    def _discard(self, result: hot.Result) -> None:
+        if any(value.contained for value in result.values) and not self.caller.is_ended:
+            worker.Owner(self.caller).received(result.task)
+
+    def _free_returns(self, task: OwnedTask) -> None:
+        """A worker may have stored results that it could not report any more."""
+        for entry in task.entries:
+            self._owner.free_value(entry.id, Value(Form.ARENA))
+
+    def _link_ended(self, link: Link) -> None:
+        self._defined_on.pop(link, None)
+        self._by_link.pop(link, None)
+
+    def _raylet_ended(self, link: Link) -> None:
+        for task in list(self._tasks.values()):
+            self._fail(task, _raylet_died())
+
+    def _expire(self) -> None:
+        if not self._raylet.is_ended:
+            self._perform(self._submitter.expire(now()))
+
+    async def stopped(self) -> None:
+        self._alarm.cancel()
+
+
+def print_nothing(message: object) -> None:
+    """The default listener: nobody."""
+
+
+def _each(values: tuple[Value, ...], count: int) -> tuple[Value, ...]:
+    """One error stands for all returns."""
+    return values if len(values) == count else values[:1] * count
+
+
+def _raylet_died() -> LocalRayletDiedError:
+    return LocalRayletDiedError()
+
+
+def _crash_text(task: OwnedTask, cause: str) -> str:
+    return (
+        f"The worker died unexpectedly while executing the task {task.name} "
+        f"(attempt {task.attempt + 1}): {cause}. "
+        "Its output, if any, is above; set max_retries to have crashed tasks run again."
+    )

@@ -1,0 +1,179 @@
+"""Hot-path structures: what travels for every task and object, encoded in about a microsecond.
+
+They are arrays on the wire, so fields are only ever added at the end, with a default.
+"""
+
+import enum
+
+import msgspec
+
+INLINE_LIMIT = 100 * 1024  # bytes of a pickled value up to which it travels instead of being stored
+
+
+class Form(enum.IntEnum):
+    """How a value is given."""
+
+    INLINE = 0  # `data` is the pickled value
+    ARENA = 1  # the pickled value lies in the node's arena, at `offset`
+    ERROR = 2  # `data` is a pickled RayError that reading the object raises
+
+
+class Contained(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A reference inside a value, and the address of the object's owner."""
+
+    id: bytes
+    owner: str
+
+
+class Value(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """An object's value, or where it is."""
+
+    form: int
+    data: bytes = b""
+    offset: int = 0
+    size: int = 0
+    contained: tuple[Contained, ...] = ()
+
+
+class Definition(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A function, sent once on a link before the first task that runs it.
+
+    `number` is the sender's name for it; `name` is what tracebacks and process titles show;
+    `owner` is the sender, who will own what its tasks return.
+    """
+
+    number: int
+    function: bytes
+    name: str
+    job: bytes
+    owner: bytes
+
+
+class Input(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """The value of an argument that was a reference: `place` is its position, or its keyword."""
+
+    place: int | str
+    id: bytes
+    owner: str
+    value: Value
+
+
+class Task(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One attempt at running a function.
+
+    `arguments` is the pickled ``(args, kwargs)``, None where an input stands; `contained` are the
+    references inside them. `depth` counts the tasks above this one.
+    """
+
+    id: bytes
+    attempt: int
+    definition: int
+    arguments: bytes
+    returns: int = 1
+    depth: int = 0
+    name: str = ""
+    inputs: tuple[Input, ...] = ()
+    contained: tuple[Contained, ...] = ()
+    retry_on: bytes = b""  # pickled exception classes; b"*" is any; empty is none
+
+
+class Result(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What came of one attempt: a value for each return, an error standing for all of them.
+
+    `seconds` is how long the function ran. `kept` are the references given with the task that the
+    worker still holds: it has become their borrower. `retry` says that the error is one which the
+    task's options retry.
+    """
+
+    task: bytes
+    attempt: int
+    seconds: float
+    values: tuple[Value, ...]
+    kept: tuple[bytes, ...] = ()
+    retry: bool = False
+
+
+class GivenBack(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """An attempt that the worker had not started and will not start."""
+
+    task: bytes
+    attempt: int
+
+
+class LeaseRequest(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A wish for a worker. `demand` is in ten-thousandths, by resource."""
+
+    lease: bytes
+    demand: dict[str, int]
+    key: bytes
+    depth: int
+
+
+class LeaseGrant(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    lease: bytes
+    worker: bytes
+    address: str
+
+
+class LeaseProblem(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Why a lease cannot be had: not now (infeasible), or not at all (`is_final`)."""
+
+    lease: bytes
+    message: str
+    is_final: bool
+
+
+class WorkerLost(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A leased worker died. `last_task` is the task that it started last."""
+
+    lease: bytes
+    worker: bytes
+    address: str
+    cause: str
+    last_task: bytes
+
+
+class Death(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A process of this node ended. `id` is the worker's or driver's."""
+
+    id: bytes
+    address: str
+    cause: str
+
+
+class Allocate(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A wish for arena memory for an object of `owner`."""
+
+    id: bytes
+    size: int
+    owner: bytes
+
+
+class Allocation(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    offset: int
+
+
+class Freed(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Nobody refers to this object any more."""
+
+    id: bytes
+
+
+class Fetch(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    id: bytes
+
+
+class Borrow(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """`borrower` (an address) holds these objects, handed to it by the sender's `hand_over`."""
+
+    borrower: str
+    ids: tuple[bytes, ...]
+
+
+class OutputLines(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Lines that a worker printed."""
+
+    name: str
+    pid: int
+    is_stderr: bool
+    lines: tuple[str, ...]

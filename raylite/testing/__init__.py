@@ -1,0 +1,1 @@
+"""Testing with raylite: simulation, and clusters embedded in a test."""

@@ -1,0 +1,212 @@
+"""`SimLoop`: an asyncio loop whose clock jumps to the next timer as soon as every task waits.
+
+Thousands of virtual seconds pass in one real one, and the same seed gives the same run: the loop
+keeps a hash of every callback it was given and when (`SimLoop.trace`). A program that waits for what
+never comes ends with `Hang`, which names every task and where it waits.
+"""
+
+import asyncio
+import contextvars
+import hashlib
+import selectors
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
+
+from anyio._backends._asyncio import CancelScope  # what `anyio.CancelScope` makes on asyncio
+
+T = TypeVar("T")
+
+_FOREVER = 86_000.0  # asyncio caps one wait at a day, and `sleep_forever` is a timer at infinity
+STEPS = 2_000_000  # callbacks in one run above which a program is taken to loop without end
+
+
+class Hang(Exception):
+    """Nothing can happen any more, or not within the time given; the message says who waits."""
+
+
+class SimTask(asyncio.Task[Any]):
+    """A task hashed by the order of its making, so that sets of tasks iterate alike every run."""
+
+    def __init__(self, *args: Any, number: int, **kwargs: Any) -> None:
+        self._number = number
+        super().__init__(*args, **kwargs)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
+class SimLoop(asyncio.SelectorEventLoop):
+    """An event loop in virtual time. Threads cannot wake it, and it refuses to start any."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._digest = hashlib.blake2b(digest_size=16)
+        self._steps = 0
+        self._limit = float("inf")
+        self._tasks_made = 0
+        self._thread = threading.get_ident()
+        super().__init__(_JumpingSelector(self))
+        self.set_task_factory(self._make_task)
+
+    def time(self) -> float:
+        """Return the virtual time, in seconds."""
+        return self._now
+
+    @property
+    def trace(self) -> str:
+        """A hash over every callback given to the loop so far, with its time."""
+        return self._digest.hexdigest()
+
+    def run(self, main: Coroutine[Any, Any, T], *, within: float = 3600.0) -> T:
+        """Run `main` to its end, cancel what it leaves behind, and close the loop.
+
+        Args:
+            main: What to run.
+            within: Virtual seconds it may take; periodic timers would otherwise hide a hang.
+
+        Raises:
+            Hang: `main` waits for something that never happens.
+        """
+        self._limit = self._now + within
+        asyncio.set_event_loop(self)
+        try:
+            with _ordered_cancel_scopes():
+                task = self.create_task(main, name="main")
+                try:
+                    return self.run_until_complete(task)
+                finally:
+                    self._finish()
+        finally:
+            asyncio.set_event_loop(None)
+            self.close()
+
+    def call_soon(
+        self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.Handle:
+        """Queue a callback, and put it into the trace."""
+        self._steps += 1
+        self._digest.update(f"{self._now:.9f} {_name(callback)}\n".encode())
+        return super().call_soon(callback, *args, context=context)
+
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[..., Any],
+        *args: Any,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """Set a timer, and put it into the trace."""
+        self._steps += 1
+        self._digest.update(f"{self._now:.9f} {when:.9f} {_name(callback)}\n".encode())
+        return super().call_at(when, callback, *args, context=context)
+
+    def call_soon_threadsafe(
+        self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.Handle:
+        """Refuse other threads; asyncio itself uses this on the loop's own."""
+        if threading.get_ident() != self._thread:
+            raise RuntimeError("a thread tried to wake a simulated loop")
+        return self.call_soon(callback, *args, context=context)
+
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
+        """Refuse to start a thread: it could not wake this loop, and its time is not ours."""
+        name = _name(func)
+        raise RuntimeError(f"simulated code tried to run {name} in a thread; use Seams.to_thread")
+
+    def note(self, text: str) -> None:
+        """Put something that happened outside callbacks into the trace."""
+        self._digest.update(text.encode())
+
+    def waiting(self) -> str:
+        """Describe every unfinished task and the line where it waits."""
+        lines = []
+        for task in sorted(asyncio.all_tasks(self), key=hash):
+            frames = task.get_stack()
+            where = f"{frames[-1].f_code.co_filename}:{frames[-1].f_lineno}" if frames else "?"
+            lines.append(f"  {task.get_name()} waits at {where}")
+        return "\n".join(lines)
+
+    def jump(self, seconds: float) -> None:
+        """Move the clock; the selector calls this when nothing is ready."""
+        self._now += seconds
+        if self._now > self._limit:
+            self._now = self._limit
+            raise Hang(f"not done after {self._limit:g} virtual seconds\n{self.waiting()}")
+
+    def look_for_end(self) -> None:
+        """Give up on a program that does ever more without coming to an end."""
+        if self._steps > STEPS:
+            raise Hang(f"no end after {STEPS} callbacks\n{self.waiting()}")
+
+    def _finish(self) -> None:
+        """Cancel what the main task left behind; what cannot be cancelled is let go."""
+        self._limit, self._steps = float("inf"), 0
+        try:
+            for _ in range(3):
+                tasks = sorted(asyncio.all_tasks(self), key=hash)
+                if not tasks:
+                    break
+                for task in tasks:
+                    task.cancel()
+                self.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            self.run_until_complete(self.shutdown_asyncgens())
+        except Hang:
+            pass  # the one that ended `main`, if any, says more
+
+    def _make_task(
+        self, loop: asyncio.AbstractEventLoop, work: Any, **kwargs: Any
+    ) -> "asyncio.Task[Any]":
+        self._tasks_made += 1
+        return SimTask(work, loop=loop, number=self._tasks_made, **kwargs)
+
+
+class _JumpingSelector(selectors.SelectSelector):
+    def __init__(self, loop: SimLoop) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        self._loop.look_for_end()
+        if timeout is None or timeout >= _FOREVER:
+            raise Hang(f"every task waits and no timer is set\n{self._loop.waiting()}")
+        if timeout > 0:
+            self._loop.jump(timeout)
+        return []
+
+
+class _OrderedSet(dict[T, None], Generic[T]):
+    """As much of a set as anyio uses, in the order of adding."""
+
+    def add(self, item: T) -> None:
+        self[item] = None
+
+    def remove(self, item: T) -> None:
+        del self[item]
+
+    def discard(self, item: T) -> None:
+        self.pop(item, None)
+
+
+@contextmanager
+def _ordered_cancel_scopes() -> Iterator[None]:
+    """Let anyio cancel in the order of entering: it keeps scopes in sets, hashed by address."""
+    make = CancelScope.__init__
+
+    def make_ordered(self: Any, *args: Any, **kwargs: Any) -> None:
+        make(self, *args, **kwargs)
+        self._child_scopes, self._tasks = _OrderedSet(), _OrderedSet()
+
+    CancelScope.__init__ = make_ordered  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        CancelScope.__init__ = make  # type: ignore[method-assign]
+
+
+def _name(callback: Callable[..., Any]) -> str:
+    owner = getattr(callback, "__self__", None)
+    if isinstance(owner, asyncio.Task):
+        return f"task {hash(owner)}"
+    return str(getattr(callback, "__qualname__", type(callback).__name__))
