@@ -241,7 +241,7 @@ class _Connection(H2Protocol):
         self._transport = self.connection._transport
         known = _Known(self.processor.processors)
         known[WindowUpdated] = known[RemoteSettingsChanged] = self._room
-        self.processor.processors = known  # type: ignore[assignment]
+        self.processor.processors = known
         self._network.connection_made(self)
 
     def data_received(self, data: bytes) -> None:

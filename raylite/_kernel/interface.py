@@ -47,7 +47,7 @@ class Route:
         return f"<{type(self).__name__} {self.name}>"
 
 
-class call(Route, Generic[Q, R]):  # noqa: N801 - reads as a keyword inside an interface
+class call(Route, Generic[Q, R]):
     """One request, one reply."""
 
     kind = Kind.CALL
@@ -63,7 +63,7 @@ class call(Route, Generic[Q, R]):  # noqa: N801 - reads as a keyword inside an i
         return self if instance is None else instance.bind(self, instance.link.call)
 
 
-class post(Route, Generic[Q]):  # noqa: N801
+class post(Route, Generic[Q]):
     """One message, no reply; sending never blocks."""
 
     kind = Kind.POST
@@ -79,7 +79,7 @@ class post(Route, Generic[Q]):  # noqa: N801
         return self if instance is None else instance.bind(self, instance.link.post)
 
 
-class feed(Route, Generic[Q, R]):  # noqa: N801
+class feed(Route, Generic[Q, R]):
     """One request, a stream of items, as fast as the reader takes them."""
 
     kind = Kind.FEED
@@ -95,7 +95,7 @@ class feed(Route, Generic[Q, R]):  # noqa: N801
         return self if instance is None else instance.bind(self, instance.link.feed)
 
 
-class batch(Route, Generic[Q]):  # noqa: N801
+class batch(Route, Generic[Q]):
     """Like `post`, but what one loop tick sends is handed to the receiver as one list."""
 
     kind = Kind.BATCH

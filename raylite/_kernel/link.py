@@ -33,8 +33,8 @@ from raylite._kernel.packet import (
     Kind,
     decode_frames,
     decode_packet,
+    encode_frame as encode,
 )
-from raylite._kernel.packet import encode_frame as encode
 from raylite._kernel.session import WINDOW_BYTES, Session
 from raylite._kernel.wire import Deaf, Wire
 from raylite.exceptions import (

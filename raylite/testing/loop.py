@@ -11,12 +11,14 @@ import hashlib
 import selectors
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Executor
 from contextlib import contextmanager
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, TypeVarTuple, Unpack
 
 from anyio._backends._asyncio import CancelScope  # what `anyio.CancelScope` makes on asyncio
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 _FOREVER = 86_000.0  # asyncio caps one wait at a day, and `sleep_forever` is a timer at infinity
 STEPS = 2_000_000  # callbacks in one run above which a program is taken to loop without end
@@ -29,9 +31,15 @@ class Hang(Exception):
 class SimTask(asyncio.Task[Any]):
     """A task hashed by the order of its making, so that sets of tasks iterate alike every run."""
 
-    def __init__(self, *args: Any, number: int, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        work: Coroutine[Any, Any, Any],
+        loop: asyncio.AbstractEventLoop,
+        number: int,
+        options: dict[str, Any],
+    ) -> None:
         self._number = number
-        super().__init__(*args, **kwargs)
+        super().__init__(work, loop=loop, **options)
 
     def __hash__(self) -> int:
         return self._number
@@ -83,7 +91,10 @@ class SimLoop(asyncio.SelectorEventLoop):
             self.close()
 
     def call_soon(
-        self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
+        self,
+        callback: Callable[[Unpack[Ts]], object],
+        *args: Unpack[Ts],
+        context: contextvars.Context | None = None,
     ) -> asyncio.Handle:
         """Queue a callback, and put it into the trace."""
         self._steps += 1
@@ -93,8 +104,8 @@ class SimLoop(asyncio.SelectorEventLoop):
     def call_at(
         self,
         when: float,
-        callback: Callable[..., Any],
-        *args: Any,
+        callback: Callable[[Unpack[Ts]], object],
+        *args: Unpack[Ts],
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
         """Set a timer, and put it into the trace."""
@@ -103,14 +114,19 @@ class SimLoop(asyncio.SelectorEventLoop):
         return super().call_at(when, callback, *args, context=context)
 
     def call_soon_threadsafe(
-        self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
+        self,
+        callback: Callable[[Unpack[Ts]], object],
+        *args: Unpack[Ts],
+        context: contextvars.Context | None = None,
     ) -> asyncio.Handle:
         """Refuse other threads; asyncio itself uses this on the loop's own."""
         if threading.get_ident() != self._thread:
             raise RuntimeError("a thread tried to wake a simulated loop")
         return self.call_soon(callback, *args, context=context)
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
+    def run_in_executor(
+        self, executor: Executor | None, func: Callable[[Unpack[Ts]], T], *args: Unpack[Ts]
+    ) -> asyncio.Future[T]:
         """Refuse to start a thread: it could not wake this loop, and its time is not ours."""
         name = _name(func)
         raise RuntimeError(f"simulated code tried to run {name} in a thread; use Seams.to_thread")
@@ -156,10 +172,10 @@ class SimLoop(asyncio.SelectorEventLoop):
             pass  # the one that ended `main`, if any, says more
 
     def _make_task(
-        self, loop: asyncio.AbstractEventLoop, work: Any, **kwargs: Any
-    ) -> "asyncio.Task[Any]":
+        self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any], **options: object
+    ) -> SimTask:
         self._tasks_made += 1
-        return SimTask(work, loop=loop, number=self._tasks_made, **kwargs)
+        return SimTask(work, loop, self._tasks_made, options)
 
 
 class _JumpingSelector(selectors.SelectSelector):
@@ -194,11 +210,12 @@ def _ordered_cancel_scopes() -> Iterator[None]:
     """Let anyio cancel in the order of entering: it keeps scopes in sets, hashed by address."""
     make = CancelScope.__init__
 
-    def make_ordered(self: Any, *args: Any, **kwargs: Any) -> None:
-        make(self, *args, **kwargs)
-        self._child_scopes, self._tasks = _OrderedSet(), _OrderedSet()
+    def make_ordered(self: CancelScope, *args: float, **options: bool) -> None:
+        make(self, *args, **options)
+        for name in ("_child_scopes", "_tasks"):
+            setattr(self, name, _OrderedSet[object]())
 
-    CancelScope.__init__ = make_ordered  # type: ignore[method-assign]
+    CancelScope.__init__ = make_ordered  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

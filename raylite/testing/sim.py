@@ -37,6 +37,7 @@ class World:
         return random.Random(f"{self._seed}/{name}")
 
     def seams(self, host: str) -> Seams:
+        """Return what a host takes from this world."""
         return Seams(random=lambda name: self.random(f"{host}/{name}"), to_thread=_refuse_thread)
 
     def cut(self, one: str, other: str, *, silently: bool = False) -> None:
@@ -77,9 +78,11 @@ class World:
                     wire.abort("the peer died")
 
     def is_cut(self, one: str, other: str) -> bool:
+        """Whether nothing passes between two hosts."""
         return frozenset((one, other)) in self._cuts
 
     def is_silent(self, one: str, other: str) -> bool:
+        """Whether nothing passes, and nobody is told."""
         return self._cuts.get(frozenset((one, other)), False)
 
     def join(self, one: str, other: str) -> "SimWire":
@@ -113,12 +116,14 @@ class SimNetwork(Network):
         self.is_dead = False
 
     async def listen(self, address: str) -> None:
+        """Take an address of the world."""
         if address in self.world.networks:
             raise OSError(f"{address} is taken")
         self.world.networks[address] = self
         self.address = address
 
     async def dial(self, address: str, events: WireEvents) -> Wire:
+        """Reach an address, unless a cut or a death stands between."""
         await asyncio.sleep(self.world.delay)
         peer = self.world.networks.get(address)
         there = address if peer is None else peer.name
@@ -132,6 +137,7 @@ class SimNetwork(Network):
         return wire
 
     async def close(self) -> None:
+        """Say goodbye on every link and give the address up."""
         if self.world.networks.get(self.address) is self:
             del self.world.networks[self.address]
         await super().close()
@@ -152,6 +158,7 @@ class SimWire(MemoryWire):
         self._flying: deque[bytes | None] = deque()
 
     def carry(self, item: bytes | None) -> None:
+        """Let a packet, or the end, land at the other side after a while."""
         if self.is_blocked:
             return
         at = self._loop.time()
@@ -162,6 +169,7 @@ class SimWire(MemoryWire):
         self._loop.call_at(self._last, self._land)
 
     def abort(self, reason: str) -> None:
+        """Break both ends, or only this one if nothing passes between them."""
         if self.is_blocked:
             self.break_end(reason)  # and the other end does not hear of it
         else:
