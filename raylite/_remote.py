@@ -37,7 +37,7 @@ class _Submission:
         self.depth = depth
         self.function = function
         self.name = name
-        demand = Resources.from_mapping(options.demand())
+        demand = Resources.from_mapping(options.demand(), exact=False)
         self.key = LaneKey(demand, core.job, depth)
         self.returns = _count(options.num_returns)
         self.retries = options.max_retries
@@ -77,6 +77,9 @@ class RemoteFunction(Generic[P, T]):
             "Remote functions cannot be called directly. Instead of running "
             f"'{self._function.__name__}()', try '{self._function.__name__}.remote()'."
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RemoteFunction, (self._function, self._options)
 
     def options(self, **options: Any) -> "RemoteFunction[P, T]":
         """Return this function with other options, for the calls made through what is returned.

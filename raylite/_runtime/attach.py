@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from raylite._kernel.arena import Arena
@@ -21,6 +22,8 @@ from raylite._types.resources import UNIT
 from raylite._wire import hot
 from raylite._wire.messages import gcs as gcs_msg
 from raylite._wire.messages import raylet as raylet_msg
+
+Wake = Callable[[Callable[[], None]], object]
 
 NO_JOB = b"\xff" * 4
 
@@ -86,6 +89,7 @@ async def attach_driver(
     cpus: float,
     entrypoint: str,
     namespace: str,
+    wake: Wake | None = None,
 ) -> Attachment:
     """Make this process a driver: a job of the cluster, and a member of the node."""
     jobs = Jobs(network.connect(gcs_address))
@@ -94,7 +98,9 @@ async def attach_driver(
             driver_id=id, driver_pid=os.getpid(), entrypoint=entrypoint, namespace=namespace
         )
     )
-    attachment = _assemble(network, raylet_address, gcs_address, arena, id, added.job_id, cpus, None)
+    attachment = _assemble(
+        network, raylet_address, gcs_address, arena, id, added.job_id, cpus, None, wake
+    )
     pool = raylet.Pool(attachment.core.raylet_link)
     registered = await pool.register_driver(
         raylet_msg.RegisterDriver(
@@ -113,9 +119,10 @@ async def attach_worker(
     token: int,
     executor: Executor,
     cpus: float,
+    wake: Wake | None = None,
 ) -> Attachment:
     """Make this process (or thread) a worker of its node."""
-    attachment = _assemble(network, raylet_address, "", arena, id, NO_JOB, cpus, executor)
+    attachment = _assemble(network, raylet_address, "", arena, id, NO_JOB, cpus, executor, wake)
     pool = raylet.Pool(attachment.core.raylet_link)
     registered = await pool.register_worker(
         raylet_msg.RegisterWorker(
@@ -139,6 +146,7 @@ def _assemble(
     job: bytes,
     cpus: float,
     executor: Executor | None,
+    wake: Wake | None,
 ) -> Attachment:
     loop = asyncio.get_running_loop()
     link = network.connect(raylet_address)
@@ -146,11 +154,12 @@ def _assemble(
     submitter = Submitter(WorkerKey(id), max(int(cpus * UNIT), UNIT))
     submit = SubmitService(network, link, owner, submitter, job)
     process = ProcessService(network, link, owner)
-    core = Core(id, job, loop, network, arena, owner, submit, link)
+    core = Core(id, job, loop, network, arena, owner, submit, link, wake)
     services: list[Service] = [owner, submit, process]
     if executor is not None:
         execute = ExecuteService(owner, core, executor, link)
         process.executor = executor
+        core.on_block, core.on_unblock = execute.blocked, execute.unblocked
         executor.serve(execute, core)
         services.append(execute)
     host = Host(network, *services)

@@ -1,6 +1,8 @@
 """Which core worker the calling thread belongs to."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from raylite._services.worker import objects
@@ -54,6 +56,16 @@ def leave(place: Place) -> None:
 def enter_thread(place: Place) -> None:
     """Make this the place of the calling thread: a worker that is a thread."""
     _thread.place = place
+
+
+@contextmanager
+def at(place: Place) -> Iterator[None]:
+    """Make this the calling thread's place inside a ``with`` block that does not await."""
+    before, _thread.place = _thread.place, place
+    try:
+        yield
+    finally:
+        _thread.place = before
 
 
 def _restore(id: bytes, owner: str) -> ObjectRef[Any]:

@@ -8,12 +8,13 @@ never comes ends with `Hang`, which names every task and where it waits.
 import asyncio
 import contextvars
 import hashlib
+import math
 import selectors
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from typing import Any, Generic, TypeVar, TypeVarTuple, Unpack
+from typing import Any, Generic, TypeVar, TypeVarTuple
 
 from anyio._backends._asyncio import CancelScope  # what `anyio.CancelScope` makes on asyncio
 
@@ -56,7 +57,7 @@ class SimLoop(asyncio.SelectorEventLoop):
         self._tasks_made = 0
         self._thread = threading.get_ident()
         super().__init__(_JumpingSelector(self))
-        self.set_task_factory(self._make_task)
+        self.set_task_factory(self._make_task)  # type: ignore[arg-type] # no generators here
 
     def time(self) -> float:
         """Return the virtual time, in seconds."""
@@ -92,8 +93,8 @@ class SimLoop(asyncio.SelectorEventLoop):
 
     def call_soon(
         self,
-        callback: Callable[[Unpack[Ts]], object],
-        *args: Unpack[Ts],
+        callback: Callable[[*Ts], object],
+        *args: *Ts,
         context: contextvars.Context | None = None,
     ) -> asyncio.Handle:
         """Queue a callback, and put it into the trace."""
@@ -104,8 +105,8 @@ class SimLoop(asyncio.SelectorEventLoop):
     def call_at(
         self,
         when: float,
-        callback: Callable[[Unpack[Ts]], object],
-        *args: Unpack[Ts],
+        callback: Callable[[*Ts], object],
+        *args: *Ts,
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
         """Set a timer, and put it into the trace."""
@@ -115,8 +116,8 @@ class SimLoop(asyncio.SelectorEventLoop):
 
     def call_soon_threadsafe(
         self,
-        callback: Callable[[Unpack[Ts]], object],
-        *args: Unpack[Ts],
+        callback: Callable[[*Ts], object],
+        *args: *Ts,
         context: contextvars.Context | None = None,
     ) -> asyncio.Handle:
         """Refuse other threads; asyncio itself uses this on the loop's own."""
@@ -125,7 +126,7 @@ class SimLoop(asyncio.SelectorEventLoop):
         return self.call_soon(callback, *args, context=context)
 
     def run_in_executor(
-        self, executor: Executor | None, func: Callable[[Unpack[Ts]], T], *args: Unpack[Ts]
+        self, executor: Executor | None, func: Callable[[*Ts], T], *args: *Ts
     ) -> asyncio.Future[T]:
         """Refuse to start a thread: it could not wake this loop, and its time is not ours."""
         name = _name(func)
@@ -210,12 +211,12 @@ def _ordered_cancel_scopes() -> Iterator[None]:
     """Let anyio cancel in the order of entering: it keeps scopes in sets, hashed by address."""
     make = CancelScope.__init__
 
-    def make_ordered(self: CancelScope, *args: float, **options: bool) -> None:
-        make(self, *args, **options)
+    def make_ordered(self: CancelScope, deadline: float = math.inf, shield: bool = False) -> None:
+        make(self, deadline, shield)
         for name in ("_child_scopes", "_tasks"):
             setattr(self, name, _OrderedSet[object]())
 
-    CancelScope.__init__ = make_ordered  # type: ignore[method-assign, assignment]
+    CancelScope.__init__ = make_ordered  # type: ignore[method-assign]
     try:
         yield
     finally:

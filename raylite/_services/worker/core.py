@@ -43,6 +43,7 @@ class Core:
         owner: The Owner service.
         submit: The Submit service.
         raylet_link: The link to this node's raylet.
+        wake: Has the loop call something soon, from any thread; a simulation has only one.
     """
 
     def __init__(
@@ -55,10 +56,12 @@ class Core:
         owner: OwnerService,
         submit: SubmitService,
         raylet_link: Link,
+        wake: Callable[[Callable[[], None]], object] | None = None,
     ) -> None:
         self.id = id
         self.job = job
         self.loop = loop
+        self._call_soon = wake or loop.call_soon_threadsafe
         self.network = network
         self.address = network.address
         self.owner = owner
@@ -126,7 +129,14 @@ class Core:
 
     def store_result(self, id: bytes, owner: bytes, pickled: pickling.Pickled) -> Value:
         """Write a large value into the arena; waits for room."""
-        allocation = self.run(self._allocate(hot.Allocate(id, pickled.size, owner)))
+        allocation = self.run(self.allocate(id, owner, pickled.size))
+        return self.write(allocation, pickled)
+
+    async def allocate(self, id: bytes, owner: bytes, size: int) -> hot.Allocation:
+        """Get room in the arena; waits for it, and raises ObjectStoreFullError in the end."""
+        return await self._objects.allocate(hot.Allocate(id, size, owner))
+
+    def write(self, allocation: hot.Allocation, pickled: pickling.Pickled) -> Value:
         self._arena.write(allocation.offset, pickled.layout())
         return Value(Form.ARENA, b"", allocation.offset, pickled.size)
 
@@ -142,7 +152,13 @@ class Core:
                 return known
             self._do(self._added_local, entry)
             return ObjectRef(entry)
+        if asyncio._get_running_loop() is self.loop:
+            return self._restored(Contained(id, owner))
         return self.run(self._restore(Contained(id, owner)))
+
+    def hold(self, entries: tuple[Entry, ...]) -> None:
+        """Hold these for a result that contains them, before the task's own references die."""
+        self._outbox.append((self._held, entries))
 
     def load(self, entry: Entry) -> Any:
         """Unpickle a value that is there, or raise its error."""
@@ -261,7 +277,7 @@ class Core:
     def _wake(self) -> None:
         self._is_woken = True
         try:
-            self.loop.call_soon_threadsafe(self.drain)
+            self._call_soon(self.drain)
         except RuntimeError:  # the loop was closed: this process is shutting down
             self.is_closed = True
 
@@ -275,6 +291,10 @@ class Core:
         if inner:
             self.owner.refs.contains(entry, inner)
             self.owner.spawn(self.owner.register(inner))
+
+    def _held(self, entries: tuple[Entry, ...]) -> None:
+        for entry in entries:
+            entry.submitted += 1
 
     def _added_local(self, entry: Entry) -> None:
         entry.local += 1
@@ -305,10 +325,10 @@ class Core:
         entry.local += 1
         self._pinned.append(entry)
 
-    async def _allocate(self, request: hot.Allocate) -> hot.Allocation:
-        return await self._objects.allocate(request)
-
     async def _restore(self, contained: Contained) -> ObjectRef[Any]:
+        return self._restored(contained)
+
+    def _restored(self, contained: Contained) -> ObjectRef[Any]:
         entry = self.owner.entry_for(self, contained)
         known = entry.ref() if entry.ref is not None else None
         if known is not None:

@@ -106,13 +106,18 @@ class ExecuteService(Service, serves=(worker.Execute,)):
             result, link = job.result, job.link
             assert result is not None
             if link.is_ended:
+                self._owner.hand_over(job.task.id, job.handed)
+                self._owner.received([job.task.id])
                 self._let_go(job)
                 continue
             if link not in submit:
                 submit[link] = worker.Submit(link)
             if job.handed:
                 self._owner.hand_over(job.task.id, job.handed)
-                link.on_end(self._receiver_ended(job.task.id))
+                if any(value.contained for value in result.values):
+                    link.on_end(self._receiver_ended(job.task.id))
+                else:  # packing failed half-way
+                    self._owner.received([job.task.id])
             if job.arguments:
                 result = self._with_kept(job, result)
             submit[link].results(result)

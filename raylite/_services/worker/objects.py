@@ -162,6 +162,9 @@ class LoopFuture:
         self.future: asyncio.Future[None] = self.loop.create_future()
 
     def ready(self, entry: Entry) -> None:
+        if self.loop is asyncio.get_running_loop():
+            _set_all([self.future])
+            return
         wakes = _wakes.setdefault(threading.get_ident(), {})
         if self.loop not in wakes:
             wakes[self.loop] = []

@@ -99,9 +99,7 @@ class OwnerService(Service, serves=(worker.Owner,)):
             self.owner_died(owner)
 
     def hand_over(self, task: bytes, entries: tuple[Entry, ...]) -> None:
-        """Hold what a result contains until its receiver says it holds them itself."""
-        for entry in entries:
-            entry.submitted += 1
+        """Keep holding what a result contains until its receiver says it holds them itself."""
         self._handed[task] = entries
 
     # ---- what others say -----------------------------------------------------------------
@@ -110,7 +108,8 @@ class OwnerService(Service, serves=(worker.Owner,)):
     async def fetch(self, request: hot.Fetch) -> Value:
         entry = self.find(request.id)
         if entry is None:
-            raise ObjectLostError(request.id.hex(), None, "")
+            lost = ObjectLostError(request.id.hex(), None, "")
+            return Value(Form.ERROR, pickling.dumps(lost).to_bytes())
         if entry.value is None:
             waiter = _Arrival()
             self.watch(entry, waiter)

@@ -27,6 +27,9 @@ ANY = b"*"
 class Values(Protocol):
     """What the runner needs of its process: see `Core`."""
 
+    task_thread: int
+
+    def hold(self, entries: tuple[Entry, ...]) -> None: ...
     def read(self, value: Value, entry: Entry | None) -> Any: ...
     def store_result(self, id: bytes, owner: bytes, pickled: pickling.Pickled) -> Value: ...
     def find(self, id: bytes) -> Entry | None: ...
@@ -73,12 +76,11 @@ class Runner:
         self._on_exit = on_exit
         self._ip = ip
         self._functions: dict[int, tuple[hot.Definition, Any]] = {}
-        self.thread = 0
         self.current: RunningTask | None = None
 
     def run(self) -> None:
         """Run until told to leave. Ctrl-C and signals concern the task, not this loop."""
-        self.thread = threading.get_ident()
+        self._values.task_thread = threading.get_ident()
         executor = self._executor
         while True:
             try:
@@ -190,6 +192,7 @@ class Runner:
                 hot.Contained(entry.id, entry.owner or entry.keeper.address) for entry in entries
             )
             job.handed += entries
+            self._values.hold(entries)
         if pickled.size <= hot.INLINE_LIMIT:
             return Value(Form.INLINE, pickled.to_bytes(), 0, 0, contained)
         id = task.id + (index + 1).to_bytes(4, "little")

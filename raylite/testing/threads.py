@@ -1,0 +1,131 @@
+"""Workers as threads: a node that is up in milliseconds, whose tasks a debugger can step into."""
+
+import asyncio
+import secrets
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from raylite._kernel.arena import Arena
+from raylite._kernel.memory import MemoryNetwork, Switch
+from raylite._runtime import context
+from raylite._runtime.attach import Attachment, attach_worker
+from raylite._runtime.context import Place
+from raylite._services.raylet.pool import SourceListener
+from raylite._services.worker.execute import QueueExecutor
+from raylite._services.worker.runner import Runner
+
+
+class ThreadWorkers:
+    """A `WorkerSource` whose workers are threads of this process, sharing one loop.
+
+    A thread cannot be killed: `kill` has the worker leave the node at once, and whatever its thread
+    still runs comes to nothing.
+    """
+
+    listener: SourceListener
+
+    def __init__(
+        self, switch: Switch, raylet_address: str, arena: Arena, cpus: float, namespace: str
+    ) -> None:
+        self._switch = switch
+        self._raylet = raylet_address
+        self._arena = arena
+        self._cpus = cpus
+        self._namespace = namespace
+        self._loop = asyncio.get_running_loop()
+        self._workers: dict[int, _ThreadWorker] = {}
+        self._starting: dict[asyncio.Task[None], None] = {}
+        self._last_tasks: dict[int, bytes] = {}
+        self.threads: dict[threading.Thread, None] = {}
+
+    def start(self, token: int) -> None:
+        starting = self._loop.create_task(self._start(token), name=f"start worker {token}")
+        self._starting[starting] = None
+        starting.add_done_callback(lambda task: self._starting.pop(task))
+
+    def kill(self, token: int) -> None:
+        if (worker := self._workers.get(token)) is not None:
+            worker.executor.leave()
+            self._ended(token, "it was killed")
+
+    def last_task(self, token: int) -> bytes:
+        return self._last_tasks.pop(token, b"")
+
+    def flush_output(self) -> None:
+        """Threads print on the program's own output."""
+
+    async def close(self) -> None:
+        for starting in list(self._starting):
+            starting.cancel()
+        workers, self._workers = list(self._workers.values()), {}
+        for worker in workers:
+            worker.executor.leave()
+            await worker.attachment.detach()
+        while self._starting:
+            await asyncio.wait(list(self._starting))
+
+    async def _start(self, token: int) -> None:
+        network = MemoryNetwork(self._switch)
+        await network.listen(f"memory:worker-{token}")
+        executor = QueueExecutor(self._loop)
+        id = secrets.token_bytes(28)
+        attachment = await attach_worker(
+            network, self._raylet, self._arena, id, token, executor, self._cpus
+        )
+        worker = self._workers[token] = _ThreadWorker(attachment, executor)
+        place = Place(attachment.core, attachment.node_id)
+        place.namespace = self._namespace
+        place.gcs_address = attachment.gcs_address
+        runner = Runner(
+            executor, attachment.core, worker.note, _quiet, worker.leave, "127.0.0.1"
+        )
+        place.runner = runner
+
+        def run() -> None:
+            context.enter_thread(place)
+            try:
+                runner.run()
+            except SystemExit as error:
+                cause = f"exit code {error.code}"
+            else:
+                cause = "exit code 0"
+            try:
+                self._loop.call_soon_threadsafe(self._ended, token, cause)
+            except RuntimeError:
+                pass  # the cluster is gone
+
+        thread = threading.Thread(target=run, name=f"raylite-worker-{token}", daemon=True)
+        self.threads[thread] = None
+        thread.start()
+
+    def _ended(self, token: int, cause: str) -> None:
+        worker = self._workers.pop(token, None)
+        if worker is not None:
+            self._last_tasks[token] = worker.last_task
+            closing = self._loop.create_task(worker.attachment.detach(), name="end worker")
+            self._starting[closing] = None
+            closing.add_done_callback(lambda task: self._starting.pop(task))
+            self.listener.ended(token, cause)
+
+
+class _ThreadWorker:
+    def __init__(self, attachment: Attachment, executor: QueueExecutor) -> None:
+        self.attachment = attachment
+        self.executor = executor
+        self.last_task = b""
+
+    def note(self, task: bytes) -> None:
+        self.last_task = task
+
+    def leave(self, code: int) -> None:
+        core = self.attachment.core
+        core.run(_flush(self.executor, core.flush))
+
+
+async def _flush(executor: QueueExecutor, flush: Callable[[], Any]) -> None:
+    executor.flush()
+    await flush()
+
+
+def _quiet(name: str) -> None: ...
