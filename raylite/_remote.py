@@ -182,7 +182,7 @@ class RemoteFunction(Generic[P, T]):
         for ref in captured:
             if isinstance(ref, ObjectRef):
                 core.pin_for_ever(ref._entry)
-        return core.define(data, self._name)
+        return core.define(data, self._name, self._function.__qualname__)
 
     def _pickle(
         self, core: Core, args: tuple[Any, ...], kwargs: dict[str, Any]

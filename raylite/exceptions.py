@@ -377,13 +377,11 @@ class TaskCancelledError(RayError):
 
 
 class WorkerCrashedError(RayError):
-    """The worker process died while it ran the task."""
+    """The task's worker process ended while it ran the task, and no retries are left."""
 
     def __str__(self) -> str:
-        return (
-            "The worker died unexpectedly while executing this task. "
-            "Check worker-*.log files for more information."
-        )
+        text = "The worker died unexpectedly while executing this task."
+        return f"{text} {self.args[0]}" if self.args else text
 
 
 class LocalRayletDiedError(RayError):

@@ -139,6 +139,31 @@ class _Serving:
         self.waiter: asyncio.Future[None] | None = None
 
 
+class Departures:
+    """The links of one process that have something to send before this turn of the loop ends."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._links: list[Link] = []
+        self._is_scheduled = False
+
+    def add(self, link: "Link") -> None:
+        self._links.append(link)
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_soon(self._on_time)
+
+    def flush(self) -> None:
+        """Send now what this turn has gathered; for whoever knows that nothing more comes."""
+        links, self._links = self._links, []
+        for link in links:
+            link.flush()
+
+    def _on_time(self) -> None:
+        self._is_scheduled = False
+        self.flush()
+
+
 class Link:
     """A peer, as seen by those who talk to it. Networks make links; see `Network.connect`."""
 
@@ -148,6 +173,7 @@ class Link:
         session_id: bytes,
         destinations: Mapping[int, Destination],
         config: LinkConfig,
+        departures: "Departures",
         on_end: Callable[["Link"], None],
     ) -> None:
         self.peer = peer
@@ -159,6 +185,7 @@ class Link:
         self.error: RayError | None = None
         self._destinations = destinations
         self._config = config
+        self._departures = departures
         self._loop = asyncio.get_running_loop()
         self._on_end: list[Callable[[Link], None]] = [on_end]
         self._wire: Wire | None = None
@@ -166,6 +193,7 @@ class Link:
         self._attached: asyncio.Future[None] | None = None
         self._outbox = Outbox(config.packet_size)
         self._flush_scheduled = False
+        self._touched: list[Mailbox[Message]] = []
         self._room: dict[asyncio.Future[None], None] = {}
         self._confirmations: list[asyncio.Future[None]] = []
         self._calls: dict[int, tuple[asyncio.Future[Any], Route]] = {}
@@ -228,7 +256,7 @@ class Link:
         self._outbox.add_item(route.number, self._encoded(route.encode_item, item))
         if not self._flush_scheduled:
             self._flush_scheduled = True
-            self._loop.call_soon(self._flush)
+            self._departures.add(self)
 
     def feed(self, route: Route, request: Any) -> "FeedReader":
         """Iterate over the items that the peer streams; leaving the iteration cancels it there.
@@ -255,7 +283,7 @@ class Link:
         """Wait until the peer has received what was sent so far, or the link has ended."""
         sent: int | None = None
         while self.error is None:
-            self._flush()
+            self.flush()
             if sent is None and not self._outbox:
                 sent = self.session.sent
             if sent is not None and self.session.confirmed >= sent:
@@ -379,7 +407,7 @@ class Link:
         if self._attached is not None:
             self._attached.set_result(None)
             self._attached = None
-        self._flush()
+        self.flush()
         self._wake_confirmations()
         self._schedule_tick(self._heard)
 
@@ -415,7 +443,7 @@ class Link:
         self._schedule_tick(self._lost_at)
 
     def writable(self) -> None:
-        self._flush()
+        self.flush()
 
     def arriving(self) -> None:
         self._alive = self._loop.time()
@@ -436,11 +464,16 @@ class Link:
             return
         if packet.ack:
             if self._outbox:
-                self._flush()
+                self.flush()
             if self._confirmations:
                 self._wake_confirmations()
         if session.ack_due and self._wire is not None:
             self._wire.send(session.bare())
+        if self._touched:
+            touched, self._touched = self._touched, []
+            for mailbox in touched:
+                mailbox.drain()
+            self._departures.flush()
 
     # ---- ending ----------------------------------------------------------------------------
 
@@ -454,7 +487,7 @@ class Link:
     def close(self) -> None:
         """End the session on purpose, telling the peer."""
         if self.error is None:
-            self._flush()
+            self.flush()
             self._say_goodbye("")
             self.finish(LinkClosedError(f"the link to {self.peer} was closed here"))
 
@@ -547,9 +580,10 @@ class Link:
         self._outbox.add(frame)
         if not self._flush_scheduled:
             self._flush_scheduled = True
-            self._loop.call_soon(self._flush)
+            self._departures.add(self)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Send what has been gathered, as far as the wire and the window allow."""
         self._flush_scheduled = False
         session, outbox = self.session, self._outbox
         while outbox and session.open and self._wire is not None and self._wire.is_writable:
@@ -646,6 +680,8 @@ class Link:
         mailbox.put(
             Message(self, number, call, body, deadline), len(body) + HEADER_SIZE, route.bulk
         )
+        if mailbox not in self._touched:
+            self._touched.append(mailbox)
         if mailbox.full and not self._paused:
             self._paused = True
             if self._wire is not None:

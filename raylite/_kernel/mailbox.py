@@ -28,6 +28,7 @@ class Mailbox(Generic[M]):
         self._bulk: deque[tuple[M, int]] = deque()
         self._size = 0
         self._scheduled = False
+        self._is_draining = False
         self._is_open = False
         self._waiting: list[Callable[[], None]] = []
         self.is_closed = False
@@ -57,7 +58,12 @@ class Mailbox(Generic[M]):
         self._size += size
         if self._is_open and not self._scheduled:
             self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._drain)
+            asyncio.get_running_loop().call_soon(self._on_time)
+
+    def drain(self) -> None:
+        """Handle what waits now, without a turn of the loop; for callers at the loop's top."""
+        if self._is_open and not self._is_draining:
+            self._drain()
 
     def open(self) -> None:
         """Begin to handle messages; until then they wait."""
@@ -77,10 +83,14 @@ class Mailbox(Generic[M]):
     def _schedule(self) -> None:
         if self._is_open and not self._scheduled and (self._control or self._bulk):
             self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._drain)
+            asyncio.get_running_loop().call_soon(self._on_time)
+
+    def _on_time(self) -> None:
+        self._scheduled = False
+        self._drain()
 
     def _drain(self) -> None:
-        self._scheduled = False
+        self._is_draining = True
         try:
             for _ in range(SLICE):
                 if self._control:
@@ -92,6 +102,7 @@ class Mailbox(Generic[M]):
                 self._size -= size
                 self._handle(message)
         finally:
+            self._is_draining = False
             if self._waiting and self._size <= HIGH_WATER // 2:
                 self._wake()
             self._schedule()

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from raylite._kernel.link import Destination, Link, LinkConfig
+from raylite._kernel.link import Departures, Destination, Link, LinkConfig
 from raylite._kernel.packet import (
     VERSION,
     Frame,
@@ -83,6 +83,7 @@ class Network(ABC):
         self._random = self.seams.random("network")
         self.incarnation = self._random.randbytes(ID_SIZE)
         self.address = ""
+        self.departures = Departures()
         self._destinations: dict[int, Destination] = {}
         self._links: dict[str, Link] = {}
         self._sessions: dict[bytes, Link] = {}  # those that a peer began
@@ -105,7 +106,7 @@ class Network(ABC):
         link = self._links.get(address)
         if link is None or link.is_ended:
             session_id = self._random.randbytes(ID_SIZE)
-            link = Link(address, session_id, self._destinations, self.config, self._forget)
+            link = Link(address, session_id, self._destinations, self.config, self.departures, self._forget)
             if self._is_closed:
                 link.finish(LinkClosedError(f"the network that should reach {address} is closed"))
                 return link
@@ -180,7 +181,7 @@ class Network(ABC):
                 ):
                     other.confirm_dead("another process now has its address")
         peer = hello.address or f"peer {hello.incarnation.hex()[:8]}"
-        link = Link(peer, hello.session, self._destinations, self.config, self._forget)
+        link = Link(peer, hello.session, self._destinations, self.config, self.departures, self._forget)
         link.peer_incarnation = hello.incarnation
         self._sessions[hello.session] = link
         if hello.address:

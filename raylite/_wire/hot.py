@@ -38,8 +38,8 @@ class Value(msgspec.Struct, array_like=True, frozen=True, gc=False):
 class Definition(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A function, sent once on a link before the first task that runs it.
 
-    `number` is the sender's name for it; `name` is what tracebacks and process titles show;
-    `owner` is the sender, who will own what its tasks return.
+    `number` is the sender's name for it; `name` has the module, `title` (what tracebacks, process
+    titles and output show) has not; `owner` is the sender, who will own what its tasks return.
     """
 
     number: int
@@ -47,6 +47,7 @@ class Definition(msgspec.Struct, array_like=True, frozen=True, gc=False):
     name: str
     job: bytes
     owner: bytes
+    title: str
 
 
 class Input(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -31,14 +31,18 @@ class World:
         self._cuts: dict[frozenset[str], bool] = {}  # whether nobody is told
         self._wires: dict[SimWire, None] = {}  # every end that is not broken
         self._wires_made = 0
+        self._lives: dict[str, int] = {}
 
     def random(self, name: str) -> random.Random:
         """The stream of randomness with this name; the same for the same seed."""
         return random.Random(f"{self._seed}/{name}")
 
     def seams(self, host: str) -> Seams:
-        """Return what a host takes from this world."""
-        return Seams(random=lambda name: self.random(f"{host}/{name}"), to_thread=_refuse_thread)
+        """Return what a host takes from this world; another life of it takes other randomness."""
+        life = self._lives[host] = self._lives.get(host, 0) + 1
+        return Seams(
+            random=lambda name: self.random(f"{host} {life}/{name}"), to_thread=_refuse_thread
+        )
 
     def cut(self, one: str, other: str, *, silently: bool = False) -> None:
         """Break the wires between two hosts and refuse new ones.

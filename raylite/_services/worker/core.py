@@ -86,10 +86,12 @@ class Core:
 
     # ---- tasks ---------------------------------------------------------------------------
 
-    def define(self, function: bytes, name: str) -> int:
-        """Register a pickled function; the number stands for it in `task`."""
+    def define(self, function: bytes, name: str, title: str) -> int:
+        """Register a pickled function; the number stands for it in tasks."""
         number = next(self._definition_numbers)
-        self.submitter.definitions[number] = hot.Definition(number, function, name, self.job, self.id)
+        self.submitter.definitions[number] = hot.Definition(
+            number, function, name, self.job, self.id, title
+        )
         return number
 
     def new_task_id(self) -> bytes:
@@ -273,6 +275,7 @@ class Core:
         if outbox and not self._is_woken:
             self._is_woken = True
             self.loop.call_soon(self.drain)
+        self.network.departures.flush()
 
     def _wake(self) -> None:
         self._is_woken = True

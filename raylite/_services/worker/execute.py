@@ -61,7 +61,7 @@ class ExecuteService(Service, serves=(worker.Execute,)):
     def define(self, definitions: list[hot.Definition]) -> None:
         link = self.caller
         if (link, 0) not in self._definitions:
-            self._definitions[link, 0] = hot.Definition(0, b"", "", b"", b"")
+            self._definitions[link, 0] = hot.Definition(0, b"", "", b"", b"", "")
             link.on_end(self._forget)
         for definition in definitions:
             self._definitions[link, definition.number] = definition
@@ -213,6 +213,7 @@ class QueueExecutor:
         if ended and self._service is not None and self._core is not None:
             self._core.drain()  # what the tasks let go of, before saying what they kept
             self._service.done(ended)
+            self._core.network.departures.flush()
 
     # ---- the thread's side ---------------------------------------------------------------
 

@@ -95,7 +95,7 @@ class Runner:
 
     def _run(self, job: Job) -> None:
         task = job.task
-        name = task.name or job.definition.name
+        name = task.name or job.definition.title
         self._board(task.id)
         self._on_task(name)
         self.current = RunningTask(
@@ -156,10 +156,10 @@ class Runner:
                 raise _BadArgument(
                     dependency_error(
                         error,
-                        function_name=job.definition.name,
+                        function_name=job.definition.title,
                         pid=os.getpid(),
                         ip=self._ip,
-                        proctitle=f"raylite::{task.name or job.definition.name}",
+                        proctitle=f"raylite::{task.name or job.definition.title}",
                     )
                 ) from error
             if isinstance(each.place, int):
@@ -205,7 +205,7 @@ class Runner:
                 error = TaskCancelledError().with_traceback(error.__traceback__)
             error = capture_task_error(
                 error,
-                function_name=job.definition.name,
+                function_name=job.definition.title,
                 pid=os.getpid(),
                 ip=self._ip,
                 proctitle=f"raylite::{name}",

@@ -428,8 +428,8 @@ def _raylet_died() -> LocalRayletDiedError:
 
 
 def _crash_text(task: OwnedTask, cause: str) -> str:
+    name = task.name or f"of function {task.function}"
     return (
-        f"The worker died unexpectedly while executing the task {task.name} "
-        f"(attempt {task.attempt + 1}): {cause}. "
-        "Its output, if any, is above; set max_retries to have crashed tasks run again."
+        f"Task {task.id.hex()} ({name}), attempt {task.attempt + 1}: the process ended by {cause}. "
+        "What it printed is above; with max_retries, crashed tasks run again."
     )
