@@ -1,35 +1,42 @@
 """raylite: Ray Core in Python, every component an asyncio service.
 
 ``import raylite as ray`` runs a Ray Core program. See ``docs/`` for a quickstart and the design.
+
+A name's module is loaded when the name is first used (as in SPEC 1 of scientific Python), so that
+importing raylite costs next to nothing and `init` loads the most while the node is starting.
+``__init__.pyi`` says the same to type checkers; a test holds the two equal.
 """
 
-from raylite import exceptions as exceptions
-from raylite._api import (
-    RayContext as RayContext,
-    available_resources as available_resources,
-    cluster_resources as cluster_resources,
-    get as get,
-    init as init,
-    is_initialized as is_initialized,
-    nodes as nodes,
-    put as put,
-    remote as remote,
-    shutdown as shutdown,
-    wait as wait,
-)
-from raylite._services.worker.objects import ObjectRef as ObjectRef
-from raylite._types.ids import (
-    ActorClassID as ActorClassID,
-    ActorID as ActorID,
-    ClusterID as ClusterID,
-    FunctionID as FunctionID,
-    JobID as JobID,
-    NodeID as NodeID,
-    ObjectID as ObjectID,
-    PlacementGroupID as PlacementGroupID,
-    TaskID as TaskID,
-    UniqueID as UniqueID,
-    WorkerID as WorkerID,
-)
-from raylite._version import __version__ as __version__
-from raylite.runtime_context import get_runtime_context as get_runtime_context
+from importlib import import_module as _import_module
+
+_HOMES = {
+    "raylite._api": (
+        "RayContext", "available_resources", "cluster_resources", "get", "init", "is_initialized",
+        "nodes", "put", "remote", "shutdown", "wait",
+    ),
+    "raylite._services.worker.objects": ("ObjectRef",),
+    "raylite._types.ids": (
+        "ActorClassID", "ActorID", "ClusterID", "FunctionID", "JobID", "NodeID", "ObjectID",
+        "PlacementGroupID", "TaskID", "UniqueID", "WorkerID",
+    ),
+    "raylite._version": ("__version__",),
+    "raylite.runtime_context": ("get_runtime_context",),
+}  # fmt: skip
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = sorted([*_HOME, "exceptions"])  # noqa: PLE0605 - the stub lists them one by one
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        value: object = getattr(_import_module(_HOME[name]), name)
+    elif name in ("exceptions", "runtime_context", "testing"):
+        value = _import_module(f"raylite.{name}")
+    else:
+        raise AttributeError(f"module 'raylite' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -5,12 +5,15 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from types import ModuleType
 from typing import Any, TypeVar, overload
 
 from raylite._options import decorator_error, validate_task_options
 from raylite._remote import RemoteFunction
-from raylite._runtime import auto, context, session
-from raylite._runtime.session import Session, SessionOptions
+from raylite._runtime import auto, context, local
+from raylite._runtime.context import Place
+from raylite._runtime.local import SessionOptions
 from raylite._services.worker.objects import ObjectRef
 from raylite._types.ids import NodeID
 from raylite._version import __version__
@@ -35,8 +38,7 @@ _ACCEPTED = frozenset(
 class RayContext(Mapping[str, Any]):
     """What `init` returns: where the cluster is. As a context manager it ends with `shutdown`."""
 
-    def __init__(self, started: Session) -> None:
-        place = started.place
+    def __init__(self, place: Place) -> None:
         self.ray_version = __version__
         self.python_version = ".".join(map(str, sys.version_info[:3]))
         self.ray_commit = ""
@@ -45,9 +47,9 @@ class RayContext(Mapping[str, Any]):
             "node_ip_address": "127.0.0.1",
             "raylet_ip_address": "127.0.0.1",
             "object_store_address": None,
-            "raylet_socket_name": started.config.raylet_address,
+            "raylet_socket_name": f"{place.session_dir}/sockets/raylet.sock",
             "webui_url": "",
-            "session_dir": started.config.session_dir,
+            "session_dir": place.session_dir,
             "gcs_address": place.gcs_address,
             "address": place.gcs_address,
             "node_id": NodeID(place.node_id).hex(),
@@ -133,11 +135,11 @@ def init(
     if namespace is not None and (not isinstance(namespace, str) or not namespace):
         raise ValueError("namespace must be a non-empty string")
     logger.setLevel(logging_level)
-    running = session.get()
-    if running is not None or context.current() is not None:
-        if ignore_reinit_error and running is not None:
+    here = context.current()
+    if here is not None:
+        if ignore_reinit_error:
             logger.info("Calling ray.init() again after it has already been called.")
-            return RayContext(running)
+            return RayContext(here)
         raise RuntimeError(
             "Maybe you called ray.init twice by accident? This error can be suppressed by passing "
             "in 'ignore_reinit_error=True' or by calling 'ray.shutdown()' prior to 'ray.init()'."
@@ -154,7 +156,17 @@ def init(
         temp_dir=_temp_dir or "",
         env_vars=_env_vars(runtime_env),
     )
-    return RayContext(session.start(options))
+    node = local.start_node(options)
+    try:
+        return RayContext(_sessions().start(options, node).place)
+    except BaseException:
+        node.stop()
+        raise
+
+
+def _sessions() -> ModuleType:
+    """Return the session's module, which needs most of raylite: it loads while a node starts."""
+    return import_module("raylite._runtime.session")
 
 
 def shutdown(*, wait_for_processes: bool = False) -> None:
@@ -166,7 +178,8 @@ def shutdown(*, wait_for_processes: bool = False) -> None:
     Args:
         wait_for_processes: Accepted for Ray's sake: the processes are always waited for.
     """
-    session.stop()
+    if context.current() is not None:
+        _sessions().stop()
 
 
 def is_initialized() -> bool:
@@ -361,17 +374,17 @@ def nodes() -> list[dict[str, Any]]:
         >>> nodes()[0]["Resources"]["CPU"]  # doctest: +SKIP
         4.0
     """
-    return [_node_row(row) for row in session.list_nodes(_place())]
+    return [_node_row(row) for row in _sessions().list_nodes(_place())]
 
 
 def cluster_resources() -> dict[str, float]:
     """Return what the cluster's nodes have together, by resource."""
-    return dict(session.resources(_place()).total)
+    return dict(_sessions().resources(_place()).total)
 
 
 def available_resources() -> dict[str, float]:
     """Return what of it is not lent to tasks now; a resource with nothing left is absent."""
-    return dict(session.resources(_place()).available)
+    return dict(_sessions().resources(_place()).available)
 
 
 def _place() -> context.Place:

@@ -195,6 +195,7 @@ class Pool:
         self._blocked = self._retiring = 0
         self._growth = _Pace(first_delay, longest_delay)
         self._replacement = _Pace(first_delay, longest_delay)
+        self._revival = _Pace(first_delay, longest_delay)
         self._numbers = self._tokens = 0
 
     def start(self, now: float) -> list[Effect]:
@@ -238,6 +239,7 @@ class Pool:
 
         key = self._end_start(token)
         self._failures.pop(key, None)
+        self._revival.reset()
         self._workers[worker] = _Worker(_FRESH, now)
         self._set_idle(worker, now)
         effects: list[Effect] = []
@@ -246,16 +248,24 @@ class Pool:
 
         return effects + self._grow(now)
 
-    def start_failed(self, token: StartToken, reason: str, now: float) -> list[Effect]:
+    def start_failed(
+        self, token: StartToken, reason: str, now: float, *, was_killed: bool = False
+    ) -> list[Effect]:
         """A start came to nothing: try again, but fail the leases after `FAILURES` in a row.
 
-        Starts that were under way together and all failed count as one.
+        Starts that were under way together and all failed count as one. One that was killed, by
+        the machine when memory ran out or by a person, says nothing about the next: it does not
+        count, but starts then keep a distance that grows until one succeeds.
         """
         if token not in self._starting:
             return []
 
         key = self._end_start(token)
         self._replacement.delay(now)
+        if was_killed:
+            self._revival.delay(now)
+            return self._grow(now)
+
         effects: list[Effect] = []
         # A worker meant for anyone would have served any of those who wait.
         for failing in list(self._asks) if key is _FRESH else [key]:
@@ -381,11 +391,11 @@ class Pool:
             times.append(self._oldest_idle_ends())
 
         if len(self._starting) < self._most_starting:
-            if self._growth.due is not None and self._next_start() is not None:
-                times.append(self._growth.due)
+            if (due := self._due(self._growth)) is not None and self._next_start() is not None:
+                times.append(due)
 
-            if self._replacement.due is not None and self._below_floor():
-                times.append(self._replacement.due)
+            if (due := self._due(self._replacement)) is not None and self._below_floor():
+                times.append(due)
 
         return max(now, min(times)) if times else None
 
@@ -405,6 +415,9 @@ class Pool:
     def _grow(self, now: float) -> list[Effect]:
         """Start what is needed and allowed."""
         effects: list[Effect] = []
+        if not self._revival.ready(now):
+            return effects
+
         while len(self._starting) < self._most_starting:
             if (start := self._next_start()) is None:
                 break
@@ -434,6 +447,11 @@ class Pool:
             effects.append(self._start(_Beginning(_FRESH, UNIT)))
 
         return effects
+
+    def _due(self, pace: _Pace) -> float | None:
+        """Return when a start of this pace is next allowed, None if nothing holds it back."""
+        held = (each.due for each in (pace, self._revival) if each.due is not None)
+        return max(held, default=None)
 
     def _next_start(self) -> _Beginning | None:
         """Return what the next start is for: leases without CPU first, then the oldest."""

@@ -6,20 +6,18 @@ import os
 import secrets
 import sys
 import threading
-from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable
 from typing import TypeVar
 
 from raylite._kernel.arena import Arena
 from raylite._kernel.grpc import GrpcNetwork
 from raylite._kernel.threads import LoopThread
-from raylite._runtime import context, launch, output
+from raylite._protocol import gcs, raylet
+from raylite._runtime import context, output
 from raylite._runtime.attach import Attachment, attach_driver
 from raylite._runtime.context import Place
-from raylite._runtime.machine import default_cpus, default_object_store
-from raylite._runtime.node import NodeConfig
-from raylite._protocol import gcs, raylet
-from raylite._types import board
+from raylite._runtime.launch import NodeProcess
+from raylite._runtime.local import SessionOptions
 from raylite._wire.messages import gcs as gcs_msg
 from raylite._wire.messages import raylet as msg
 from raylite.exceptions import RaySystemError
@@ -30,46 +28,14 @@ T = TypeVar("T")
 _START_SECONDS = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class SessionOptions:
-    """What `init` was asked for. None leaves it to the machine."""
-
-    num_cpus: float | None = None
-    num_gpus: float | None = None
-    resources: Mapping[str, float] | None = None
-    memory: float | None = None
-    labels: Mapping[str, str] | None = None
-    object_store_memory: int | None = None
-    namespace: str = ""
-    log_to_driver: bool = True
-    temp_dir: str = ""
-    env_vars: Mapping[str, str] = field(default_factory=dict)
-
-
 class Session:
     """A local cluster and this process's place in it. Any thread may use it."""
 
-    def __init__(self, options: SessionOptions) -> None:
-        cpus = default_cpus() if options.num_cpus is None else options.num_cpus
-        resources = dict(options.resources or {})
-        if options.num_gpus:
-            resources["GPU"] = options.num_gpus
-        if options.memory is not None:
-            resources["memory"] = options.memory
-        store = options.object_store_memory or default_object_store()
-        resources["object_store_memory"] = float(store)
-        config = NodeConfig(
-            num_cpus=cpus,
-            object_store_memory=store + board.SIZE,
-            resources=resources,
-            labels=dict(options.labels or {}),
-            job={"namespace": options.namespace},
-            env_vars=dict(options.env_vars),
-            temp_dir=options.temp_dir,
-        )
+    def __init__(self, options: SessionOptions, node: NodeProcess) -> None:
         self.pid = os.getpid()
-        self.node = launch.start(config)
-        self.config = self.node.config
+        self.node = node
+        self.config = config = node.config
+        cpus = config.num_cpus
         self._is_over = False
         try:
             self._thread = LoopThread("raylite-core")
@@ -193,13 +159,13 @@ _lock = threading.RLock()
 _session: Session | None = None
 
 
-def start(options: SessionOptions) -> Session:
-    """Start the process's session."""
+def start(options: SessionOptions, node: NodeProcess) -> Session:
+    """Start the process's session on a node that is just starting, and take the node over."""
     global _session
     with _lock:
         if _session is not None:
             raise RuntimeError("this process has a session")
-        _session = Session(options)
+        _session = Session(options, node)
         return _session
 
 

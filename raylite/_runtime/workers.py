@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -69,7 +70,7 @@ class ForkedWorkers:
     def kill(self, token: int) -> None:
         worker = self._workers.get(token)
         if worker is not None:
-            processes.send_signal(worker.pidfd, 9)
+            processes.send_signal(worker.pidfd, signal.SIGKILL)
         else:
             self._killed.add(token)
 
@@ -118,7 +119,7 @@ class ForkedWorkers:
                 case ForkFailed(token, reason):
                     self.listener.start_failed(token, reason)
                 case Exited(pid, status):
-                    self._exited(pid, processes.Exit.from_wait_status(pid, status).describe())
+                    self._exited(processes.Exit.from_wait_status(pid, status))
         if self._control.ended:
             self._loop.remove_reader(self._control.fileno())
             self._on_gone()
@@ -135,13 +136,13 @@ class ForkedWorkers:
             self._killed.discard(token)
             self.kill(token)
 
-    def _exited(self, pid: int, cause: str) -> None:
-        token = self._by_pid.pop(pid)
+    def _exited(self, end: processes.Exit) -> None:
+        token = self._by_pid.pop(end.pid)
         worker = self._workers.pop(token)
         for output in worker.outputs:
             output.finish()
         os.close(worker.pidfd)
-        self.listener.ended(token, cause)
+        self.listener.ended(token, end.describe(), was_killed=end.signal == signal.SIGKILL)
 
 
 class _Output:

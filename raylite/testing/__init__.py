@@ -1,1 +1,3 @@
-"""Testing with raylite: simulation, and clusters embedded in a test."""
+"""Testing with raylite: clusters embedded in a test, and simulation in virtual time."""
+
+from raylite.testing.cluster import LocalCluster as LocalCluster

@@ -25,7 +25,8 @@ from raylite._runtime import context
 from raylite._runtime.attach import Attachment, attach_driver
 from raylite._runtime.components import Raylet, build_gcs, build_raylet
 from raylite._runtime.context import Place
-from raylite._runtime.session import Session, SessionOptions
+from raylite._runtime.local import SessionOptions, start_node
+from raylite._runtime.session import Session
 from raylite._types import board
 from raylite.testing.threads import ThreadWorkers
 
@@ -72,8 +73,10 @@ class LocalCluster:
         """Start the cluster; what ``with`` does."""
         if self._running is not None:
             raise RuntimeError("this LocalCluster is running already")
-        make = Session if self._workers == "processes" else ThreadCluster
-        self._running = make(self._options)
+        if self._workers == "processes":
+            self._running = Session(self._options, start_node(self._options))
+        else:
+            self._running = ThreadCluster(self._options)
         return self
 
     def stop(self) -> None:

@@ -13,7 +13,7 @@ from raylite._kernel.link import LinkConfig
 from raylite._kernel.memory import MemoryWire
 from raylite._kernel.network import Network
 from raylite._kernel.seams import Seams
-from raylite._kernel.wire import Wire, WireEvents
+from raylite._kernel.wire import Deaf, Wire, WireEvents
 
 
 class World:
@@ -69,17 +69,22 @@ class World:
         for wire in self._between(frozenset((one, other))):
             wire.abort("reset")
 
-    def kill(self, address: str) -> None:
+    def kill(self, address: str, *, linger: float = 0.0) -> None:
         """The process at this address dies: its wires break and nobody listens any more.
 
         What runs on its network runs on, unheard: whoever started it should cancel it.
+
+        Args:
+            address: Where it listens.
+            linger: Seconds in which its peers still receive what it had sent, as they do from
+                the buffers of a socket.
         """
         network = self.networks.pop(address, None)
         if network is not None:
             network.is_dead = True
             for wire in list(self._wires):
-                if network.name in wire.hosts:
-                    wire.abort("the peer died")
+                if wire.host == network.name:
+                    wire.mute(linger)
 
     def is_cut(self, one: str, other: str) -> bool:
         """Whether nothing passes between two hosts."""
@@ -94,7 +99,7 @@ class World:
         self._wires_made += 1
         pair = frozenset((one, other))
         ends = [
-            SimWire(self, pair, self.random(f"wire {self._wires_made} from {host}"))
+            SimWire(self, host, pair, self.random(f"wire {self._wires_made} from {host}"))
             for host in (one, other)
         ]
         for end, peer in zip(ends, reversed(ends), strict=True):
@@ -152,8 +157,11 @@ class SimWire(MemoryWire):
 
     peer: "SimWire"
 
-    def __init__(self, world: World, hosts: frozenset[str], random: random.Random) -> None:
+    def __init__(
+        self, world: World, host: str, hosts: frozenset[str], random: random.Random
+    ) -> None:
         super().__init__()
+        self.host = host
         self.hosts = hosts
         self.is_blocked = False
         self._world = world
@@ -178,6 +186,15 @@ class SimWire(MemoryWire):
             self.break_end(reason)  # and the other end does not hear of it
         else:
             super().abort(reason)
+
+    def mute(self, linger: float) -> None:
+        """The process at this end is gone: it sends and hears no more, and the wire breaks soon."""
+        self.events = Deaf()
+        self._is_closing = True
+        if linger:
+            self._loop.call_later(linger, self.abort, "the peer died")
+        else:
+            self.abort("the peer died")
 
     def _land(self) -> None:
         item = self._flying.popleft()

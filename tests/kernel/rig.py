@@ -211,7 +211,7 @@ class Rig:
         """Host a service until the block ends, which raises what crashed it."""
         network = self.network(name, config)
         await network.listen(self.address(name))
-        host = Host(network, service)
+        host = Host(network, service, grace=0.1)
         running = asyncio.create_task(host.run())
         try:
             yield network

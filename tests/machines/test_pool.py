@@ -400,11 +400,13 @@ class PoolModel(RuleBasedStateMachine):
         self.perform(self.pool.registered(token, worker(self.numbers), self.now))
 
     @precondition(lambda self: self.pending)
-    @rule(data=st.data())
-    def fail_to_start(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), was_killed=st.booleans())
+    def fail_to_start(self, data: st.DataObject, was_killed: bool) -> None:
         token = data.draw(st.sampled_from(self.pending))
         self.pending.remove(token)
-        self.perform(self.pool.start_failed(token, "bad", self.now))
+        effects = self.pool.start_failed(token, "bad", self.now, was_killed=was_killed)
+        assert not was_killed or not any(isinstance(effect, Fail) for effect in effects)
+        self.perform(effects)
 
     @precondition(lambda self: self.alive)
     @rule(data=st.data())

@@ -37,8 +37,8 @@ class WorkerSource(Protocol):
 
 
 class SourceListener(Protocol):
-    def start_failed(self, token: int, reason: str) -> None: ...
-    def ended(self, token: int, cause: str) -> None: ...
+    def start_failed(self, token: int, reason: str, *, was_killed: bool = False) -> None: ...
+    def ended(self, token: int, cause: str, *, was_killed: bool = False) -> None: ...
 
 
 @dataclass(slots=True)
@@ -84,6 +84,11 @@ class PoolService(Service, serves=(raylet.Pool,)):
 
     async def stopped(self) -> None:
         self._alarm.cancel()
+
+    @property
+    def pool(self) -> Pool:
+        """The machine, for those who report on it."""
+        return self._pool
 
     # ---- who is here ---------------------------------------------------------------------
 
@@ -155,13 +160,15 @@ class PoolService(Service, serves=(raylet.Pool,)):
 
     # ---- what the source says ------------------------------------------------------------
 
-    def start_failed(self, token: int, reason: str) -> None:
-        self._perform(self._pool.start_failed(StartToken(token), reason, now()))
+    def start_failed(self, token: int, reason: str, *, was_killed: bool = False) -> None:
+        failed = self._pool.start_failed(StartToken(token), reason, now(), was_killed=was_killed)
+        self._perform(failed)
 
-    def ended(self, token: int, cause: str) -> None:
+    def ended(self, token: int, cause: str, *, was_killed: bool = False) -> None:
         id = self._ids.pop(token, None)
         if id is None:
-            self.start_failed(token, f"a worker process ended before it was ready: {cause}")
+            reason = f"a worker process ended before it was ready: {cause}"
+            self.start_failed(token, reason, was_killed=was_killed)
             return
         member = self._workers.pop(id)
         self._by_link.pop(member.link, None)

@@ -18,7 +18,7 @@ from raylite._kernel.link import Link
 from raylite._kernel.network import Network
 from raylite._kernel.seams import monotonic
 from raylite._protocol import raylet
-from raylite._services.worker.objects import BlockedThread, Entry, ObjectRef, Waiter
+from raylite._services.worker.objects import Blocked, BlockedThread, Entry, ObjectRef, Waiter
 from raylite._services.worker.owner import OwnerService
 from raylite._services.worker.submit import OwnedTask, SubmitService
 from raylite._types.keys import ObjectKey
@@ -111,13 +111,17 @@ class Core:
         return self.put_pickled(pickling.dumps(value))
 
     def put_pickled(self, pickled: pickling.Pickled) -> ObjectRef[Any]:
-        id = ObjectKey(self._put_prefix + next(self._put_numbers).to_bytes(4, "little"))
-        contained: tuple[Contained, ...] = ()
+        id = self.new_object_id()
         if pickled.size <= hot.INLINE_LIMIT:
-            value = Value(Form.INLINE, pickled.to_bytes(), 0, 0, contained)
-        else:
-            stored = self.store_result(id, self.id, pickled)
-            value = Value(Form.ARENA, b"", stored.offset, stored.size, contained)
+            return self.keep(id, Value(Form.INLINE, pickled.to_bytes()), pickled)
+        return self.keep(id, self.store_result(id, self.id, pickled), pickled)
+
+    def new_object_id(self) -> ObjectKey:
+        """Return an id for an object that no task makes."""
+        return ObjectKey(self._put_prefix + next(self._put_numbers).to_bytes(4, "little"))
+
+    def keep(self, id: ObjectKey, value: Value, pickled: pickling.Pickled) -> ObjectRef[Any]:
+        """Own a value that is stored."""
         entry = Entry(id, self, "", 1, value)
         inner = tuple(ref._entry for ref in pickled.contained if isinstance(ref, ObjectRef))
         if inner:
@@ -351,23 +355,29 @@ class Core:
         waiter = BlockedThread(count, raises=raises)
         unique = list(dict.fromkeys(entries))
         is_task = self.on_block is not None and threading.get_ident() == self.task_thread
-        self._outbox.append((self._watch_all, unique, waiter, self.on_block if is_task else None))
-        if not self._is_woken:
-            self._wake()
+        self.begin_wait(unique, waiter, is_task=is_task)
         try:
             waiter.lock.acquire(timeout=-1 if timeout is None else timeout)
         finally:
-            if waiter.count > 0:
-                self._do(self._unwatched, unique, waiter)
-            if is_task and self.on_unblock is not None:
-                self._do(self.on_unblock)
+            self.end_wait(unique, waiter, is_task=is_task)
+
+    def begin_wait(self, entries: list[Entry], waiter: Blocked, *, is_task: bool) -> None:
+        """Have a waiter told of these values; a worker's task lends its CPU while it waits."""
+        self._do(self._watch_all, entries, waiter, self.on_block if is_task else None)
+
+    def end_wait(self, entries: list[Entry], waiter: Blocked, *, is_task: bool) -> None:
+        """The wait is over, one way or another."""
+        if waiter.count > 0:
+            self._do(self._unwatched, entries, waiter)
+        if is_task and self.on_unblock is not None:
+            self._do(self.on_unblock)
 
     def _watch_all(
-        self, entries: list[Entry], waiter: BlockedThread, on_block: Callable[[], None] | None
+        self, entries: list[Entry], waiter: Blocked, on_block: Callable[[], None] | None
     ) -> None:
         for entry in entries:
             self._watched(entry, waiter)
-        if on_block is not None and waiter.lock.locked():
+        if on_block is not None and waiter.is_waiting:
             on_block()
 
 

@@ -38,6 +38,15 @@ class Waiter(Protocol):
     def ready(self, entry: "Entry") -> None: ...
 
 
+class Blocked(Waiter, Protocol):
+    """Who waits for `count` values more, and does nothing else meanwhile."""
+
+    count: int
+
+    @property
+    def is_waiting(self) -> bool: ...
+
+
 class Entry(Reference):
     """An object this process owns or borrows. `value` is None until it is known."""
 
@@ -231,6 +240,10 @@ class BlockedThread:
         self.count -= 1
         if (self.count == 0 or (self.raises and entry.is_error)) and self.lock.locked():
             self.lock.release()
+
+    @property
+    def is_waiting(self) -> bool:
+        return self.lock.locked()
 
 
 def restore(id: bytes, owner: str) -> ObjectRef[Any]:

@@ -108,10 +108,10 @@ class Runner:
         except SystemExit as error:
             self._on_exit(_exit_code(error))
             raise
-        except _BadArgument as bad:
+        except BadArgument as bad:
             values = (self._error(bad.error, job, name),)
         except BaseException as error:  # a task may raise anything; none of it is the worker's
-            retry = _is_retried(task.retry_on, error)
+            retry = is_retried(task.retry_on, error)
             values = (self._error(error, job, name),)
         self.current = None
         job.result = hot.Result(task.id, task.attempt, perf_counter() - started, values, (), retry)
@@ -153,7 +153,7 @@ class Runner:
             try:
                 value = self._values.read(each.value, entry)
             except RayError as error:
-                raise _BadArgument(
+                raise BadArgument(
                     dependency_error(
                         error,
                         function_name=job.definition.title,
@@ -218,7 +218,7 @@ class Runner:
         return Value(Form.ERROR, data)
 
 
-class _BadArgument(Exception):
+class BadArgument(Exception):
     """An argument is an error, so the task does not run."""
 
     def __init__(self, error: RayError) -> None:
@@ -229,7 +229,7 @@ _PASSED_ON = (RaySystemError,)
 _NONE = Value(Form.INLINE, pickling.dumps(None).to_bytes())
 
 
-def _is_retried(retry_on: bytes, error: BaseException) -> bool:
+def is_retried(retry_on: bytes, error: BaseException) -> bool:
     if not retry_on or not isinstance(error, Exception):
         return False
     if retry_on == ANY:

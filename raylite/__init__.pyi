@@ -1,0 +1,35 @@
+"""raylite: Ray Core in Python, every component an asyncio service.
+
+``import raylite as ray`` runs a Ray Core program. See ``docs/`` for a quickstart and the design.
+"""
+
+from raylite import exceptions as exceptions
+from raylite._api import (
+    RayContext as RayContext,
+    available_resources as available_resources,
+    cluster_resources as cluster_resources,
+    get as get,
+    init as init,
+    is_initialized as is_initialized,
+    nodes as nodes,
+    put as put,
+    remote as remote,
+    shutdown as shutdown,
+    wait as wait,
+)
+from raylite._services.worker.objects import ObjectRef as ObjectRef
+from raylite._types.ids import (
+    ActorClassID as ActorClassID,
+    ActorID as ActorID,
+    ClusterID as ClusterID,
+    FunctionID as FunctionID,
+    JobID as JobID,
+    NodeID as NodeID,
+    ObjectID as ObjectID,
+    PlacementGroupID as PlacementGroupID,
+    TaskID as TaskID,
+    UniqueID as UniqueID,
+    WorkerID as WorkerID,
+)
+from raylite._version import __version__ as __version__
+from raylite.runtime_context import get_runtime_context as get_runtime_context

@@ -1,0 +1,51 @@
+"""A local cluster's beginning: what `init` asked for, and the node started from it.
+
+Apart from the session, which needs much more code: that is loaded while the node starts.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from raylite._runtime import launch
+from raylite._runtime.launch import NodeProcess
+from raylite._runtime.machine import default_cpus, default_object_store
+from raylite._runtime.node import NodeConfig
+from raylite._types import board
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """What `init` was asked for. None leaves it to the machine."""
+
+    num_cpus: float | None = None
+    num_gpus: float | None = None
+    resources: Mapping[str, float] | None = None
+    memory: float | None = None
+    labels: Mapping[str, str] | None = None
+    object_store_memory: int | None = None
+    namespace: str = ""
+    log_to_driver: bool = True
+    temp_dir: str = ""
+    env_vars: Mapping[str, str] = field(default_factory=dict)
+
+
+def start_node(options: SessionOptions) -> NodeProcess:
+    """Start a node; it is not ready yet when this returns."""
+    cpus = default_cpus() if options.num_cpus is None else options.num_cpus
+    resources = dict(options.resources or {})
+    if options.num_gpus:
+        resources["GPU"] = options.num_gpus
+    if options.memory is not None:
+        resources["memory"] = options.memory
+    store = options.object_store_memory or default_object_store()
+    resources["object_store_memory"] = float(store)
+    config = NodeConfig(
+        num_cpus=cpus,
+        object_store_memory=store + board.SIZE,
+        resources=resources,
+        labels=dict(options.labels or {}),
+        job={"namespace": options.namespace},
+        env_vars=dict(options.env_vars),
+        temp_dir=options.temp_dir,
+    )
+    return launch.start(config)
