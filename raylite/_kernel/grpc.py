@@ -367,7 +367,8 @@ class GrpcWire:
                 return
             self._unsent.popleft()
         if self._is_closing:
-            self._connection.close()
+            # Not at once: asyncio closes twice what is closed from within `resume_writing`.
+            asyncio.get_running_loop().call_soon(self._connection.close)
         else:
             self.events.writable()
 

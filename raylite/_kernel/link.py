@@ -338,6 +338,11 @@ class Link:
         else:
             task.cancel()
 
+    @property
+    def answering(self) -> int:
+        """How many calls and feeds of the peer's are not answered yet."""
+        return len(self._serving)
+
     def reply(self, call: int, body: bytes) -> None:
         """Answer a call; nothing if its caller has left."""
         if len(body) > self._config.max_packet - ENVELOPE:
@@ -485,9 +490,13 @@ class Link:
             self._on_end.append(callback)
 
     def close(self) -> None:
-        """End the session on purpose, telling the peer."""
+        """End the session on purpose: what was sent leaves first, if the peer reads it, then a goodbye.
+
+        Answers that have not come by now are not waited for.
+        """
         if self.error is None:
-            self.flush()
+            while self._outbox and self._wire is not None:
+                self._wire.send(self.session.pack(self._outbox.take()))
             self._say_goodbye("")
             self.finish(LinkClosedError(f"the link to {self.peer} was closed here"))
 

@@ -15,7 +15,7 @@ How the pool grows
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
@@ -203,14 +203,23 @@ class Pool:
         self._floor = self._prestart
         return self._grow(now)
 
-    def lend(self, lease: LeaseID, key: Hashable, now: float, *, cpu: int = UNIT) -> list[Effect]:
+    def lend(
+        self,
+        lease: LeaseID,
+        key: Hashable,
+        now: float,
+        *,
+        cpu: int = UNIT,
+        known: Iterable[WorkerKey] = (),
+    ) -> list[Effect]:
         """Find a worker for a granted lease: a warm one of its key, a fresh one, or a new one.
 
         `key` is anything hashable but None, and `cpu` what the lease holds, in ten-thousandths.
+        `known` are workers to be preferred, best first: the holder has a connection to them.
         Asking again repeats the answer.
         """
-        if (known := self._lent.get(lease)) is not None:
-            return [Lend(known, lease)]
+        if (lent := self._lent.get(lease)) is not None:
+            return [Lend(lent, lease)]
 
         if lease in self._waiting:
             return []
@@ -218,7 +227,8 @@ class Pool:
         load = min(cpu, UNIT)
         for suited in (key, _FRESH):
             if idle := self._idle_of.get(suited):
-                return [self._lend(next(reversed(idle)), lease, key, load)]
+                worker = next((each for each in known if each in idle), None)
+                return [self._lend(worker or next(reversed(idle)), lease, key, load)]
 
         self._numbers += 1
         self._waiting[lease] = key

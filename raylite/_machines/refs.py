@@ -6,14 +6,21 @@ of its bytes (`views`), the value of another object (`contained`), or, if it is 
 process (`borrowers`). When the last hold goes, an owned object is freed; a borrowed one is given up
 to its owner.
 
-Borrowers are a set, not a counter, so a repeated message changes nothing. A borrower may let go
-before the news of its borrowing arrives, since the two come from different processes: what it gives
-up early is remembered and cancels the borrowing.
+A process that borrows an object gives it up once for each time it began to borrow it. The two
+messages may come from different processes, so they may overtake each other: a process can let go,
+and borrow again, before the news of its first borrowing arrives. So borrowings are counted, by
+borrower, and what is given up early is a debt that the late news pays. A borrower's death ends all
+its borrowings, whatever the counts.
+
+Objects whose values hold each other in a circle keep each other alive; like Ray, we do not look for
+such circles.
 """
 
 from dataclasses import dataclass
 
 from raylite._types.keys import ObjectKey
+
+DEBTS_KEPT = 10_000  # objects that were given up early; without a debt, a late borrower just stays
 
 
 class Reference:
@@ -28,7 +35,7 @@ class Reference:
         self.submitted = 0
         self.views = 0
         self.contained = 0
-        self.borrowers: dict[str, None] | None = None
+        self.borrowers: dict[str, int] | None = None
         self.holds: tuple[Reference, ...] = ()  # what this object's value contains
 
     @property
@@ -64,7 +71,7 @@ class Refs:
 
     def __init__(self) -> None:
         self.table: dict[ObjectKey, Reference] = {}
-        self._early: dict[tuple[ObjectKey, str], None] = {}
+        self._debts: dict[ObjectKey, dict[str, int]] = {}
 
     def add(self, reference: Reference) -> None:
         """Begin to keep a reference that something holds."""
@@ -85,69 +92,92 @@ class Refs:
         reference.views -= 1
         return _NOTHING if reference.is_held else self._end(reference)
 
-    def contains(self, outer: Reference, inner: tuple[Reference, ...]) -> None:
-        """The value of `outer` holds these."""
+    def contains(self, outer: Reference, inner: tuple[Reference, ...]) -> list[Effect]:
+        """The value of `outer` holds these. One that has ended meanwhile holds nothing."""
+        if self.table.get(outer.id) is not outer:
+            return self._end(*(each for each in inner if not each.is_held))
         outer.holds += inner
         for reference in inner:
             reference.contained += 1
+        return _NOTHING
 
     def borrowed(self, id: ObjectKey, borrower: str) -> list[Effect]:
-        """Another process holds an object of ours."""
-        if (id, borrower) in self._early:
-            del self._early[id, borrower]
-            return _NOTHING
+        """Another process began to hold an object of ours."""
         reference = self.table.get(id)
-        if reference is not None:
-            if reference.borrowers is None:
-                reference.borrowers = {}
-            reference.borrowers[borrower] = None
+        if reference is None or self._pays_debt(id, borrower):
+            return _NOTHING
+        if reference.borrowers is None:
+            reference.borrowers = {}
+        reference.borrowers[borrower] = reference.borrowers.get(borrower, 0) + 1
         return _NOTHING
 
     def gave_up(self, id: ObjectKey, borrower: str) -> list[Effect]:
-        """Another process holds an object of ours no more."""
+        """Another process ended one of its borrowings of an object of ours."""
         reference = self.table.get(id)
         if reference is None:
             return _NOTHING
-        if reference.borrowers is None or borrower not in reference.borrowers:
-            self._early[id, borrower] = None
+        borrowers = reference.borrowers
+        if borrowers is None or borrower not in borrowers:
+            self._owe(id, borrower)
             return _NOTHING
-        del reference.borrowers[borrower]
+        borrowers[borrower] -= 1
+        if not borrowers[borrower]:
+            del borrowers[borrower]
         return _NOTHING if reference.is_held else self._end(reference)
 
     def borrower_died(self, borrower: str) -> list[Effect]:
         """A process ended: whatever it borrowed, it holds no more."""
-        effects: list[Effect] = []
-        for early in [key for key in self._early if key[1] == borrower]:
-            del self._early[early]
-        for reference in list(self.table.values()):
-            if reference.borrowers and borrower in reference.borrowers:
-                del reference.borrowers[borrower]
+        for id in [id for id, debts in self._debts.items() if borrower in debts]:
+            self._settle(id, borrower)
+        ended: list[Reference] = []
+        for reference in self.table.values():
+            if reference.borrowers and reference.borrowers.pop(borrower, 0):
                 if not reference.is_held:
-                    effects += self._end(reference)
-        return effects
+                    ended.append(reference)
+        return self._end(*ended)
 
     def owned_by(self, owner: str) -> list[Reference]:
         """What is borrowed from one owner."""
         return [reference for reference in self.table.values() if reference.owner == owner]
 
-    def _end(self, reference: Reference) -> list[Effect]:
-        """End a reference and, one after another, those that only its value held."""
+    def _end(self, *references: Reference) -> list[Effect]:
+        """End references and, one after another, those that only their values held."""
         effects: list[Effect] = []
-        ending = [reference]
+        ending = list(references)
         while ending:
             last = ending.pop()
-            if self.table.pop(last.id, None) is None:
-                continue
+            if self.table.get(last.id) is not last:
+                continue  # it ended before; the object may have been borrowed anew since then
+            del self.table[last.id]
+            self._debts.pop(last.id, None)
             effects.append(GiveUp(last) if last.owner else Free(last))
-            if self._early:
-                for early in [key for key in self._early if key[0] == last.id]:
-                    del self._early[early]
             holds, last.holds = last.holds, ()
             for inner in holds:
                 inner.contained -= 1
                 if not inner.is_held:
                     ending.append(inner)
         return effects
+
+    def _owe(self, id: ObjectKey, borrower: str) -> None:
+        debts = self._debts.setdefault(id, {})
+        debts[borrower] = debts.get(borrower, 0) + 1
+        if len(self._debts) > DEBTS_KEPT:
+            del self._debts[next(iter(self._debts))]
+
+    def _pays_debt(self, id: ObjectKey, borrower: str) -> bool:
+        debts = self._debts.get(id)
+        if debts is None or borrower not in debts:
+            return False
+        debts[borrower] -= 1
+        if not debts[borrower]:
+            self._settle(id, borrower)
+        return True
+
+    def _settle(self, id: ObjectKey, borrower: str) -> None:
+        debts = self._debts[id]
+        del debts[borrower]
+        if not debts:
+            del self._debts[id]
 
     def check(self) -> None:
         """Assert what holds between calls."""
@@ -156,8 +186,16 @@ class Refs:
             assert reference.id == id
             assert reference.is_held, f"{id.hex()} is kept and nothing holds it"
             assert min(reference.local, reference.submitted, reference.views) >= 0
-            assert not (reference.borrowers and reference.owner), "only owners have borrowers"
+            borrowers = reference.borrowers or {}
+            assert not (borrowers and reference.owner), "only owners have borrowers"
+            assert all(count > 0 for count in borrowers.values())
+            assert not borrowers.keys() & self._debts.get(id, {}).keys(), "a debt is not paid"
             for inner in reference.holds:
                 contained[inner.id] = contained.get(inner.id, 0) + 1
         for id, reference in self.table.items():
             assert reference.contained == contained.get(id, 0)
+        assert len(self._debts) <= DEBTS_KEPT
+        for id, debts in self._debts.items():
+            assert id in self.table, "a debt of an object that has ended"
+            assert debts
+            assert all(count > 0 for count in debts.values())

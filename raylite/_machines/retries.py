@@ -1,6 +1,7 @@
 """Retries: how long to wait before another attempt."""
 
 FIRST, LONGEST = 0.1, 10.0  # seconds
+_DOUBLINGS = 7  # as many lead from FIRST past LONGEST; counting on would overflow in the end
 
 
 def retry_delay(attempt: int, jitter: float) -> float:
@@ -14,4 +15,5 @@ def retry_delay(attempt: int, jitter: float) -> float:
     """
     if attempt <= 1:
         return 0.0
-    return min(FIRST * 2.0 ** (attempt - 2), LONGEST) * (0.5 + 0.5 * jitter)
+    delay = min(FIRST * 2.0 ** min(attempt - 2, _DOUBLINGS), LONGEST)
+    return delay * (0.5 + 0.5 * jitter)

@@ -5,31 +5,34 @@ for it.
 
 Pipelining is adaptive. While nothing is known of a function's run time, its tasks go one to a
 worker. Once it is known, a worker is sent as many as make a few milliseconds of work, so that short
-tasks do not wait for a round trip each. What was sent and not started can come back: a worker that
-blocks gives it back by itself, and one that makes no progress is asked to, so a pipeline never
-waits behind a sleeper.
+tasks do not wait for a round trip each. Nothing is sent behind a slow task on purpose, and what was
+sent and not started can come back: a worker that blocks gives it back by itself, and one that makes
+no progress is asked to, so a pipeline never waits behind a sleeper.
 
 Leases are kept a while after the last task, unless others wait for them.
 """
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
+from enum import Enum
 
 from raylite._types.keys import LeaseID, TaskKey, WorkerKey
-from raylite._types.resources import UNIT, Resources
+from raylite._types.resources import Resources
 
 PIPELINE_SECONDS = 0.005  # the work that a worker is sent ahead
 PIPELINE_TASKS = 512
 STALLED_SECONDS = 0.02  # a pipeline without a result for so long is asked to give back
 LINGER_SECONDS = 1.0  # how long an idle lease is kept
-UNKNOWN = -1.0
+REFUSED_SECONDS = 1.0  # how long a lane makes do with its workers after a lease was refused
+EARLY_SECONDS = 0.001  # alarms may ring early, by a rounding error or the clock's resolution
+FUNCTIONS_KNOWN = 1000  # run times remembered
 
 
 class Pending:
     """A task until its result: what the submitter needs to know of it, and who made it."""
 
-    __slots__ = ("attempt", "function", "id", "key", "payload", "retries", "sent_at", "worker")
+    __slots__ = ("attempt", "function", "id", "key", "payload", "retries", "worker")
 
     def __init__(self, id: TaskKey, key: "LaneKey", function: int, retries: int, payload: object):
         self.id = id
@@ -39,7 +42,6 @@ class Pending:
         self.payload = payload
         self.attempt = 0
         self.worker: WorkerKey | None = None
-        self.sent_at = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ class LaneKey:
 
 @dataclass(frozen=True, slots=True)
 class RequestLease:
+    """Ask for a worker that has what the lane demands."""
+
     lease: LeaseID
     key: LaneKey
 
@@ -82,18 +86,51 @@ class AskBack:
 Effect = RequestLease | ReturnLease | Push | AskBack
 
 
+@dataclass(frozen=True, slots=True)
+class SubmitterStatistics:
+    """Counts of what the submitter keeps at one moment."""
+
+    lanes: int
+    queued: int
+    sent: int
+    requested: int
+    leased: int
+    #: Functions whose run time is known.
+    functions: int
+
+
+class _Pace(Enum):
+    FLOWING = "may be sent more, if it has room"
+    ASKED = "was asked to give back: what it has not started is on its way here"
+    STUCK = "gave back: may be sent more when it has done what it has"
+
+
 class _Worker:
     """A leased worker and what it was sent, oldest first."""
 
-    __slots__ = ("asked", "idle_since", "key", "lane", "lease", "progress_at", "sent")
+    __slots__ = ("idle_since", "key", "lane", "lease", "pace", "progress_at", "sent")
 
     def __init__(self, key: WorkerKey, lease: LeaseID, lane: "_Lane", now: float) -> None:
         self.key = key
         self.lease = lease
         self.lane = lane
         self.sent: dict[TaskKey, Pending] = {}
+        self.pace = _Pace.FLOWING
         self.progress_at = self.idle_since = now
-        self.asked = False
+
+    def takes_more(self, now: float) -> bool:
+        """Say whether it idles, or makes progress: nothing is sent behind a sleeper."""
+        if not self.sent:
+            return True
+        return self.pace is _Pace.FLOWING and now < self.progress_at + STALLED_SECONDS
+
+    def due(self) -> float | None:
+        """When it is to be given back, or asked to give back; None while it does well."""
+        if not self.sent:
+            return self.idle_since + LINGER_SECONDS
+        if len(self.sent) > 1 and self.pace is not _Pace.ASKED:
+            return self.progress_at + STALLED_SECONDS
+        return None
 
 
 class _Lane:
@@ -124,6 +161,7 @@ class Submitter:
         self._lanes: dict[LaneKey, _Lane] = {}
         self._workers: dict[WorkerKey, _Worker] = {}
         self._requests: dict[LeaseID, _Lane] = {}
+        self._paused: dict[_Lane, float] = {}  # lanes that ask for no lease until then
         self._run_time: dict[int, float] = {}
         self._is_wanted = False
 
@@ -131,39 +169,34 @@ class Submitter:
 
     def submit(self, tasks: list[Pending], now: float) -> list[Effect]:
         """Queue tasks whose arguments are ready."""
-        effects: list[Effect] = []
-        lane: _Lane | None = None
+        lanes: dict[_Lane, None] = {}
+        key: LaneKey | None = None
         for task in tasks:
-            if lane is None or lane.key is not task.key:
-                if lane is not None:
-                    self._advance(lane, effects, now)
-                lane = self._lane(task.key)
+            if task.key is not key:
+                key = task.key
+                lane = self._lane(key)
+                lanes[lane] = None
             lane.queue.append(task)
-        if lane is not None:
-            self._advance(lane, effects, now)
-        return effects
+        return self._advance(lanes, now)
 
     def granted(self, lease: LeaseID, worker: WorkerKey, now: float) -> list[Effect]:
         """A worker is ours. One that is not needed any more goes back at once."""
         lane = self._requests.pop(lease, None)
         if lane is None:
-            return [ReturnLease(lease)]
-        lane.requested.pop(lease, None)
-        known = _Worker(worker, lease, lane, now)
-        lane.workers[worker] = self._workers[worker] = known
-        effects: list[Effect] = []
-        self._advance(lane, effects, now)
-        if not known.sent and self._is_wanted:
-            self._give_up(known, effects)
-        return effects
+            known = self._workers.get(worker)
+            return [] if known is not None and known.lease == lease else [ReturnLease(lease)]
+        del lane.requested[lease]
+        lane.workers[worker] = self._workers[worker] = _Worker(worker, lease, lane, now)
+        return self._advance([lane], now)
 
     def finished(self, worker: WorkerKey, task: Pending, seconds: float, now: float) -> None:
         """A result came; call `advance` once all that came with it are noted."""
-        old = self._run_time.get(task.function, UNKNOWN)
-        weight = 0.5 if seconds > old else 0.1
-        self._run_time[task.function] = (
-            seconds if old == UNKNOWN else old + weight * (seconds - old)
-        )
+        old = self._run_time.get(task.function)
+        if old is None:
+            self._learn(task.function, seconds)
+        else:
+            weight = 0.5 if seconds > old else 0.1
+            self._run_time[task.function] = old + weight * (seconds - old)
         known = self._workers.get(worker)
         if known is not None and known.sent.pop(task.id, None) is not None:
             known.progress_at = now
@@ -172,32 +205,23 @@ class Submitter:
 
     def advance(self, workers: list[WorkerKey], now: float) -> list[Effect]:
         """Send these workers, from which results came, what is next."""
-        effects: list[Effect] = []
-        lanes = {known.lane.key: known.lane for w in workers if (known := self._workers.get(w))}
-        for lane in lanes.values():
-            self._advance(lane, effects, now)
-        if self._is_wanted:
-            for worker in workers:
-                if (known := self._workers.get(worker)) is not None and not known.sent:
-                    self._give_up(known, effects)
-        return effects
+        lanes = {known.lane: None for w in workers if (known := self._workers.get(w)) is not None}
+        return self._advance(lanes, now)
 
     def given_back(self, worker: WorkerKey, tasks: list[Pending], now: float) -> list[Effect]:
         """A worker returned tasks it has not started: they go first again."""
         known = self._workers.get(worker)
-        lanes: dict[LaneKey, _Lane] = {}
+        if known is None:
+            return []
+        lane = known.lane
         for task in reversed(tasks):
-            if known is not None:
-                known.sent.pop(task.id, None)
-                known.asked = True  # or it would be sent the same tasks again
-            task.worker = None
-            lane = self._lane(task.key)
-            lane.queue.appendleft(task)
-            lanes[task.key] = lane
-        effects: list[Effect] = []
-        for lane in lanes.values():
-            self._advance(lane, effects, now)
-        return effects
+            if known.sent.pop(task.id, None) is not None:
+                task.worker = None
+                lane.queue.appendleft(task)
+                known.pace = _Pace.STUCK  # or it would be sent the same tasks again
+        if not known.sent:
+            known.idle_since = now
+        return self._advance([lane], now)
 
     def lost(
         self, worker: WorkerKey, last_task: TaskKey, now: float
@@ -219,80 +243,91 @@ class Submitter:
             if task.id == last_task:
                 begun = position + 1
         lane.queue.extendleft(reversed(sent[begun:]))
-        effects: list[Effect] = []
-        self._advance(lane, effects, now)
-        return sent[:begun], effects
+        return sent[:begun], self._advance([lane], now)
 
-    def refused(self, lease: LeaseID) -> list[Pending]:
-        """A lease can never be had: return the tasks that waited for it."""
+    def refused(self, lease: LeaseID, now: float) -> tuple[list[Pending], list[Effect]]:
+        """No worker can be had. Return the tasks that fail for it, unless others can run them.
+
+        A lane that has workers goes on with those, and asks again after a while: one of them may
+        be blocked until a task that is still queued has run.
+        """
         lane = self._requests.pop(lease, None)
         if lane is None:
-            return []
-        lane.requested.pop(lease, None)
+            return [], []
+        del lane.requested[lease]
+        failed: list[Pending] = []
         if lane.workers:
-            return []
-        failed = list(lane.queue)
-        lane.queue.clear()
-        return failed
+            self._paused[lane] = now + REFUSED_SECONDS
+        else:
+            failed.extend(lane.queue)
+            lane.queue.clear()
+        return failed, self._advance([lane], now)
 
     def wanted(self, is_wanted: bool) -> list[Effect]:
         """Others wait for resources (or no longer): keep no idle lease meanwhile."""
         self._is_wanted = is_wanted
         effects: list[Effect] = []
         if is_wanted:
-            for known in list(self._workers.values()):
-                if not known.sent and not known.lane.queue:
-                    self._give_up(known, effects)
+            for lane in list(self._lanes.values()):
+                self._return_idle(lane, effects)
         return effects
 
-    def withdraw(self, task: Pending) -> bool:
+    def withdraw(self, task: Pending) -> tuple[bool, list[Effect]]:
         """Take a task out of its queue; False if it is not waiting there."""
         lane = self._lanes.get(task.key)
         if lane is None or task.worker is not None:
-            return False
+            return False, []
         try:
             lane.queue.remove(task)
         except ValueError:
-            return False
-        return True
+            return False, []
+        effects: list[Effect] = []
+        self._settle(lane, effects)
+        return True, effects
 
     def expire(self, now: float) -> list[Effect]:
         """Give idle leases back in time, and ask stalled pipelines for what they hold."""
         effects: list[Effect] = []
+        lanes: dict[_Lane, None] = {}
+        soon = now + EARLY_SECONDS
         for known in list(self._workers.values()):
-            if not known.sent:
-                if now - known.idle_since >= LINGER_SECONDS and not known.lane.queue:
-                    self._give_up(known, effects)
-            elif self._is_stalled(known, now):
-                known.asked = True
-                first = next(iter(known.sent.values()))
-                elapsed = now - known.progress_at
-                if elapsed > self._run_time.get(first.function, 0.0):
-                    self._run_time[first.function] = elapsed
-                effects.append(AskBack(known.key))
-        return effects
+            due = known.due()
+            if due is None or due > soon:
+                continue
+            lanes[known.lane] = None
+            if known.sent:
+                self._ask_back(known, effects, now)
+            else:
+                self._give_up(known, effects)
+        for lane in [lane for lane, until in self._paused.items() if until <= soon]:
+            del self._paused[lane]
+            lanes[lane] = None
+        return effects + self._advance(lanes, now)
 
     def next_expiry(self, now: float) -> float | None:
         """When `expire` should next be called; None when there is nothing to wait for."""
-        due: float | None = None
+        earliest: float | None = None
         for known in self._workers.values():
-            if not known.sent:
-                at = known.idle_since + LINGER_SECONDS
-            elif len(known.sent) > 1 and not known.asked:
-                at = known.progress_at + STALLED_SECONDS
-            else:
-                continue
-            due = at if due is None or at < due else due
-        return due
+            due = known.due()
+            if due is not None and (earliest is None or due < earliest):
+                earliest = due
+        if self._paused:
+            paused = min(self._paused.values())
+            return paused if earliest is None else min(earliest, paused)
+        return earliest
+
+    def statistics(self) -> SubmitterStatistics:
+        """Return the counts at this moment."""
+        return SubmitterStatistics(
+            lanes=len(self._lanes),
+            queued=sum(len(lane.queue) for lane in self._lanes.values()),
+            sent=sum(len(known.sent) for known in self._workers.values()),
+            requested=len(self._requests),
+            leased=len(self._workers),
+            functions=len(self._run_time),
+        )
 
     # ---- inside --------------------------------------------------------------------------
-
-    def _is_stalled(self, known: _Worker, now: float) -> bool:
-        return (
-            len(known.sent) > 1
-            and not known.asked
-            and now - known.progress_at >= STALLED_SECONDS * 0.99
-        )
 
     def _lane(self, key: LaneKey) -> _Lane:
         lane = self._lanes.get(key)
@@ -302,78 +337,140 @@ class Submitter:
             lane = self._lanes[key] = _Lane(key, limit)
         return lane
 
-    def _advance(self, lane: _Lane, effects: list[Effect], now: float) -> None:
-        if lane.queue and lane.workers:
-            self._fill(lane, effects, now)
-        self._settle_requests(lane, effects)
+    def _advance(self, lanes: Iterable[_Lane], now: float) -> list[Effect]:
+        """Send what can be sent, and wish for, keep and forget what follows from that."""
+        effects: list[Effect] = []
+        for lane in lanes:
+            if lane.queue and lane.workers:
+                self._fill(lane, effects, now)
+            self._settle(lane, effects)
+            if self._is_wanted:
+                self._return_idle(lane, effects)
+        return effects
 
     def _fill(self, lane: _Lane, effects: list[Effect], now: float) -> None:
         """Share the queue out, the emptiest workers first, as deep as run times allow."""
         queue = lane.queue
-        for known in sorted(lane.workers.values(), key=_load):
+        takers = [known for known in lane.workers.values() if known.takes_more(now)]
+        takers.sort(key=_load)
+        left = len(takers)
+        for known in takers:
             if not queue:
                 return
-            if known.sent and known.asked:
-                continue  # it made no progress and gave back the rest: let it finish
-            depth = self._depth(queue[0].function)
-            room = depth - len(known.sent)
-            if room <= 0 or (known.sent and room < depth // 2):
-                continue
-            share = -(-len(queue) // len(lane.workers))
-            tasks: list[Pending] = []
-            if not known.sent:
+            share = -(-len(queue) // left)
+            left -= 1
+            sent = known.sent
+            if not sent:
+                known.pace = _Pace.FLOWING
                 known.progress_at = now
-                known.asked = False
-            for _ in range(min(room, share, len(queue))):
-                if tasks and self._depth(queue[0].function) <= len(known.sent):
+            function = queue[0].function
+            room = self._room(sent, function)
+            if not room:
+                continue
+            tasks: list[Pending] = []
+            for _ in range(share):
+                task = queue[0]
+                if task.function != function:
+                    function = task.function
+                    room = min(room, self._depth(function) - len(sent))
+                if room <= 0:
                     break
-                task = queue.popleft()
+                room -= 1
+                del queue[0]
                 task.worker = known.key
-                known.sent[task.id] = task
+                sent[task.id] = task
                 tasks.append(task)
             effects.append(Push(known.key, tasks))
 
-    def _depth(self, function: int) -> int:
-        run_time = self._run_time.get(function, UNKNOWN)
-        if run_time == UNKNOWN:
-            return 1
-        return max(1, min(PIPELINE_TASKS, int(PIPELINE_SECONDS / (run_time + 1e-6))))
+    def _room(self, sent: dict[TaskKey, Pending], function: int) -> int:
+        """How many tasks of a function to send after these; none until it is worth a message."""
+        depth = self._depth(function)
+        if not sent:
+            return depth
+        running = next(iter(sent.values()))
+        depth = min(depth, self._depth(running.function))
+        room = depth - len(sent)
+        return room if room >= max(1, depth // 2) else 0
 
-    def _settle_requests(self, lane: _Lane, effects: list[Effect]) -> None:
-        """Wish for as many leases as the queue can use, no more."""
-        waiting = len(lane.queue)
-        if waiting:
-            waiting = -(-waiting // self._depth(lane.queue[0].function))
-        wished = min(waiting, lane.limit)
-        while len(lane.requested) < wished:
+    def _depth(self, function: int) -> int:
+        """How many of a function's tasks a worker may have at a time."""
+        run_time = self._run_time.get(function)
+        if run_time is None or not run_time < PIPELINE_SECONDS:
+            return 1
+        if run_time * PIPELINE_TASKS <= PIPELINE_SECONDS:
+            return PIPELINE_TASKS
+        return int(PIPELINE_SECONDS / run_time)
+
+    def _learn(self, function: int, seconds: float) -> None:
+        """Note a run time. Of too many the first learnt is forgotten; if in use, it is soon back."""
+        self._run_time[function] = seconds
+        if len(self._run_time) > FUNCTIONS_KNOWN:
+            del self._run_time[next(iter(self._run_time))]
+
+    def _settle(self, lane: _Lane, effects: list[Effect]) -> None:
+        """Wish for as many leases as the queue can use, no more; forget a lane out of use."""
+        requested = lane.requested
+        wished = 0
+        if lane.queue and not (lane.workers and lane in self._paused):
+            depth = self._depth(lane.queue[0].function)
+            wished = min(-(-len(lane.queue) // depth), lane.limit)
+        while len(requested) < wished:
             self._leases += 1
             lease = LeaseID(self._prefix + self._leases.to_bytes(8, "big"))
-            lane.requested[lease] = None
+            requested[lease] = None
             self._requests[lease] = lane
             effects.append(RequestLease(lease, lane.key))
-        while len(lane.requested) > wished:
-            lease, _ = lane.requested.popitem()
+        while len(requested) > wished:
+            lease, _ = requested.popitem()
             del self._requests[lease]
             effects.append(ReturnLease(lease))
+        if not (lane.queue or lane.workers):
+            self._lanes.pop(lane.key, None)
+            self._paused.pop(lane, None)
+
+    def _return_idle(self, lane: _Lane, effects: list[Effect]) -> None:
+        for known in list(lane.workers.values()):
+            if not known.sent:
+                self._give_up(known, effects)
+        self._settle(lane, effects)
 
     def _give_up(self, known: _Worker, effects: list[Effect]) -> None:
         del self._workers[known.key]
         del known.lane.workers[known.key]
         effects.append(ReturnLease(known.lease))
-        lane = known.lane
-        if not lane.workers and not lane.queue and not lane.requested:
-            self._lanes.pop(lane.key, None)
+
+    def _ask_back(self, known: _Worker, effects: list[Effect], now: float) -> None:
+        """Ask for what waits behind a task that takes long, and remember how long it takes."""
+        known.pace = _Pace.ASKED
+        running = next(iter(known.sent.values()))
+        elapsed = now - known.progress_at
+        if elapsed > self._run_time.get(running.function, 0.0):
+            self._learn(running.function, elapsed)
+        effects.append(AskBack(known.key))
 
     def check(self) -> None:
         """Assert what holds between calls."""
-        for lane in self._lanes.values():
-            assert not lane.queue or lane.workers or lane.requested, "tasks wait for nothing"
+        for key, lane in self._lanes.items():
+            assert lane.key == key
+            assert lane.queue or lane.workers, "a lane out of use is kept"
+            assert not lane.queue or lane.requested or lane in self._paused, (
+                "tasks wait for nothing"
+            )
+            assert lane.queue or not lane.requested, "a lease is asked for that nobody needs"
             assert len(lane.requested) <= lane.limit
-            for key, known in lane.workers.items():
-                assert self._workers[key] is known
-                assert all(task.worker == key for task in known.sent.values())
             assert all(task.worker is None for task in lane.queue)
-        assert set(self._requests) == {x for lane in self._lanes.values() for x in lane.requested}
+            for known in lane.workers.values():
+                assert known.lane is lane
+                assert known.sent or not (lane.queue or self._is_wanted), "a worker idles"
+                assert all(task.worker == known.key for task in known.sent.values())
+        lanes = self._lanes.values()
+        assert self._workers == {key: w for lane in lanes for key, w in lane.workers.items()}
+        assert self._requests == {lease: lane for lane in lanes for lease in lane.requested}
+        assert self._paused.keys() <= set(lanes)
+        tasks = [task.id for lane in lanes for task in lane.queue]
+        tasks += [id for known in self._workers.values() for id in known.sent]
+        assert len(tasks) == len(set(tasks)), "a task is in two places"
+        assert len(self._run_time) <= FUNCTIONS_KNOWN
 
 
 def _load(known: _Worker) -> int:

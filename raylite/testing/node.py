@@ -126,6 +126,7 @@ class SimNode:
         if not process.is_dead:
             process.is_dead = True
             process.core.is_closed = True
+            process.on_kill()
             self.drivers.pop(process.name, None)
             self.world.kill(process.name, linger=linger)
             process.attachment.running.cancel()
@@ -179,6 +180,7 @@ class SimProcess:
         self.core: Core = attachment.core
         self.place = Place(self.core, attachment.node_id)
         self.is_dead = False
+        self.on_kill: Callable[[], object] = _nothing
         self._functions: dict[tuple[Any, ...], RemoteFunction[..., Any]] = {}
         node.watch(attachment.running, lambda: self.is_dead)
 
@@ -282,6 +284,7 @@ class SimWorkers:
         self._random = node.world.random("workers")
         self._workers: dict[int, SimWorker] = {}
         self._last_tasks: dict[int, bytes] = {}
+        self.deaths: dict[int, str] = {}  # why those that ended did
         self.failed_starts = 0
 
     def all(self) -> "list[SimWorker]":
@@ -296,7 +299,7 @@ class SimWorkers:
                 delay, self.listener.start_failed, token, "fork: out of memory"
             )
             return
-        worker = self._workers[token] = SimWorker(self._node, token, self._random, self._ended)
+        worker = self._workers[token] = SimWorker(self._node, token, self._random, self)
         worker.start(delay)
 
     def kill(self, token: int) -> None:
@@ -313,7 +316,8 @@ class SimWorkers:
         for worker in self.all():
             worker.kill(KILLED)
 
-    def _ended(self, worker: "SimWorker", cause: str) -> None:
+    def ended(self, worker: "SimWorker", cause: str) -> None:
+        """The system has noticed a worker's end."""
         del self._workers[worker.token]
         self._last_tasks[worker.token] = worker.last_task
         self.listener.ended(worker.token, cause)
@@ -327,7 +331,7 @@ class SimWorker:
         node: SimNode,
         token: int,
         random: random.Random,
-        on_ended: Callable[["SimWorker", str], None],
+        source: SimWorkers,
     ) -> None:
         self.node = node
         self.token = token
@@ -337,7 +341,7 @@ class SimWorker:
         self.last_task = b""
         self.is_ended = False
         self._random = random
-        self._on_ended = on_ended
+        self._source = source
         self._work: asyncio.Task[None] | None = None
         self._network: SimNetwork | None = None
 
@@ -349,6 +353,7 @@ class SimWorker:
         if self.is_ended:
             return
         self.is_ended = True
+        self._source.deaths[self.token] = cause
         linger = self._random.choice((0.0, 0.001, 0.005))
         if self.process is not None:
             self.node.drop(self.process, linger)
@@ -360,7 +365,7 @@ class SimWorker:
             self._work.cancel()
             self.node.see_off(self._work)
         later = self._random.choice((0.0, 0.002, 0.02, 0.1)) * self._random.random()
-        asyncio.get_running_loop().call_later(later, self._on_ended, self, cause)
+        asyncio.get_running_loop().call_later(later, self._source.ended, self, cause)
 
     async def _run(self, delay: float) -> None:
         try:

@@ -8,6 +8,8 @@ services are the shipping ones.
 import asyncio
 import random
 from collections import deque
+from collections.abc import Callable
+from typing import Any
 
 from raylite._kernel.link import LinkConfig
 from raylite._kernel.memory import MemoryWire
@@ -40,8 +42,14 @@ class World:
     def seams(self, host: str) -> Seams:
         """Return what a host takes from this world; another life of it takes other randomness."""
         life = self._lives[host] = self._lives.get(host, 0) + 1
+        pauses = self.random(f"{host} {life}/threads")
+
+        async def to_thread(function: Callable[..., Any], *args: Any) -> Any:
+            await asyncio.sleep(pauses.expovariate(2000))
+            return function(*args)
+
         return Seams(
-            random=lambda name: self.random(f"{host} {life}/{name}"), to_thread=_refuse_thread
+            random=lambda name: self.random(f"{host} {life}/{name}"), to_thread=to_thread
         )
 
     def cut(self, one: str, other: str, *, silently: bool = False) -> None:
@@ -204,7 +212,3 @@ class SimWire(MemoryWire):
     def _break(self, reason: str) -> None:
         super()._break(reason)
         self._world.parted(self)
-
-
-async def _refuse_thread(*args: object) -> object:
-    raise RuntimeError("simulated code tried to use a thread")

@@ -34,8 +34,8 @@ class NodeService(Service, serves=(gcs.Nodes,)):
             labels=dict(request.labels),
         )
         self._perform(self._membership.joined(request.node_id, request.incarnation, now()))
-        node_id = request.node_id
-        self.caller.on_end(lambda link: self._left(node_id))
+        node_id, incarnation = request.node_id, request.incarnation
+        self.caller.on_end(lambda link: self._left(node_id, incarnation))
         return msg.Registered()
 
     @handles(gcs.Nodes.heartbeat)
@@ -59,14 +59,16 @@ class NodeService(Service, serves=(gcs.Nodes,)):
     def sweep(self) -> None:
         self._perform(self._membership.expire(now()))
 
-    def _left(self, node_id: bytes) -> None:
-        self._perform(self._membership.left(node_id, "its raylet ended the session"))
+    def _left(self, node_id: bytes, incarnation: int) -> None:
+        reason = "its raylet ended the session"
+        self._perform(self._membership.left(node_id, incarnation, reason))
 
     def _perform(self, effects: list[Effect]) -> None:
         for effect in effects:
             match effect:
                 case NodeJoined(node_id):
-                    self._events.publish(msg.NodeEvent(self._rows[node_id]))
+                    row = self._rows[node_id] = replace(self._rows[node_id], alive=True)
+                    self._events.publish(msg.NodeEvent(row))
                 case NodeDied(node_id, _):
                     row = self._rows[node_id] = replace(self._rows[node_id], alive=False)
                     self._events.publish(msg.NodeEvent(row))

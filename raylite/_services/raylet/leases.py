@@ -7,12 +7,14 @@ from raylite._kernel.service import Service, handles
 from raylite._machines.leases import Effect, Grant, Infeasible, Leases, Request, Revoke, Unwanted, Wanted
 from raylite._protocol import raylet
 from raylite._services.raylet.pool import Member, PoolService
-from raylite._types.keys import HolderKey, LeaseID
+from raylite._types.keys import HolderKey, LeaseID, WorkerKey
 from raylite._types.resources import Resources
 from raylite._wire import hot
 from raylite._wire.messages import raylet as msg
 
 logger = logging.getLogger(__name__)
+
+_KNOWN_WORKERS = 16  # of a holder, that it is lent again first: it has links to them
 
 
 class LeaseService(Service, serves=(raylet.Leases,)):
@@ -74,8 +76,8 @@ class LeaseService(Service, serves=(raylet.Leases,)):
             match effect:
                 case Grant(lease, _, demand):
                     if lease in self._keys and self._pool.worker_of(lease) is None:
-                        key = self._keys[lease][1]
-                        self._pool.lend(lease, key, demand.units("CPU"))
+                        holder, key = self._keys[lease]
+                        self._pool.lend(lease, key, demand.units("CPU"), holder)
                 case Infeasible(lease, _, message):
                     logger.warning("%s", message)
                     self._tell(lease, message, is_final=False)
@@ -95,6 +97,11 @@ class LeaseService(Service, serves=(raylet.Leases,)):
             return
         self._lease_of[worker.id] = lease
         worker.job = known[1][:4]
+        lent = known[0].lent
+        lent.pop(WorkerKey(worker.id), None)
+        lent[WorkerKey(worker.id)] = None
+        if len(lent) > _KNOWN_WORKERS:
+            del lent[next(iter(lent))]
         known[0].holder.granted(hot.LeaseGrant(lease, worker.id, worker.address))
 
     def _end(self, lease: LeaseID) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from raylite._kernel.alarm import Alarm
@@ -53,6 +53,7 @@ class Member:
     process: raylet.Process
     holder: raylet.Holder
     job: bytes = b""
+    lent: dict[WorkerKey, None] = field(default_factory=dict)  # workers it had, the last one last
 
 
 class PoolService(Service, serves=(raylet.Pool,)):
@@ -135,9 +136,9 @@ class PoolService(Service, serves=(raylet.Pool,)):
 
     # ---- lending -------------------------------------------------------------------------
 
-    def lend(self, lease: LeaseID, key: Hashable, cpu: int) -> None:
+    def lend(self, lease: LeaseID, key: Hashable, cpu: int, holder: Member) -> None:
         """Find a worker for a granted lease; `on_lent` tells which."""
-        self._perform(self._pool.lend(lease, key, now(), cpu=cpu))
+        self._perform(self._pool.lend(lease, key, now(), cpu=cpu, known=reversed(holder.lent)))
 
     def returned(self, lease: LeaseID) -> None:
         self._perform(self._pool.withdraw(lease, now()))

@@ -102,6 +102,10 @@ class OwnerService(Service, serves=(worker.Owner,)):
         """Keep holding what a result contains until its receiver says it holds them itself."""
         self._handed[task] = entries
 
+    def left(self) -> list[str]:
+        """Describe what is being handed over at this moment; for tests."""
+        return [f"hands over the result of {task.hex()}" for task in self._handed]
+
     # ---- what others say -----------------------------------------------------------------
 
     @handles(worker.Owner.fetch)

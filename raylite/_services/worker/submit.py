@@ -202,7 +202,9 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
     def problem(self, problems: list[hot.LeaseProblem]) -> None:
         for problem in problems:
             if problem.is_final:
-                for task in self._submitter.refused(LeaseID(problem.lease)):
+                failed, effects = self._submitter.refused(LeaseID(problem.lease), now())
+                self._perform(effects)
+                for task in failed:
                     assert isinstance(task, OwnedTask)
                     self._fail(task, TaskUnschedulableError(problem.message))
             elif problem.message not in self._reported:
