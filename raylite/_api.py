@@ -221,7 +221,7 @@ def _make_remote(target: Any, options: Mapping[str, Any]) -> Any:
             f"cannot make an actor of class {target.__name__}: actors are not supported yet"
         )
     if not inspect.isfunction(target) and not inspect.isbuiltin(target):
-        raise TypeError("The @ray.remote decorator must be applied to either a function or a class.")
+        raise TypeError("The @raylite.remote decorator must be applied to either a function or a class.")
     validate_task_options(
         options, in_options=False, is_generator=inspect.isgeneratorfunction(target)
     )

@@ -93,7 +93,7 @@ class RemoteFunction(Generic[P, T]):
         merged = update_options(self._options, options)
         return RemoteFunction(self._function, merged, self._signature, self._exported)
 
-    def remote(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+    def remote(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Submit a call and return a reference to its result: a list of them for several returns.
 
         References among the arguments are replaced by their values before the function runs;

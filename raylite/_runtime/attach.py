@@ -2,7 +2,8 @@
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from raylite._kernel.arena import Arena
@@ -102,11 +103,12 @@ async def attach_driver(
         network, raylet_address, gcs_address, arena, id, added.job_id, cpus, None, wake
     )
     pool = raylet.Pool(attachment.core.raylet_link)
-    registered = await pool.register_driver(
-        raylet_msg.RegisterDriver(
-            driver_id=id, job_id=added.job_id, pid=os.getpid(), address=network.address
+    with _ending(attachment):
+        registered = await pool.register_driver(
+            raylet_msg.RegisterDriver(
+                driver_id=id, job_id=added.job_id, pid=os.getpid(), address=network.address
+            )
         )
-    )
     attachment.node_id = registered.node_id
     return attachment
 
@@ -124,17 +126,28 @@ async def attach_worker(
     """Make this process (or thread) a worker of its node."""
     attachment = _assemble(network, raylet_address, "", arena, id, NO_JOB, cpus, executor, wake)
     pool = raylet.Pool(attachment.core.raylet_link)
-    registered = await pool.register_worker(
-        raylet_msg.RegisterWorker(
-            token=token.to_bytes(8, "little"),
-            worker_id=id,
-            pid=os.getpid(),
-            address=network.address,
+    with _ending(attachment):
+        registered = await pool.register_worker(
+            raylet_msg.RegisterWorker(
+                token=token.to_bytes(8, "little"),
+                worker_id=id,
+                pid=os.getpid(),
+                address=network.address,
+            )
         )
-    )
     attachment.node_id = registered.node_id
     attachment.gcs_address = registered.gcs_address
     return attachment
+
+
+@contextmanager
+def _ending(attachment: Attachment) -> Iterator[None]:
+    """End what was begun if the block fails: nobody else could."""
+    try:
+        yield
+    except BaseException:
+        attachment.running.cancel()
+        raise
 
 
 def _assemble(

@@ -28,6 +28,9 @@ from raylite._wire import hot
 from raylite._wire.messages import gcs as msg
 
 
+PRESTART = 2  # Ray: one a CPU. Here a start takes 10 ms, and an idle worker 11 MB.
+
+
 def build_gcs(network: Network, storage: Storage | None = None) -> Host:
     """Return the GCS, to be run."""
     kept = storage or MemoryStorage()
@@ -89,7 +92,6 @@ def build_raylet(
     resources: Mapping[str, float],
     labels: Mapping[str, str],
     is_head: bool,
-    prestart: int | None = None,
 ) -> Raylet:
     """Return a raylet, to be run."""
     node_id = network.seams.random("node").randbytes(28)
@@ -98,7 +100,7 @@ def build_raylet(
         amounts["node:__internal_head__"] = 1.0
     total = Resources.from_mapping(amounts)
     cpus = max(int(num_cpus), 1)
-    machine = Pool(soft_limit=cpus, prestart=cpus if prestart is None else prestart)
+    machine = Pool(soft_limit=cpus, prestart=min(cpus, PRESTART))
     pool = PoolService(network, machine, source, node_id, gcs_address)
     pool.arena_size = arena.capacity
     leases = LeaseService(network, Leases(total), pool)

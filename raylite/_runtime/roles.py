@@ -6,6 +6,7 @@ import secrets
 import signal
 import sys
 
+import anyio._backends._asyncio  # what anyio loads at its first use, here before the fork
 import uvloop
 
 from raylite._kernel import processes

@@ -230,7 +230,13 @@ class Core:
         outbox.append(entry)
         if not self._is_woken and not self.is_closed:
             value = entry.value
-            if len(outbox) > _DROPS_BEFORE_WAKING or value is None or value.form == Form.ARENA:
+            if (
+                value is None
+                or value.form == Form.ARENA
+                or value.contained
+                or entry.owner
+                or len(outbox) > _DROPS_BEFORE_WAKING
+            ):  # more than this process's small memory waits for it
                 self._wake()
 
     def watch(self, entry: Entry, waiter: Waiter) -> None:

@@ -1,0 +1,828 @@
+"""The submitter: every task runs once, none waits for nothing, and leases are kept only for use."""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from raylite._machines import submitter as limits
+from raylite._machines.submitter import (
+    AskBack,
+    Effect,
+    LaneKey,
+    Pending,
+    Push,
+    RequestLease,
+    ReturnLease,
+    Submitter,
+    SubmitterStatistics,
+)
+from raylite._types.keys import LeaseID, TaskKey, WorkerKey
+from raylite._types.resources import UNIT, Resources
+
+LANE = LaneKey(Resources.of(CPU=1), b"", 0)
+FREE = LaneKey(Resources(), b"", 0)
+TINY = 1e-6
+NO_TASK = TaskKey(b"")
+
+
+def make(number: int, function: int = 1, key: LaneKey = LANE) -> Pending:
+    return Pending(TaskKey(b"%d" % number), key, function, 0, None)
+
+
+def make_many(count: int, function: int = 1) -> list[Pending]:
+    return [make(number, function) for number in range(count)]
+
+
+def numbers(tasks: Iterable[Pending]) -> list[int]:
+    return [int(task.id) for task in tasks]
+
+
+def requests(effects: list[Effect]) -> list[LeaseID]:
+    return [effect.lease for effect in effects if isinstance(effect, RequestLease)]
+
+
+def returns(effects: list[Effect]) -> list[LeaseID]:
+    return [effect.lease for effect in effects if isinstance(effect, ReturnLease)]
+
+
+def pushes(effects: list[Effect]) -> dict[int, list[int]]:
+    return {int(e.worker): numbers(e.tasks) for e in effects if isinstance(e, Push)}
+
+
+class Owner:
+    """A submitter of a node with `cpus` CPUs, and the leases it was granted, by worker."""
+
+    def __init__(self, cpus: int = 4) -> None:
+        self.machine = Submitter(b"", cpus * UNIT)
+        self.waiting: list[LeaseID] = []
+        self.leases: dict[int, LeaseID] = {}
+        self.now = 0.0
+
+    def submit(self, tasks: list[Pending]) -> list[Effect]:
+        return self.perform(self.machine.submit(tasks, self.now))
+
+    def grant(self, worker: int) -> list[Effect]:
+        lease = self.leases[worker] = self.waiting.pop(0)
+        return self.perform(self.machine.granted(lease, WorkerKey(b"%d" % worker), self.now))
+
+    def result(self, worker: int, tasks: list[Pending], seconds: float = TINY) -> list[Effect]:
+        key = WorkerKey(b"%d" % worker)
+        for task in tasks:
+            self.machine.finished(key, task, seconds, self.now)
+        return self.perform(self.machine.advance([key], self.now))
+
+    def give_back(self, worker: int, tasks: list[Pending]) -> list[Effect]:
+        key = WorkerKey(b"%d" % worker)
+        return self.perform(self.machine.given_back(key, tasks, self.now))
+
+    def lose(self, worker: int, last: TaskKey) -> tuple[list[int], list[Effect]]:
+        begun, effects = self.machine.lost(WorkerKey(b"%d" % worker), last, self.now)
+        return numbers(begun), self.perform(effects)
+
+    def expire(self, at: float) -> list[Effect]:
+        self.now = at
+        return self.perform(self.machine.expire(at))
+
+    def perform(self, effects: list[Effect]) -> list[Effect]:
+        self.machine.check()
+        self.waiting += requests(effects)
+        self.waiting = [lease for lease in self.waiting if lease not in returns(effects)]
+        return effects
+
+
+def owner_with_workers(count: int, seconds: float = TINY, cpus: int = 4) -> Owner:
+    """Return one whose idle workers are known to run function 1 in `seconds`."""
+    owner = Owner(max(count, cpus))
+    tasks = [make(900_000 + number) for number in range(count)]
+    owner.submit(tasks)
+    for worker in range(count):
+        owner.grant(worker)
+    for worker, task in enumerate(tasks):
+        owner.result(worker, [task], seconds)
+    return owner
+
+
+# ---- leases --------------------------------------------------------------------------------
+
+
+def test_a_task_waits_for_a_lease_and_goes_to_its_worker() -> None:
+    owner = Owner()
+    task = make(1)
+    [request] = owner.submit([task])
+    assert isinstance(request, RequestLease)
+    assert request.key == LANE
+    assert pushes(owner.grant(7)) == {7: [1]}
+    assert task.worker == b"7"
+
+
+def test_no_more_leases_are_asked_for_than_the_node_has_cpus() -> None:
+    assert len(requests(Owner(cpus=4).submit(make_many(100)))) == 4
+
+
+def test_a_demand_of_no_cpu_is_limited_too() -> None:
+    tasks = [make(number, key=FREE) for number in range(10_000)]
+    assert len(requests(Owner().submit(tasks))) == limits.PIPELINE_TASKS
+
+
+def test_lease_ids_begin_with_their_owners_prefix_and_are_not_used_twice() -> None:
+    machine = Submitter(b"owner-", 4 * UNIT)
+    leases = requests(machine.submit(make_many(4), 0.0))
+    assert all(lease.startswith(b"owner-") for lease in leases)
+    assert len(set(leases)) == 4
+
+
+def test_requests_are_withdrawn_when_the_queue_needs_them_no_more() -> None:
+    owner = Owner()
+    asked = requests(owner.submit(make_many(2)))
+    owner.grant(0)
+    assert returns(owner.result(0, [make(0)])) == asked[1:]
+    assert owner.machine.statistics().requested == 0
+
+
+def test_short_tasks_ask_for_as_many_workers_as_pipelines() -> None:
+    owner = owner_with_workers(1, seconds=limits.PIPELINE_SECONDS / 10)
+    owner.submit(make_many(10))
+    assert len(requests(owner.submit(make_many(25)[10:]))) == 2
+
+
+def test_a_lease_that_comes_after_its_withdrawal_goes_back() -> None:
+    owner = Owner()
+    _, late = requests(owner.submit(make_many(2)))
+    owner.grant(0)
+    owner.result(0, [make(0)])
+    assert owner.machine.granted(late, WorkerKey(b"9"), 0.0) == [ReturnLease(late)]
+
+
+def test_a_grant_that_is_repeated_changes_nothing() -> None:
+    owner = Owner()
+    owner.submit(make_many(1))
+    owner.grant(0)
+    assert owner.machine.granted(owner.leases[0], WorkerKey(b"0"), 0.0) == []
+
+
+def test_an_idle_lease_is_kept_a_while_and_then_returned() -> None:
+    owner = owner_with_workers(1)
+    due = owner.machine.next_expiry(0.0)
+    assert due == limits.LINGER_SECONDS
+    assert owner.expire(due / 2) == []
+    assert owner.expire(due) == [ReturnLease(owner.leases[0])]
+    assert owner.machine.next_expiry(due) is None
+
+
+def test_idle_leases_go_back_at_once_when_others_want_them() -> None:
+    owner = owner_with_workers(2)
+    owner.submit([make(1)])
+    assert returns(owner.machine.wanted(True)) == [owner.leases[1]]
+    assert returns(owner.result(0, [make(1)])) == [owner.leases[0]]
+
+
+def test_idle_leases_are_kept_again_when_nobody_wants_them_any_more() -> None:
+    owner = owner_with_workers(1)
+    owner.submit([make(1)])
+    owner.machine.wanted(True)
+    assert owner.machine.wanted(False) == []
+    assert owner.result(0, [make(1)]) == []
+
+
+def test_a_worker_that_gave_all_back_rests_from_then_on() -> None:
+    owner = owner_with_workers(1)
+    tasks = make_many(1)
+    owner.submit(tasks)
+    owner.now = 5.0
+    owner.machine.withdraw(tasks[0])
+    assert pushes(owner.give_back(0, tasks)) == {0: [0]}
+    owner.result(0, tasks)
+    assert owner.machine.next_expiry(5.0) == 5.0 + limits.LINGER_SECONDS
+
+
+def test_an_alarm_that_rings_early_by_a_rounding_error_is_not_in_vain() -> None:
+    owner = owner_with_workers(1)
+    due = owner.machine.next_expiry(0.0)
+    assert due is not None
+    assert returns(owner.expire(due - 1e-9)) == [owner.leases[0]]
+
+
+# ---- sharing and pipelines -----------------------------------------------------------------
+
+
+def test_tasks_of_an_unknown_function_go_one_to_each_worker() -> None:
+    owner = owner_with_workers(3)
+    assert pushes(owner.submit(make_many(3, function=2))) == {0: [0], 1: [1], 2: [2]}
+
+
+def test_nothing_is_sent_behind_a_task_of_an_unknown_function() -> None:
+    owner = owner_with_workers(1)
+    owner.submit([make(1, function=2)])
+    assert pushes(owner.submit([make(2), make(3, function=2)])) == {}
+
+
+def test_nothing_is_sent_behind_a_slow_task() -> None:
+    owner = owner_with_workers(1, seconds=10.0)
+    owner.submit([make(1, function=2)])
+    owner.result(0, [make(1, function=2)], TINY)
+    assert pushes(owner.submit([make(2), make(3, function=2)])) == {0: [2]}
+
+
+def test_a_slow_task_is_not_sent_behind_tiny_ones() -> None:
+    owner = owner_with_workers(2)
+    tasks = [make(1), make(2), make(3, function=2), make(4)]
+    assert pushes(owner.submit(tasks)) == {0: [1, 2], 1: [3]}
+
+
+def test_tiny_tasks_are_shared_by_all_workers() -> None:
+    owner = owner_with_workers(4)
+    shares = pushes(owner.submit(make_many(1000)))
+    assert [len(share) for share in shares.values()] == [250] * 4
+
+
+def test_what_blocked_workers_could_have_taken_goes_to_the_others() -> None:
+    owner = owner_with_workers(3)
+    for worker in range(2):
+        tasks = [make(10 + worker), make(20 + worker)]
+        owner.submit(tasks)
+        owner.give_back(worker, tasks[1:])
+        owner.now += 0.001
+    shares = pushes(owner.submit(make_many(300)))
+    assert [len(share) for share in shares.values()] == [300]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "depth"),
+    [
+        (limits.PIPELINE_SECONDS / 10, 10),
+        (limits.PIPELINE_SECONDS / 2, 2),
+        (limits.PIPELINE_SECONDS, 1),
+        (100.0, 1),
+        (0.0, limits.PIPELINE_TASKS),
+        (-1.0, limits.PIPELINE_TASKS),
+        (float("nan"), 1),
+    ],
+)
+def test_a_worker_is_sent_a_few_milliseconds_of_work(seconds: float, depth: int) -> None:
+    owner = owner_with_workers(1, seconds)
+    assert len(pushes(owner.submit(make_many(2000)))[0]) == depth
+
+
+def test_a_pipeline_is_filled_up_when_it_is_half_empty() -> None:
+    owner = owner_with_workers(1, seconds=limits.PIPELINE_SECONDS / 10)
+    tasks = make_many(100)
+    owner.submit(tasks)
+    assert pushes(owner.result(0, tasks[:4], limits.PIPELINE_SECONDS / 10)) == {}
+    refill = pushes(owner.result(0, tasks[4:5], limits.PIPELINE_SECONDS / 10))
+    assert refill == {0: [10, 11, 12, 13, 14]}
+
+
+def test_a_function_that_became_slow_is_sent_less_at_once_and_more_again_by_and_by() -> None:
+    owner = owner_with_workers(1)
+    tasks = make_many(3)
+    owner.submit(tasks[:1])
+    owner.result(0, tasks[:1], 1.0)
+    assert pushes(owner.submit(tasks[1:])) == {0: [1]}
+    for _ in range(200):
+        owner.machine.finished(WorkerKey(b"elsewhere"), tasks[0], TINY, 0.0)
+    assert pushes(owner.result(0, tasks[1:2])) == {0: [2]}
+    assert len(pushes(owner.submit(make_many(100)[3:]))[0]) > 10
+
+
+def test_lanes_do_not_share_workers() -> None:
+    owner = owner_with_workers(1)
+    deep = LaneKey(LANE.demand, b"", 1)
+    effects = owner.submit([make(1), make(2, key=deep), make(3), make(4, key=deep)])
+    assert pushes(effects) == {0: [1, 3]}
+    assert [e.key for e in effects if isinstance(e, RequestLease)] == [deep, deep]
+
+
+# ---- giving back ---------------------------------------------------------------------------
+
+
+def test_what_a_blocked_worker_gave_back_goes_first_and_elsewhere() -> None:
+    owner = owner_with_workers(1)
+    tasks = make_many(3)
+    owner.submit(tasks)
+    owner.submit([make(3)])
+    effects = owner.give_back(0, [*tasks[1:], make(3)])
+    assert pushes(effects) == {}
+    assert pushes(owner.grant(1)) == {1: [1, 2, 3]}
+
+
+def test_a_worker_that_gave_back_is_sent_nothing_until_it_has_done_what_it_has() -> None:
+    owner = owner_with_workers(1)
+    tasks = make_many(3)
+    owner.submit(tasks)
+    owner.give_back(0, tasks[2:])
+    assert pushes(owner.result(0, tasks[:1])) == {}
+    assert pushes(owner.result(0, tasks[1:2])) == {0: [2]}
+
+
+def test_a_pipeline_without_progress_is_asked_back_once() -> None:
+    owner = owner_with_workers(1)
+    owner.submit(make_many(3))
+    due = owner.machine.next_expiry(0.0)
+    assert due == limits.STALLED_SECONDS
+    assert owner.expire(due) == [AskBack(WorkerKey(b"0"))]
+    assert owner.machine.next_expiry(due) is None
+
+
+def test_tasks_sent_while_a_give_back_was_under_way_are_asked_back_too() -> None:
+    owner = owner_with_workers(1)
+    tasks = make_many(3)
+    owner.submit(tasks)
+    owner.give_back(0, [])
+    owner.give_back(0, tasks[2:])  # the worker blocks, then goes on, and [1] is behind it
+    assert owner.expire(limits.STALLED_SECONDS) == [AskBack(WorkerKey(b"0"))]
+
+
+def test_progress_puts_the_asking_off() -> None:
+    owner = owner_with_workers(1)
+    tasks = make_many(3)
+    owner.submit(tasks)
+    owner.now = limits.STALLED_SECONDS / 2
+    owner.result(0, tasks[:1])
+    assert owner.expire(limits.STALLED_SECONDS) == []
+    assert owner.expire(limits.STALLED_SECONDS * 1.5) == [AskBack(WorkerKey(b"0"))]
+
+
+def test_the_function_of_a_stalled_pipeline_counts_as_slow() -> None:
+    owner = owner_with_workers(2)
+    owner.submit([make(0, function=3), make(1, function=3)])
+    for worker in range(2):
+        owner.result(worker, [make(worker, function=3)], TINY)
+    tasks = make_many(4)
+    owner.submit(tasks)
+    owner.expire(limits.STALLED_SECONDS)
+    assert pushes(owner.give_back(0, tasks[1:2])) == {}
+    assert pushes(owner.result(1, tasks[2:])) == {1: [1]}
+
+
+def test_a_stall_shorter_than_the_usual_run_time_teaches_nothing() -> None:
+    owner = owner_with_workers(1)
+    owner.submit(make_many(2))
+    for _ in range(20):
+        owner.machine.finished(WorkerKey(b"elsewhere"), make(0), 10.0, 0.0)
+    owner.expire(limits.STALLED_SECONDS)
+    for _ in range(50):
+        owner.machine.finished(WorkerKey(b"elsewhere"), make(0), TINY, 0.0)
+    assert pushes(owner.result(0, make_many(2))) == {}
+
+
+def test_nothing_is_sent_behind_a_worker_without_progress() -> None:
+    owner = owner_with_workers(1)
+    owner.submit([make(1)])
+    owner.now = limits.STALLED_SECONDS
+    effects = owner.submit([make(2)])
+    assert pushes(effects) == {}
+    assert len(requests(effects)) == 1
+
+
+def test_tasks_that_the_worker_was_not_sent_are_not_taken_back() -> None:
+    owner = owner_with_workers(1)
+    assert owner.give_back(0, [make(5)]) == []
+    assert owner.give_back(99, [make(5)]) == []
+    assert owner.machine.statistics().queued == 0
+
+
+# ---- losses --------------------------------------------------------------------------------
+
+
+def test_after_a_loss_what_had_begun_is_told_and_the_rest_queued_again() -> None:
+    owner = owner_with_workers(1)
+    tasks = make_many(4)
+    owner.submit(tasks)
+    begun, effects = owner.lose(0, tasks[1].id)
+    assert begun == [0, 1]
+    assert len(requests(effects)) == 1
+    assert pushes(owner.grant(1)) == {1: [2, 3]}
+
+
+def test_nothing_had_begun_when_the_last_task_is_none_of_those_sent() -> None:
+    owner = owner_with_workers(1)
+    owner.submit(make_many(4))
+    assert owner.lose(0, NO_TASK)[0] == []
+    assert pushes(owner.grant(1)) == {1: [0, 1, 2, 3]}
+
+
+def test_the_loss_of_an_unknown_worker_is_ignored() -> None:
+    assert Owner().lose(3, NO_TASK) == ([], [])
+
+
+# ---- refusals ------------------------------------------------------------------------------
+
+
+def test_tasks_fail_when_no_worker_can_be_had() -> None:
+    owner = Owner()
+    leases = requests(owner.submit(make_many(3)))
+    failed, effects = owner.machine.refused(leases[0], 0.0)
+    assert numbers(failed) == [0, 1, 2]
+    assert set(returns(effects)) == set(leases[1:])
+    assert owner.machine.statistics().lanes == 0
+
+
+def test_tasks_that_have_a_worker_wait_for_it_and_another_is_asked_for_later() -> None:
+    owner = Owner()
+    owner.submit(make_many(2))
+    owner.grant(0)
+    failed, effects = owner.machine.refused(owner.waiting.pop(), 0.0)
+    assert (failed, requests(owner.perform(effects))) == ([], [])
+    owner.submit([make(2)])
+    assert owner.waiting == []
+    due = owner.machine.next_expiry(0.0)
+    assert due == limits.REFUSED_SECONDS
+    assert len(requests(owner.expire(due))) == 2
+
+
+def test_the_next_expiry_is_the_earlier_of_a_pause_and_of_what_workers_are_due() -> None:
+    owner = Owner()
+    owner.submit(make_many(2))
+    owner.grant(0)
+    owner.machine.refused(owner.waiting.pop(), 10.0)
+    owner.result(0, [make(0)])
+    owner.result(0, [make(1)])
+    assert owner.machine.next_expiry(0.0) == limits.LINGER_SECONDS
+    owner.expire(limits.LINGER_SECONDS)
+    assert owner.machine.next_expiry(2.0) is None
+
+
+def test_a_lane_without_workers_does_not_pause() -> None:
+    owner = Owner()
+    owner.submit(make_many(2))
+    owner.grant(0)
+    owner.machine.refused(owner.waiting.pop(), 0.0)
+    assert len(requests(owner.lose(0, NO_TASK)[1])) == 2
+
+
+def test_an_unknown_refusal_is_ignored() -> None:
+    assert Owner().machine.refused(LeaseID(b"?"), 0.0) == ([], [])
+
+
+# ---- withdrawing tasks ---------------------------------------------------------------------
+
+
+def test_a_queued_task_can_be_withdrawn_and_its_request_with_it() -> None:
+    owner = Owner()
+    tasks = make_many(1)
+    leases = requests(owner.submit(tasks))
+    assert owner.machine.withdraw(tasks[0]) == (True, [ReturnLease(leases[0])])
+    assert owner.machine.statistics().lanes == 0
+
+
+def test_a_task_that_is_not_queued_cannot_be_withdrawn() -> None:
+    owner = owner_with_workers(1)
+    sent = make(1)
+    owner.submit([sent])
+    for task in (sent, make(2), make(3, key=FREE)):
+        assert owner.machine.withdraw(task) == (False, [])
+
+
+# ---- bounds --------------------------------------------------------------------------------
+
+
+def test_lanes_and_run_times_do_not_pile_up() -> None:
+    owner = Owner()
+    for number in range(2 * limits.FUNCTIONS_KNOWN):
+        key = LaneKey(LANE.demand, number, 0)
+        owner.submit([make(number, number, key)])
+        owner.grant(number)
+        owner.result(number, [make(number, number, key)])
+        owner.now += limits.LINGER_SECONDS
+        owner.machine.expire(owner.now)
+    expected = SubmitterStatistics(
+        lanes=0, queued=0, sent=0, requested=0, leased=0, functions=limits.FUNCTIONS_KNOWN
+    )
+    assert owner.machine.statistics() == expected
+
+
+# ---- the model -----------------------------------------------------------------------------
+
+SECONDS = {1: 2e-5, 2: 1e-3, 3: 0.4}  # by function
+KINDS = ("plain", "plain", "plain", "plain", "sleeper", "blocker", "flaky")
+CPUS = 3
+
+
+@dataclass(eq=False)
+class SimTask:
+    """What the world knows of a task."""
+
+    pending: Pending
+    kind: str
+
+    @property
+    def takes_long(self) -> bool:
+        return self.kind in ("sleeper", "blocker")
+
+
+@dataclass(eq=False)
+class SimWorker:
+    """A worker process: runs its queue in order; messages wait in `inbox` and `outbox`."""
+
+    key: WorkerKey
+    inbox: deque[list[tuple[SimTask, int]] | None] = field(default_factory=deque)  # None: give back
+    queue: deque[tuple[SimTask, int]] = field(default_factory=deque)
+    outbox: deque[tuple[str, SimTask, int]] = field(default_factory=deque)
+    running: tuple[SimTask, int] | None = None
+    board: tuple[TaskKey, int] = (NO_TASK, 0)
+    is_blocked: bool = False
+
+
+class World(RuleBasedStateMachine):
+    """An owner, a raylet and workers; every message between them may take any time.
+
+    A sleeper runs until it is woken, and so does a blocker, which gives back what is behind it and
+    lends its CPU. At the end they are woken only when nobody else can do anything.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.machine = Submitter(b"", CPUS * UNIT)
+        self.tasks: dict[TaskKey, SimTask] = {}
+        self.unfinished: dict[TaskKey, SimTask] = {}
+        self.started: set[tuple[TaskKey, int]] = set()
+        self.asks: deque[RequestLease | ReturnLease] = deque()  # from the owner to the raylet
+        self.news: deque[Callable[[], None]] = deque()  # from the raylet to the owner
+        self.waiting: dict[LeaseID, LaneKey] = {}
+        self.lent: dict[LeaseID, WorkerKey] = {}
+        self.demands: dict[LeaseID, LaneKey] = {}
+        self.workers: dict[WorkerKey, SimWorker] = {}
+        self.others_wait = self.is_told = False
+        self.worker_count = 0
+
+    # ---- what may happen -------------------------------------------------------------------
+
+    @rule(
+        kinds=st.lists(st.tuples(st.sampled_from(KINDS), st.integers(1, 3)), min_size=1, max_size=8),
+        lane=st.sampled_from([LANE, LANE, LaneKey(LANE.demand, b"", 1), FREE]),
+        copies=st.sampled_from([1, 1, 30]),
+    )
+    def submit(self, kinds: list[tuple[str, int]], lane: LaneKey, copies: int) -> None:
+        tasks: list[Pending] = []
+        for kind, function in kinds * copies:
+            pending = make(len(self.tasks), function, lane)
+            is_plain = kind == "plain" or len(tasks) >= len(kinds)
+            self.tasks[pending.id] = SimTask(pending, "plain" if is_plain else kind)
+            self.unfinished[pending.id] = self.tasks[pending.id]
+            tasks.append(pending)
+        self.perform(self.machine.submit(tasks, self.now))
+
+    @rule(choices=st.lists(st.integers(0, 1000), min_size=1, max_size=20))
+    def go_on(self, choices: list[int]) -> None:
+        for choice in choices:
+            if possible := self.possible():
+                possible[choice % len(possible)]()
+
+    @rule()
+    def go_on_until_all_wait(self) -> None:
+        self.run_on()
+
+    @rule(seconds=st.sampled_from([0.001, 0.01, 0.03, 0.5, 1.1]))
+    def time_passes(self, seconds: float) -> None:
+        end = self.now + seconds
+        while (due := self.machine.next_expiry(self.now)) is not None and due <= end:
+            self.expire(due)
+        self.now = end
+
+    @precondition(lambda self: self.workers)
+    @rule(choice=st.integers(0, 1000))
+    def a_worker_crashes(self, choice: int) -> None:
+        worker = list(self.workers.values())[choice % len(self.workers)]
+        del self.workers[worker.key]
+        for lease in [lease for lease, key in self.lent.items() if key == worker.key]:
+            del self.lent[lease]
+            self.news.append(partial(self.lost, worker))
+
+    @rule(choice=st.integers(0, 1000))
+    def a_sleeper_wakes(self, choice: int) -> None:
+        if sleeping := self.sleeping():
+            self.wake(sleeping[choice % len(sleeping)])
+
+    @precondition(lambda self: self.waiting)
+    @rule()
+    def a_start_fails(self) -> None:
+        lease = next(iter(self.waiting))
+        del self.waiting[lease]
+        self.news.append(partial(self.refused, lease))
+
+    @rule(is_wanted=st.booleans())
+    def others_want_cpus(self, is_wanted: bool) -> None:
+        self.others_wait = is_wanted
+
+    @precondition(lambda self: self.unfinished)
+    @rule(choice=st.integers(0, 1000))
+    def a_task_is_withdrawn(self, choice: int) -> None:
+        task = list(self.unfinished.values())[choice % len(self.unfinished)]
+        is_withdrawn, effects = self.machine.withdraw(task.pending)
+        if is_withdrawn:
+            del self.unfinished[task.pending.id]
+        self.perform(effects)
+
+    @rule()
+    def unknown_news_comes(self) -> None:
+        worker, lease = WorkerKey(b"unknown"), LeaseID(b"unknown")
+        assert self.machine.granted(lease, worker, self.now) == [ReturnLease(lease)]
+        assert self.machine.advance([worker], self.now) == []
+        assert self.machine.lost(worker, NO_TASK, self.now) == ([], [])
+
+    @invariant()
+    def the_books_agree(self) -> None:
+        self.machine.check()
+        counts = self.machine.statistics()
+        assert counts.queued + counts.sent == len(self.unfinished)
+
+    def teardown(self) -> None:
+        """Run on until all is done; long tasks end only when nothing else can happen."""
+        self.others_wait = False
+        while True:
+            self.run_on()
+            if (due := self.machine.next_expiry(self.now)) is not None:
+                self.expire(due)
+            elif sleeping := self.sleeping():
+                waiting = len(self.unfinished) - len(sleeping)
+                assert not waiting or self.free_cpus() <= 0, "tasks starve"
+                self.wake(sleeping[0])
+            else:
+                break
+        assert not self.unfinished, "tasks were lost"
+        counts = self.machine.statistics()
+        assert (counts.lanes, counts.leased, counts.requested) == (0, 0, 0)
+        assert not self.lent
+        assert not self.waiting
+
+    # ---- the world -------------------------------------------------------------------------
+
+    def run_on(self) -> None:
+        for step in range(20_000):
+            possible = self.possible()
+            if not possible:
+                return
+            possible[step % len(possible)]()
+        raise AssertionError("this goes on without end")
+
+    def possible(self) -> list[Callable[[], None]]:
+        """List what can happen next."""
+        acts: list[Callable[[], None]] = []
+        if self.asks:
+            acts.append(self.raylet_hears)
+        if self.news:
+            acts.append(lambda: self.news.popleft()())
+        if self.grantable() is not None:
+            acts.append(self.grant)
+        if self.is_told != bool(self.waiting or self.others_wait):
+            acts.append(self.tell_wanted)
+        for worker in self.workers.values():
+            if worker.inbox:
+                acts.append(partial(self.worker_hears, worker))
+            if worker.outbox:
+                acts.append(partial(self.owner_hears, worker))
+            if worker.running is None and worker.queue:
+                acts.append(partial(self.start, worker))
+            if worker.running is not None and not worker.running[0].takes_long:
+                acts.append(partial(self.finish, worker))
+        return acts
+
+    def perform(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case RequestLease() | ReturnLease():
+                    self.asks.append(effect)
+                case Push(key, tasks):
+                    assert tasks, "an empty push"
+                    sent = [(self.tasks[task.id], task.attempt) for task in tasks]
+                    if key in self.workers:
+                        self.workers[key].inbox.append(sent)
+                case AskBack(key):
+                    if key in self.workers:
+                        self.workers[key].inbox.append(None)
+
+    def expire(self, due: float) -> None:
+        self.now = max(self.now, due)
+        self.perform(self.machine.expire(self.now))
+        again = self.machine.next_expiry(self.now)
+        assert again is None or again > self.now, "an alarm in vain"
+
+    # ---- the raylet
+
+    def raylet_hears(self) -> None:
+        ask = self.asks.popleft()
+        if isinstance(ask, RequestLease):
+            assert ask.lease not in self.demands, "a lease id is used twice"
+            self.demands[ask.lease] = self.waiting[ask.lease] = ask.key
+        elif ask.lease in self.lent:
+            worker = self.workers[self.lent.pop(ask.lease)]
+            assert worker.running is None, "a lease in use is returned"
+            assert not worker.queue
+            assert not worker.outbox
+        else:
+            self.waiting.pop(ask.lease, None)
+
+    def free_cpus(self) -> int:
+        lent = [key for lease, key in self.lent.items() if self.demands[lease] is not FREE]
+        return CPUS - sum(not self.workers[key].is_blocked for key in lent)
+
+    def grantable(self) -> LeaseID | None:
+        free = self.free_cpus() > 0
+        return next((lease for lease, key in self.waiting.items() if free or key is FREE), None)
+
+    def grant(self) -> None:
+        lease = self.grantable()
+        assert lease is not None
+        del self.waiting[lease]
+        idle = [key for key in self.workers if key not in self.lent.values()]
+        if idle:
+            key = idle[0]
+        else:
+            self.worker_count += 1
+            key = WorkerKey(b"w%d" % self.worker_count)
+            self.workers[key] = SimWorker(key)
+        self.lent[lease] = key
+        self.news.append(lambda: self.perform(self.machine.granted(lease, key, self.now)))
+
+    def tell_wanted(self) -> None:
+        self.is_told = is_wanted = not self.is_told
+        self.news.append(lambda: self.perform(self.machine.wanted(is_wanted)))
+
+    # ---- workers
+
+    def worker_hears(self, worker: SimWorker) -> None:
+        message = worker.inbox.popleft()
+        if message is not None:
+            worker.queue.extend(message)
+        if message is None or worker.is_blocked:
+            self.hand_back(worker)
+
+    def hand_back(self, worker: SimWorker) -> None:
+        worker.outbox.extend(("back", task, attempt) for task, attempt in worker.queue)
+        worker.queue.clear()
+
+    def start(self, worker: SimWorker) -> None:
+        task, attempt = worker.running = worker.queue.popleft()
+        assert (task.pending.id, attempt) not in self.started, "an attempt began twice"
+        assert task.pending.id in self.unfinished, "a task that has ended runs again"
+        self.started.add((task.pending.id, attempt))
+        worker.board = (task.pending.id, attempt)
+        if task.kind == "blocker":
+            worker.is_blocked = True
+            self.hand_back(worker)
+
+    def finish(self, worker: SimWorker) -> None:
+        assert worker.running is not None
+        worker.outbox.append(("result", *worker.running))
+        worker.running = None
+        worker.is_blocked = False
+
+    def sleeping(self) -> list[SimWorker]:
+        workers = self.workers.values()
+        return [w for w in workers if w.running is not None and w.running[0].takes_long]
+
+    def wake(self, worker: SimWorker) -> None:
+        self.finish(worker)
+
+    # ---- the owner
+
+    def owner_hears(self, worker: SimWorker) -> None:
+        back: list[Pending] = []
+        while worker.outbox and worker.outbox[0][0] == "back":
+            _, task, attempt = worker.outbox.popleft()
+            assert task.pending.attempt == attempt
+            assert task.pending.worker == worker.key
+            back.append(task.pending)
+        if back:
+            self.perform(self.machine.given_back(worker.key, back, self.now))
+            return
+        again: list[Pending] = []
+        while worker.outbox and worker.outbox[0][0] == "result":
+            _, task, attempt = worker.outbox.popleft()
+            pending = task.pending
+            assert pending.attempt == attempt
+            self.machine.finished(worker.key, pending, SECONDS[pending.function], self.now)
+            if task.kind == "flaky" and attempt == 0:
+                pending.attempt += 1
+                again.append(pending)
+            else:
+                del self.unfinished[pending.id]
+        effects = self.machine.submit(again, self.now)
+        self.perform(effects + self.machine.advance([worker.key], self.now))
+
+    def lost(self, worker: SimWorker) -> None:
+        last, attempt = worker.board
+        begun, effects = self.machine.lost(worker.key, last, self.now)
+        self.perform(effects)
+        for task in begun:
+            has_begun = (task.id, task.attempt) in self.started
+            # The board cannot tell two attempts on one worker apart: then one retry is wasted.
+            assert has_begun or self.tasks[last].pending.attempt != attempt
+            task.attempt += 1
+        assert self.machine.lost(worker.key, last, self.now) == ([], [])
+        self.perform(self.machine.submit(begun, self.now))
+
+    def refused(self, lease: LeaseID) -> None:
+        failed, effects = self.machine.refused(lease, self.now)
+        for task in failed:
+            del self.unfinished[task.id]
+        self.perform(effects)
+
+
+TestWorld = World.TestCase
