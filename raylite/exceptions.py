@@ -387,8 +387,13 @@ class WorkerCrashedError(RayError):
 class LocalRayletDiedError(RayError):
     """This process's own node has lost its raylet, so its tasks cannot go on."""
 
+    def __init__(self, cause: str = "") -> None:
+        super().__init__(cause)
+        self.cause = cause
+
     def __str__(self) -> str:
-        return "The task's local raylet died. Check raylet.log for more information."
+        told = "The task's local raylet died. Check raylet.log for more information."
+        return f"{told} {self.cause}".rstrip()
 
 
 class NodeDiedError(RayError):

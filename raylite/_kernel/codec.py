@@ -23,9 +23,14 @@ def codec_for(message: Any) -> Codec:
         return Codec(_encode_bytes, bytes)
     if message is None or message is type(None):
         return Codec(_encode_nothing, _decode_nothing)
-    if hasattr(message, "parse") and hasattr(message, "__bytes__"):
+    if is_protobuf(message):
         return Codec(bytes, _protobuf_decoder(message))
     return Codec(encode_msgpack, _msgpack_decoder(message))
+
+
+def is_protobuf(message: Any) -> bool:
+    """Whether this is a generated class of protobuf messages."""
+    return hasattr(message, "parse") and hasattr(message, "__bytes__")
 
 
 def _encode_bytes(message: bytes | memoryview) -> bytes:

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, overload
 
-from raylite._kernel.codec import Codec, codec_for, encode_msgpack
+from raylite._kernel.codec import Codec, codec_for, encode_msgpack, is_protobuf
 from raylite._kernel.packet import Kind
 
 Q = TypeVar("Q")
@@ -101,6 +101,8 @@ class batch(Route, Generic[Q]):
     kind = Kind.BATCH
 
     def __init__(self, item: type[Q], *, bulk: bool = True) -> None:
+        if is_protobuf(item):
+            raise TypeError(f"items of a batch are bytes or structures, not {item.__name__}")
         super().__init__(list[item], None, bulk)  # type: ignore[valid-type]
         self.encode_item = encode_msgpack
 

@@ -759,7 +759,9 @@ class Link:
             else self._alive + config.silence
         )
         self._tick_handle.cancel()
-        self._tick_at = max(min(now + config.ping_after, patience), now + 1e-3)
+        self._tick_at = now + config.ping_after
+        if now + 1e-3 < patience < self._tick_at:  # if it has ended, this tick has seen to it
+            self._tick_at = patience
         self._tick_handle = self._loop.call_at(self._tick_at, self._tick)
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from raylite._types.keys import LeaseID, TaskKey, WorkerKey
-from raylite._types.resources import Resources
+from raylite._types.resources import UNIT, Resources
 
 PIPELINE_SECONDS = 0.005  # the work that a worker is sent ahead
 PIPELINE_TASKS = 512
@@ -151,7 +151,7 @@ class Submitter:
 
     Args:
         lease_prefix: What this owner's lease ids begin with.
-        cpus: The CPUs of the node, in ten-thousandths: no more leases are asked for than fit.
+        cpus: The CPUs of the node, in ten-thousandths: as many leases are asked for at a time.
     """
 
     def __init__(self, lease_prefix: bytes, cpus: int) -> None:
@@ -332,9 +332,9 @@ class Submitter:
     def _lane(self, key: LaneKey) -> _Lane:
         lane = self._lanes.get(key)
         if lane is None:
-            cpu = key.demand.units("CPU")
-            limit = max(1, -(-self._cpus // cpu)) if cpu else PIPELINE_TASKS
-            lane = self._lanes[key] = _Lane(key, limit)
+            # A demand of little or no CPU would start as many processes as there are tasks.
+            cpu = max(key.demand.units("CPU"), UNIT)
+            lane = self._lanes[key] = _Lane(key, max(1, -(-self._cpus // cpu)))
         return lane
 
     def _advance(self, lanes: Iterable[_Lane], now: float) -> list[Effect]:

@@ -46,4 +46,4 @@ class Process(Interface):
     """What the raylet tells every process of its node."""
 
     died = post(hot.Death)  # another one ended; answer with `viewless` when nothing of it is viewed
-    leave = post(bytes)  # to workers: finish the task and exit
+    leave = post(hot.Leave)  # to workers: exit, when nobody needs you

@@ -32,14 +32,19 @@ NO_JOB = b"\xff" * 4
 class ProcessService(Service, serves=(raylet.Process,)):
     """What the raylet tells this process: who died, and when to leave."""
 
-    def __init__(self, network: Network, raylet_link: Link, owner: OwnerService) -> None:
+    def __init__(
+        self, network: Network, raylet_link: Link, owner: OwnerService, submit: SubmitService
+    ) -> None:
         self._network = network
         self._raylet = raylet_link
         self._objects = raylet.Objects(raylet_link)
         self._owner = owner
+        self._submit = submit
         self._viewed: dict[str, bytes] = {}  # dead owners whose objects are still viewed here
         self.executor: Executor | None = None
+        self._is_leaving = False
         owner.on_viewless = self._check_views
+        owner.on_released = self._leave_when_free
 
     @handles(raylet.Process.died)
     def died(self, death: hot.Death) -> None:
@@ -49,9 +54,23 @@ class ProcessService(Service, serves=(raylet.Process,)):
         self._check_views()
 
     @handles(raylet.Process.leave)
-    def leave(self, nothing: bytes) -> None:
+    def leave(self, leave: hot.Leave) -> None:
+        self._is_leaving = True
+        if leave.is_urgent:
+            self._leave()
+        else:
+            self._leave_when_free()
+
+    def _leave_when_free(self) -> None:
+        """Others may hold what this process owns, and its tasks may run: they end with it."""
+        if self._is_leaving and not self._submit.unfinished and not self._owner.is_needed:
+            self._leave()
+
+    def _leave(self) -> None:
         if self.executor is not None:
+            self._submit.give_leases_back()  # or the raylet would kill the workers it has
             self.executor.leave()
+            self.executor = None
 
     def _check_views(self) -> None:
         for address, id in list(self._viewed.items()):
@@ -166,7 +185,7 @@ def _assemble(
     owner = OwnerService(network, link)
     submitter = Submitter(WorkerKey(id), max(int(cpus * UNIT), UNIT))
     submit = SubmitService(network, link, owner, submitter, job)
-    process = ProcessService(network, link, owner)
+    process = ProcessService(network, link, owner, submit)
     core = Core(id, job, loop, network, arena, owner, submit, link, wake)
     services: list[Service] = [owner, submit, process]
     if executor is not None:

@@ -29,6 +29,7 @@ from raylite._wire.messages import gcs as msg
 
 
 PRESTART = 2  # Ray: one a CPU. Here a start takes 10 ms, and an idle worker 11 MB.
+STORE_GRACE = 60.0
 
 
 def build_gcs(network: Network, storage: Storage | None = None) -> Host:
@@ -92,8 +93,12 @@ def build_raylet(
     resources: Mapping[str, float],
     labels: Mapping[str, str],
     is_head: bool,
+    store_grace: float = STORE_GRACE,
 ) -> Raylet:
-    """Return a raylet, to be run."""
+    """Return a raylet, to be run.
+
+    An object that finds the store full waits `store_grace` seconds for room.
+    """
     node_id = network.seams.random("node").randbytes(28)
     amounts = {"CPU": num_cpus, **resources, "node:127.0.0.1": 1.0}
     if is_head:
@@ -104,7 +109,7 @@ def build_raylet(
     pool = PoolService(network, machine, source, node_id, gcs_address)
     pool.arena_size = arena.capacity
     leases = LeaseService(network, Leases(total), pool)
-    memory = Memory(arena.capacity - board.SIZE)
+    memory = Memory(arena.capacity - board.SIZE, grace=store_grace)
 
     def readers() -> list[bytes]:
         return [member.id for member in pool.members()]

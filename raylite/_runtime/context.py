@@ -1,5 +1,6 @@
 """Which core worker the calling thread belongs to."""
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,6 +69,14 @@ def at(place: Place) -> Iterator[None]:
         _thread.place = before
 
 
+def _after_fork() -> None:
+    """A forked child has no cluster: its parent's is not its own to use or to end."""
+    for place in _process if _thread.place is None else [*_process, _thread.place]:
+        place.core.forked()
+    _process.clear()
+    _thread.place = None
+
+
 def _restore(id: bytes, owner: str) -> ObjectRef[Any]:
     place = current()
     if place is None:
@@ -79,3 +88,4 @@ def _restore(id: bytes, owner: str) -> ObjectRef[Any]:
 
 
 objects.set_restorer(_restore)
+os.register_at_fork(after_in_child=_after_fork)

@@ -156,6 +156,14 @@ class NodeProcess:
         )
         return f": {ended.describe()}"
 
+    def kill(self) -> None:
+        """End the node at once, without a goodbye; `stop` is still to be called.
+
+        Takes no lock: it is what a signal handler does while `stop` runs.
+        """
+        if os.getpid() == self._starter:
+            self._process.kill()
+
     def stop(self, timeout: float = 5.0) -> None:
         """End the node and wait until nothing of it is left. Calling it again does nothing.
 
@@ -167,21 +175,27 @@ class NodeProcess:
             if self._stopped:
                 return
             self._stopped = True
-            self._end(timeout)
-            self._channel.close()
-            for fd in (self._arena_fd, self._pidfd):
-                if fd >= 0:
-                    os.close(fd)
-            self._arena_fd = self._pidfd = -1
+            try:
+                self._end(timeout)
+            finally:
+                self._channel.close()
+                for fd in (self._arena_fd, self._pidfd):
+                    if fd >= 0:
+                        os.close(fd)
+                self._arena_fd = self._pidfd = -1
 
     def _end(self, timeout: float) -> None:
-        self._channel.send(Stop(min(1.0, timeout)))
-        # One that is not up yet has nothing to be graceful about, and may be far from listening.
-        if self._ready is None or not processes.wait_exit(self._pidfd, timeout):
-            self._process.kill()
-        if self._process.wait() not in _TIDY:
-            self._sweep()
-        clear(self.config)
+        is_over = False
+        try:
+            self._channel.send(Stop(min(1.0, timeout)))
+            # One that is not up yet has nothing to be graceful about, and may be far from listening.
+            is_over = self._ready is not None and processes.wait_exit(self._pidfd, timeout)
+        finally:  # also when a signal handler of the program has raised
+            if not is_over:
+                self._process.kill()
+            if self._process.wait() not in _TIDY:
+                self._sweep()
+            clear(self.config)
 
     def _sweep(self) -> None:
         """Do what the fork server could not: it was killed, or has a bug."""

@@ -27,6 +27,7 @@ class SessionOptions:
     log_to_driver: bool = True
     temp_dir: str = ""
     env_vars: Mapping[str, str] = field(default_factory=dict)
+    system: Mapping[str, bool | int | float | str] = field(default_factory=dict)
 
 
 def start_node(options: SessionOptions) -> NodeProcess:
@@ -46,6 +47,7 @@ def start_node(options: SessionOptions) -> NodeProcess:
         labels=dict(options.labels or {}),
         job={"namespace": options.namespace},
         env_vars=dict(options.env_vars),
+        system=dict(options.system),
         temp_dir=options.temp_dir,
     )
     return launch.start(config)

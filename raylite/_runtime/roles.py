@@ -14,7 +14,7 @@ from raylite._kernel.grpc import GrpcNetwork
 from raylite._kernel.threads import LoopThread
 from raylite._runtime import context
 from raylite._runtime.attach import Attachment, attach_worker
-from raylite._runtime.components import Raylet, build_gcs, build_raylet
+from raylite._runtime.components import STORE_GRACE, Raylet, build_gcs, build_raylet
 from raylite._runtime.node import Inherited, Roles
 from raylite._runtime.workers import MARK, ForkedWorkers
 from raylite._services.worker.execute import QueueExecutor
@@ -64,6 +64,7 @@ async def _raylet(inherited: Inherited) -> None:
         resources=config.resources,
         labels=config.labels,
         is_head=config.head,
+        store_grace=float(config.system.get("object_store_full_grace", STORE_GRACE)),
     )
     built.append(node)
     await network.listen(network.address, inherited.listener)

@@ -13,15 +13,14 @@ from raylite._kernel.arena import Arena
 from raylite._kernel.grpc import GrpcNetwork
 from raylite._kernel.threads import LoopThread
 from raylite._protocol import gcs, raylet
-from raylite._runtime import context, output
+from raylite._runtime import context, interrupts, output
 from raylite._runtime.attach import Attachment, attach_driver
 from raylite._runtime.context import Place
 from raylite._runtime.launch import NodeProcess
 from raylite._runtime.local import SessionOptions
 from raylite._wire.messages import gcs as gcs_msg
 from raylite._wire.messages import raylet as msg
-from raylite.exceptions import RaySystemError
-
+from raylite.exceptions import LocalRayletDiedError, RayError, RaySystemError
 
 T = TypeVar("T")
 
@@ -81,13 +80,17 @@ class Session:
         """The node said something, or is gone: then nothing it had can be had any more."""
         reason = self.node.failure()
         if reason is None:
+            if self._is_over:  # the node is being stopped; there is nothing more to hear
+                asyncio.get_running_loop().remove_reader(self.node.fileno())
             return
         asyncio.get_running_loop().remove_reader(self.node.fileno())
         if not self._failed.done():
             self._failed.set_result(reason)
-        if not self._is_over and hasattr(self, "attachment"):
-            output.warn(reason)
-            self.attachment.core.raylet_link.confirm_dead(reason)
+        if hasattr(self, "attachment"):
+            if not self._is_over:
+                output.warn(reason)
+            for link in self.attachment.core.network.links:
+                link.confirm_dead(reason)
 
     async def _attach(self, cpus: float, options: SessionOptions) -> Attachment:
         id = secrets.token_bytes(28)
@@ -108,25 +111,31 @@ class Session:
         """End the cluster and wait until nothing of it is left. Calling it again does nothing."""
         if self._is_over or os.getpid() != self.pid:
             return
-        self._is_over = True
-        context.leave(self.place)
+        with interrupts.held() as interrupt:
+            self._is_over = True
+            interrupt.hurry(self.node.kill)
+            try:
+                context.leave(self.place)
+                self._detach()
+            finally:
+                self.node.stop()
+                self._thread.stop()
+                self.arena.close()
+                if self.printer is not None:
+                    self.printer.close()
+
+    def _detach(self) -> None:
         core = self.place.core
         core.is_closed = True
         if self.printer is not None and not core.raylet_link.is_ended:
             try:
                 self._thread.run(_flush_output(self.attachment), 1.0)
-            except (TimeoutError, RaySystemError):
-                pass
+            except (TimeoutError, RayError):
+                pass  # the node is busy, or gone; what it has not said is lost
         try:
             self._thread.run(self.attachment.detach(), 5.0)
         except Exception as error:
             print(f"raylite: the core worker ended with {error!r}", file=sys.stderr)
-        finally:
-            self.node.stop()
-            self._thread.stop()
-            self.arena.close()
-            if self.printer is not None:
-                self.printer.close()
 
 
 async def _flush_output(attachment: Attachment) -> None:
@@ -136,12 +145,14 @@ async def _flush_output(attachment: Attachment) -> None:
 
 def resources(place: Place) -> msg.ResourceView:
     """Ask the raylet what the node has, and what of it is free."""
+    _check_node_lives(place)
     leases = raylet.Leases(place.core.raylet_link)
     return place.core.run(_reply(leases.resources(msg.GetResources())))
 
 
 def list_nodes(place: Place) -> list[gcs_msg.Node]:
     """Ask the GCS who is in the cluster."""
+    _check_node_lives(place)
     core = place.core
 
     async def ask() -> list[gcs_msg.Node]:
@@ -153,6 +164,11 @@ def list_nodes(place: Place) -> list[gcs_msg.Node]:
 
 async def _reply(reply: Awaitable[T]) -> T:
     return await reply
+
+
+def _check_node_lives(place: Place) -> None:
+    if (error := place.core.raylet_link.error) is not None and not place.core.is_closed:
+        raise LocalRayletDiedError(str(error)) from error
 
 
 _lock = threading.RLock()
@@ -172,7 +188,7 @@ def start(options: SessionOptions, node: NodeProcess) -> Session:
 def stop() -> None:
     """End the process's session, if it has one."""
     global _session
-    with _lock:
+    with interrupts.held(), _lock:
         session, _session = _session, None
         if session is not None:
             session.close()
@@ -184,12 +200,14 @@ def get() -> Session | None:
 
 
 def _after_fork() -> None:
-    """A forked child has no cluster: its parent's is not its own to use or to end."""
     global _session, _lock
-    if _session is not None and _session.place is not None:
-        context.leave(_session.place)
+    _inherited.append(_session)
     _session = None
     _lock = threading.RLock()
+
+
+_inherited: list[Session | None] = []
+"""Its parent's sessions in a forked child: to be left alone, and so never collected."""
 
 
 os.register_at_fork(after_in_child=_after_fork)

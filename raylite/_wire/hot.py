@@ -142,6 +142,12 @@ class Death(msgspec.Struct, array_like=True, frozen=True, gc=False):
     cause: str
 
 
+class Leave(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A worker is to end: now, or as soon as no other process needs what it owns."""
+
+    is_urgent: bool
+
+
 class Allocate(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A wish for arena memory for an object of `owner`."""
 

@@ -320,7 +320,7 @@ class SimWorkers:
         """The system has noticed a worker's end."""
         del self._workers[worker.token]
         self._last_tasks[worker.token] = worker.last_task
-        self.listener.ended(worker.token, cause)
+        self.listener.ended(worker.token, cause, was_killed=cause == KILLED)
 
 
 class SimWorker:

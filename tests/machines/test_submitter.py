@@ -120,13 +120,13 @@ def test_a_task_waits_for_a_lease_and_goes_to_its_worker() -> None:
     assert task.worker == b"7"
 
 
-def test_no_more_leases_are_asked_for_than_the_node_has_cpus() -> None:
-    assert len(requests(Owner(cpus=4).submit(make_many(100)))) == 4
-
-
-def test_a_demand_of_no_cpu_is_limited_too() -> None:
-    tasks = [make(number, key=FREE) for number in range(10_000)]
-    assert len(requests(Owner().submit(tasks))) == limits.PIPELINE_TASKS
+@pytest.mark.parametrize(("cpu", "at_once"), [(0, 4), (0.001, 4), (2, 2), (3, 2), (4, 1), (8, 1)])
+def test_as_many_leases_are_asked_for_at_once_as_fit_and_never_more_than_cpus(
+    cpu: float, at_once: int
+) -> None:
+    key = LaneKey(Resources.of(CPU=cpu), b"", 0)
+    tasks = [make(number, key=key) for number in range(10_000)]
+    assert len(requests(Owner(cpus=4).submit(tasks))) == at_once
 
 
 def test_lease_ids_begin_with_their_owners_prefix_and_are_not_used_twice() -> None:
@@ -242,13 +242,11 @@ def test_tiny_tasks_are_shared_by_all_workers() -> None:
 
 def test_what_blocked_workers_could_have_taken_goes_to_the_others() -> None:
     owner = owner_with_workers(3)
-    for worker in range(2):
-        tasks = [make(10 + worker), make(20 + worker)]
-        owner.submit(tasks)
-        owner.give_back(worker, tasks[1:])
-        owner.now += 0.001
-    shares = pushes(owner.submit(make_many(300)))
-    assert [len(share) for share in shares.values()] == [300]
+    tasks = make_many(306)
+    assert pushes(owner.submit(tasks[:6])) == {0: [0, 1], 1: [2, 3], 2: [4, 5]}
+    assert pushes(owner.give_back(0, tasks[1:2])) == {2: [1]}
+    assert pushes(owner.give_back(1, tasks[3:4])) == {2: [3]}
+    assert [len(share) for share in pushes(owner.submit(tasks[6:])).values()] == [300]
 
 
 @pytest.mark.parametrize(
@@ -294,7 +292,7 @@ def test_lanes_do_not_share_workers() -> None:
     deep = LaneKey(LANE.demand, b"", 1)
     effects = owner.submit([make(1), make(2, key=deep), make(3), make(4, key=deep)])
     assert pushes(effects) == {0: [1, 3]}
-    assert [e.key for e in effects if isinstance(e, RequestLease)] == [deep, deep]
+    assert [e.key for e in effects if isinstance(e, RequestLease)] == [deep]
 
 
 # ---- giving back ---------------------------------------------------------------------------
@@ -562,8 +560,7 @@ class World(RuleBasedStateMachine):
         tasks: list[Pending] = []
         for kind, function in kinds * copies:
             pending = make(len(self.tasks), function, lane)
-            is_plain = kind == "plain" or len(tasks) >= len(kinds)
-            self.tasks[pending.id] = SimTask(pending, "plain" if is_plain else kind)
+            self.tasks[pending.id] = SimTask(pending, kind if len(tasks) < len(kinds) else "plain")
             self.unfinished[pending.id] = self.tasks[pending.id]
             tasks.append(pending)
         self.perform(self.machine.submit(tasks, self.now))

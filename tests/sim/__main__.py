@@ -7,7 +7,7 @@ import traceback
 from tests.sim.workload import Plan, quiet_collector, simulate
 
 
-SHOWN, LINES = 3, 3  # failures shown with tracebacks, and how much of these
+SHOWN, LINES = 1, 3  # failures shown with tracebacks, and how much of these
 
 
 def main(arguments: list[str]) -> int:

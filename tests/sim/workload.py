@@ -99,6 +99,7 @@ class Expected:
 
     script: Script
     inputs: tuple["Expected", ...] = ()
+    parent: "Expected | None" = None  # whose worker owns it, if no driver does
 
     @property
     def digest(self) -> int:
@@ -109,6 +110,8 @@ class Expected:
         yield from _scripts(self.script)
         for each in self.inputs:
             yield from each.closure()
+        if self.parent is not None:
+            yield self.parent.script
 
 
 def _scripts(script: Script) -> Iterator[Script]:
@@ -396,7 +399,7 @@ class Program:
             answer.block.check()
         children = expected.script.children if expected.script.manner == "return" else ()
         for inner, child in zip(answer.refs, children, strict=False):
-            await self._check(inner, Expected(child))
+            await self._check(inner, Expected(child, (), expected))
         if expected.script.puts:
             await self._check_put(answer.refs[-1], expected)
 
@@ -638,7 +641,8 @@ def _left(node: SimNode) -> Iterator[str]:
             yield f"{process.name} holds {len(core.owner.refs.table)} references"
         if core.submitter.unfinished:
             yield f"{process.name} has {core.submitter.unfinished} tasks"
-        yield from (f"{process.name} {what}" for what in core.owner.left())
+        if core.owner.is_needed:
+            yield f"{process.name} has objects that others need"
     members = {member.address for member in node.raylet.pool.members()}
     known = {process.name for process in node.processes()}
     if members != known:

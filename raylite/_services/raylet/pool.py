@@ -187,6 +187,9 @@ class PoolService(Service, serves=(raylet.Pool,)):
             return
         self._by_link.pop(driver.link, None)
         self._gone(driver, "the driver has exited")
+        for id in self._ending:  # those that wait until nobody needs them: nobody will
+            if (worker := self._workers.get(id)) is not None and worker.job == driver.job:
+                self._retire(WorkerKey(id))
         for key in self._pool.keys():
             if isinstance(key, bytes) and key[:4] == driver.job:
                 self._perform(self._pool.retire_key(key, now()))
@@ -229,7 +232,7 @@ class PoolService(Service, serves=(raylet.Pool,)):
         member = self._workers.get(worker)
         if member is not None and not member.link.is_ended:
             self._ending[worker] = "it was idle and has been retired"
-            member.process.leave(b"")
+            member.process.leave(hot.Leave(not self.drivers_of(member.job)))
 
     def _expire(self) -> None:
         self._perform(self._pool.expire(now()))

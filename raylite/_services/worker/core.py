@@ -24,7 +24,7 @@ from raylite._services.worker.submit import OwnedTask, SubmitService
 from raylite._types.keys import ObjectKey
 from raylite._wire import hot, pickling
 from raylite._wire.hot import Contained, Form, Value
-from raylite.exceptions import GetTimeoutError, RayError, to_raise
+from raylite.exceptions import GetTimeoutError, RayError, RaySystemError, to_raise
 
 T = TypeVar("T")
 
@@ -135,8 +135,11 @@ class Core:
 
     def store_result(self, id: bytes, owner: bytes, pickled: pickling.Pickled) -> Value:
         """Write a large value into the arena; waits for room."""
-        allocation = self.run(self.allocate(id, owner, pickled.size))
-        return self.write(allocation, pickled)
+        try:
+            return self.write(self.run(self.allocate(id, owner, pickled.size)), pickled)
+        except BaseException:  # interrupted: nobody will hear of the object
+            self._do(self.owner.free_value, id, Value(Form.ARENA))
+            raise
 
     async def allocate(self, id: bytes, owner: bytes, size: int) -> hot.Allocation:
         """Get room in the arena; waits for it, and raises ObjectStoreFullError in the end."""
@@ -250,8 +253,22 @@ class Core:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the loop, from another thread, and return what it returns."""
+        if self.is_closed:
+            work.close()
+            raise RaySystemError("the session that this belongs to has ended, or is another process's")
         self._wake()
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        try:
+            return future.result()
+        except BaseException:  # interrupted: nobody wants the result any more
+            future.cancel()
+            raise
+
+    def forked(self) -> None:
+        """Forget the loop, which runs in the process that this one was just forked from."""
+        self.is_closed = self._is_woken = True
+        self._call_soon = _refuse
+        self._outbox = deque(maxlen=0)
 
     async def flush(self) -> None:
         """Do all that was asked for, and wait (a second a peer at most) until it has arrived."""
@@ -385,6 +402,10 @@ class Core:
             self._watched(entry, waiter)
         if on_block is not None and waiter.is_waiting:
             on_block()
+
+
+def _refuse(callback: Callable[[], None]) -> None:
+    raise RuntimeError("the loop runs in another process")
 
 
 async def _pass() -> None:

@@ -29,6 +29,7 @@ class OwnerService(Service, serves=(worker.Owner,)):
         self._handed: dict[bytes, tuple[Entry, ...]] = {}
         self._dead: dict[str, None] = {}
         self.on_viewless: Callable[[], None] = _nothing
+        self.on_released: Callable[[], None] = _nothing  # others may need this process no more
 
     # ---- entries -------------------------------------------------------------------------
 
@@ -102,9 +103,10 @@ class OwnerService(Service, serves=(worker.Owner,)):
         """Keep holding what a result contains until its receiver says it holds them itself."""
         self._handed[task] = entries
 
-    def left(self) -> list[str]:
-        """Describe what is being handed over at this moment; for tests."""
-        return [f"hands over the result of {task.hex()}" for task in self._handed]
+    @property
+    def is_needed(self) -> bool:
+        """Whether other processes hold objects of this one, or are about to."""
+        return bool(self._handed) or any(each.borrowers for each in self.refs.table.values())
 
     # ---- what others say -----------------------------------------------------------------
 
@@ -133,12 +135,14 @@ class OwnerService(Service, serves=(worker.Owner,)):
         for borrow in lists:
             for id in borrow.ids:
                 self.perform(self.refs.gave_up(ObjectKey(id), borrow.borrower))
+        self.on_released()
 
     @handles(worker.Owner.received)
     def received(self, tasks: list[bytes]) -> None:
         for task in tasks:
             for entry in self._handed.pop(task, ()):
                 self.perform(self.refs.dropped_submitted(entry))
+        self.on_released()
 
     def process_died(self, address: str) -> None:
         """Another process is gone: it borrows nothing, and what it owned is lost."""
@@ -148,6 +152,7 @@ class OwnerService(Service, serves=(worker.Owner,)):
                 del self._dead[next(iter(self._dead))]
             self.perform(self.refs.borrower_died(address))
             self.owner_died(address)
+            self.on_released()
 
     def owner_died(self, owner: str) -> None:
         for reference in self.refs.owned_by(owner):

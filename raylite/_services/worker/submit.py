@@ -139,13 +139,21 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
             self._perform(self._submitter.submit(ready, now()))
 
     def arguments_ready(self, task: OwnedTask) -> None:
-        if task.id in self._tasks:
+        if task.id not in self._tasks:
+            return
+        if self._raylet.is_ended:
+            self._fail(task, _raylet_died())
+        else:
             self._perform(self._submitter.submit([task], now()))
 
     @property
     def unfinished(self) -> int:
         """How many tasks have no result yet."""
         return len(self._tasks)
+
+    def give_leases_back(self) -> None:
+        """Keep no idle lease: this process is about to end."""
+        self._perform(self._submitter.wanted(True))
 
     def check(self) -> None:
         self._submitter.check()
@@ -255,6 +263,8 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
                 self._owner.need(entry)
 
     def _perform(self, effects: list[Effect]) -> None:
+        if self._raylet.is_ended:
+            return  # and every task has failed
         for effect in effects:
             match effect:
                 case Push(key, tasks):
@@ -347,6 +357,8 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
     def _complete(self, task: OwnedTask, values: tuple[Value, ...]) -> None:
         if self._tasks.pop(task.id, None) is None:
             return
+        if not self._tasks:
+            self._owner.on_released()
         complete, entries = self._owner.complete, task.entries
         if len(values) == 1 and len(entries) == 1:
             entry = entries[0]
@@ -364,6 +376,8 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
     def _fail(self, task: OwnedTask, error: RayError) -> None:
         if self._tasks.pop(task.id, None) is None:
             return
+        if not self._tasks:
+            self._owner.on_released()
         for entry in task.entries:
             if entry.is_held:
                 self._owner.fail(entry, error)
