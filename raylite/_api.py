@@ -9,12 +9,13 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, TypeVar, overload
 
-from raylite._options import decorator_error, validate_task_options
+from raylite._options import decorator_error, validate_init_options, validate_task_options
 from raylite._remote import RemoteFunction
 from raylite._runtime import auto, context, interrupts, local
 from raylite._runtime.context import Place
 from raylite._runtime.local import SessionOptions
-from raylite._services.worker.objects import ObjectRef
+from raylite._services.worker.core import Core
+from raylite._services.worker.objects import ObjectRef, unknown_owner
 from raylite._types.ids import NodeID
 from raylite._version import __version__
 from raylite._wire import pickling
@@ -140,15 +141,27 @@ def init(
         )
     if namespace is not None and (not isinstance(namespace, str) or not namespace):
         raise ValueError("namespace must be a non-empty string")
+    validate_init_options(
+        {
+            "num_cpus": num_cpus,
+            "num_gpus": num_gpus,
+            "resources": resources,
+            "labels": labels,
+            "object_store_memory": object_store_memory,
+            "runtime_env": runtime_env,
+            "_memory": _memory,
+            "_system_config": _system_config,
+        }
+    )
     logger.setLevel(logging_level)
     here = context.current()
     if here is not None:
         if ignore_reinit_error:
-            logger.info("Calling ray.init() again after it has already been called.")
+            logger.info("Calling raylite.init() again after it has already been called.")
             return RayContext(here)
         raise RuntimeError(
-            "Maybe you called ray.init twice by accident? This error can be suppressed by passing "
-            "in 'ignore_reinit_error=True' or by calling 'ray.shutdown()' prior to 'ray.init()'."
+            "Maybe you called raylite.init twice by accident? This error can be suppressed by passing "
+            "in 'ignore_reinit_error=True' or by calling 'raylite.shutdown()' prior to 'raylite.init()'."
         )
     options = SessionOptions(
         num_cpus=num_cpus,
@@ -256,8 +269,8 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
 
     Args:
         refs: One reference, or a list of them.
-        timeout: Seconds to wait for all of them together; None waits as long as it takes, 0 does
-            not wait.
+        timeout: Seconds to wait for all of them together; None (or a negative number, as in Ray)
+            waits as long as it takes, 0 does not wait.
 
     Raises:
         RayTaskError: The task behind an object raised. The error is also an instance of what the
@@ -271,12 +284,14 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
         1
     """
     core = (context.current() or auto.place()).core
+    if timeout is not None and timeout < 0:
+        timeout = None
     if type(refs) is ObjectRef:
         entry = refs._entry
         value = entry.value
-        if value is not None and not value.form:
+        if value is not None and not value.form and entry.keeper is core:
             return pickling.loads(value.data)
-        _check_session(refs)
+        _check_session(core, [refs])
         return core.get([refs], timeout)[0]
     if not isinstance(refs, (list, tuple)):
         raise ValueError(
@@ -289,8 +304,7 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
             f"Invalid type of object refs, {wrong}, is given. "
             "'object_refs' must either be an ObjectRef or a list of ObjectRefs. "
         )
-    if refs:
-        _check_session(refs[0])
+    _check_session(core, refs)
     return core.get(refs, timeout)
 
 
@@ -314,14 +328,14 @@ def put(value: T) -> ObjectRef[T]:
     place = context.current() or auto.place()
     if isinstance(value, ObjectRef):
         raise TypeError(
-            "Calling 'put' on an ray.ObjectRef is not allowed. If you really want to do this, you "
-            "can wrap the ray.ObjectRef in a list and call 'put' on it."
+            "Calling 'put' on an raylite.ObjectRef is not allowed. If you really want to do this, you "
+            "can wrap the raylite.ObjectRef in a list and call 'put' on it."
         )
     try:
         return place.core.put(value)
     except TypeError as error:
         raise TypeError(
-            f"Could not serialize the put value {value!r}:\n"
+            f"Could not serialize the put value {pickling.show(value)}:\n"
             f"{pickling.describe_unpicklable(value)}"
         ) from error
 
@@ -353,18 +367,18 @@ def wait(
     """
     core = (context.current() or auto.place()).core
     if isinstance(refs, ObjectRef):
-        raise TypeError("wait() expected a list of ray.ObjectRef or ObjectRefGenerator, "
-                        "got a single ray.ObjectRef or ObjectRefGenerator")  # fmt: skip
+        raise TypeError("wait() expected a list of raylite.ObjectRef or ObjectRefGenerator, "
+                        "got a single raylite.ObjectRef or ObjectRefGenerator")  # fmt: skip
     if not isinstance(refs, list):
         raise TypeError(
-            f"wait() expected a list of ray.ObjectRef or ObjectRefGenerator, got {type(refs)}"
+            f"wait() expected a list of raylite.ObjectRef or ObjectRefGenerator, got {type(refs)}"
         )
     if timeout is not None and timeout < 0:
         raise ValueError(f"The 'timeout' argument must be nonnegative. Received {timeout}")
     if not set(map(type, refs)) <= _ONLY_REFS:  # at C speed: a loop of waits passes it often
         wrong = next(type(ref) for ref in refs if type(ref) is not ObjectRef)
         raise TypeError(
-            "wait() expected a list of ray.ObjectRef or ObjectRefGenerator, "
+            "wait() expected a list of raylite.ObjectRef or ObjectRefGenerator, "
             f"got list containing {wrong}"
         )
     if not refs:
@@ -374,8 +388,9 @@ def wait(
     if num_returns <= 0:
         raise ValueError(f"Invalid number of objects to return {num_returns}.")
     if num_returns > len(refs):
-        raise ValueError("num_returns cannot be greater than the number of objects provided to ray.wait.")
-    _check_session(refs[0])
+        raise ValueError("num_returns cannot be greater than the number of objects provided to raylite.wait.")
+    if all(ref._entry.keeper is not core for ref in refs):
+        raise unknown_owner(refs[0]._entry)
     return core.wait(refs, num_returns, timeout)
 
 
@@ -406,12 +421,10 @@ def _place() -> context.Place:
     return here
 
 
-def _check_session(ref: ObjectRef[Any]) -> None:
-    if ref._entry.value is None and getattr(ref._entry.keeper, "is_closed", False):
-        raise ValueError(
-            "Ray object(s) whose owner is unknown: the reference "
-            f"{ref.hex()} belongs to a session that has ended"
-        )
+def _check_session(core: Core, refs: Sequence[ObjectRef[Any]]) -> None:
+    for ref in refs:
+        if ref._entry.keeper is not core:
+            raise unknown_owner(ref._entry)
 
 
 def _env_vars(runtime_env: Mapping[str, Any] | None) -> dict[str, str]:
@@ -422,6 +435,8 @@ def _env_vars(runtime_env: Mapping[str, Any] | None) -> dict[str, str]:
             f"runtime_env fields {sorted(unknown)} are not supported yet; only env_vars is"
         )
     variables = runtime_env["env_vars"]
+    if not isinstance(variables, Mapping):
+        raise TypeError(f"runtime_env['env_vars'] must be a dictionary, not {type(variables)}")
     for name, value in variables.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError(f"runtime_env['env_vars'] must map str to str, got {name!r}: {value!r}")

@@ -297,6 +297,20 @@ _ACTOR: dict[str, Option] = {
     ]
 }
 
+_INIT: dict[str, Option] = {
+    option.name: option
+    for option in [
+        Option("num_cpus", _NUMBER, check=_quantity("num_cpus")),
+        Option("num_gpus", _NUMBER, check=_quantity("num_gpus")),
+        Option("resources", _DICT, check=_resources),
+        Option("labels", _DICT),
+        Option("object_store_memory", _NUMBER, check=_quantity("object_store_memory")),
+        Option("runtime_env", _DICT),
+        Option("_memory", _NUMBER, check=_quantity("_memory")),
+        Option("_system_config", _DICT),
+    ]
+}
+
 TASK_OPTIONS: Mapping[str, Option] = _TASK
 ACTOR_OPTIONS: Mapping[str, Option] = _ACTOR
 
@@ -336,6 +350,17 @@ def validate_task_options(
             f"num_returns='{num_returns}' can only be used with generator functions (functions "
             "that use 'yield'). The decorated function is not a generator function."
         )
+
+
+def validate_init_options(options: Mapping[str, object]) -> None:
+    """Refuse amounts and settings that a node cannot have.
+
+    Raises:
+        TypeError: A value has the wrong type.
+        ValueError: A value is impossible.
+    """
+    for name, value in options.items():
+        _INIT[name].refuse(value, in_options=False)
 
 
 def validate_actor_options(options: Mapping[str, object], in_options: bool) -> None:

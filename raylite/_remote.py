@@ -11,7 +11,7 @@ from raylite._options import TaskOptions, update_options, validate_task_options
 from raylite._runtime import auto
 from raylite._runtime.context import Place
 from raylite._services.worker.core import Core
-from raylite._services.worker.objects import Entry, ObjectRef
+from raylite._services.worker.objects import Entry, ObjectRef, unknown_owner
 from raylite._services.worker.runner import ANY
 from raylite._services.worker.submit import OwnedTask
 from raylite._types.keys import ObjectKey, TaskKey
@@ -144,7 +144,7 @@ class RemoteFunction(Generic[P, T]):
             ref: ObjectRef[Any] = ObjectRef(entries[0])
             core.enqueue(owned)
             return ref
-        refs = [ObjectRef(entry) for entry in entries]
+        refs: list[ObjectRef[Any]] = [ObjectRef(entry) for entry in entries]
         core.enqueue(owned)
         return refs or None  # `kept` lives until here: the task holds its arguments by now
 
@@ -214,6 +214,9 @@ class RemoteFunction(Generic[P, T]):
         contained = tuple(
             ref._entry for ref in pickled.contained if isinstance(ref, ObjectRef)
         )
+        for entry in (*contained, *(entry for _, entry in inputs)):
+            if entry.keeper is not core:
+                raise unknown_owner(entry)
         return pickled.to_bytes(), tuple(inputs), contained, (pickled, stored)
 
     def _unpicklable(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
@@ -222,7 +225,7 @@ class RemoteFunction(Generic[P, T]):
                 pickling.dumps(each)
             except TypeError:
                 return (
-                    f"Could not serialize the argument {each!r} for a task or actor {self._name}. "
+                    f"Could not serialize the argument {pickling.show(each)} for a task or actor {self._name}. "
                     "Check https://docs.ray.io/en/master/ray-core/objects/serialization.html"
                     "#troubleshooting for more information.\n"
                     + pickling.describe_unpicklable(each, "argument")

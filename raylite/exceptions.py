@@ -209,7 +209,8 @@ def _dual_type(cause_class: Any) -> Any:
 
 def _dual_instance(cls: type[RayTaskError], error: RayTaskError) -> RayTaskError:
     cause = error.cause
-    builtin = next(base for base in cls.__mro__ if "__new__" in vars(base) and base in _BUILTINS)
+    makers = (base for base in cls.__mro__ if "__new__" in vars(base) and base in _BUILTINS)
+    builtin = next(base for base in makers if base is not MemoryError)  # its own makes no heirs
     args = (cause.message, cause.exceptions) if isinstance(cause, BaseExceptionGroup) else ()
     dual = builtin.__new__(cls, *args)  # the user's own __new__ and __init__ want who knows what
     assert isinstance(dual, RayTaskError)

@@ -11,7 +11,7 @@ Example:
 """
 
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, overload
 
@@ -52,13 +52,21 @@ class call(Route, Generic[Q, R]):
 
     kind = Kind.CALL
 
-    def __init__(self, request: type[Q], reply: type[R] | None, *, bulk: bool = False) -> None:
+    @overload
+    def __init__(self, request: type[Q], reply: type[R], *, bulk: bool = False) -> None: ...
+    @overload
+    def __init__(
+        self: "call[Q, None]", request: type[Q], reply: None, *, bulk: bool = False
+    ) -> None: ...
+    def __init__(self, request: Any, reply: Any, *, bulk: bool = False) -> None:
         super().__init__(request, reply, bulk)
 
     @overload
     def __get__(self, instance: None, owner: type) -> Self: ...
     @overload
-    def __get__(self, instance: "Interface", owner: type) -> Callable[[Q], Awaitable[R]]: ...
+    def __get__(
+        self, instance: "Interface", owner: type
+    ) -> Callable[[Q], Coroutine[Any, Any, R]]: ...
     def __get__(self, instance: "Interface | None", owner: type) -> Any:
         return self if instance is None else instance.bind(self, instance.link.call)
 

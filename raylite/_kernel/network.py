@@ -106,7 +106,9 @@ class Network(ABC):
         link = self._links.get(address)
         if link is None or link.is_ended:
             session_id = self._random.randbytes(ID_SIZE)
-            link = Link(address, session_id, self._destinations, self.config, self.departures, self._forget)
+            link = Link(
+                address, session_id, self._destinations, self.config, self.departures, self._forget
+            )
             if self._is_closed:
                 link.finish(LinkClosedError(f"the network that should reach {address} is closed"))
                 return link
@@ -181,7 +183,9 @@ class Network(ABC):
                 ):
                     other.confirm_dead("another process now has its address")
         peer = hello.address or f"peer {hello.incarnation.hex()[:8]}"
-        link = Link(peer, hello.session, self._destinations, self.config, self.departures, self._forget)
+        link = Link(
+            peer, hello.session, self._destinations, self.config, self.departures, self._forget
+        )
         link.peer_incarnation = hello.incarnation
         self._sessions[hello.session] = link
         if hello.address:

@@ -199,6 +199,7 @@ class Submitter:
             self._run_time[task.function] = old + weight * (seconds - old)
         known = self._workers.get(worker)
         if known is not None and known.sent.pop(task.id, None) is not None:
+            task.worker = None
             known.progress_at = now
             if not known.sent:
                 known.idle_since = now

@@ -1,5 +1,7 @@
 """What a node's processes say to its raylet, and what it says to them."""
 
+from types import NoneType
+
 from raylite._kernel.interface import Interface, batch, call, post
 from raylite._wire import hot
 from raylite._wire.messages import raylet as msg
@@ -10,7 +12,7 @@ class Pool(Interface):
 
     register_worker = call(msg.RegisterWorker, msg.WorkerRegistered)
     register_driver = call(msg.RegisterDriver, msg.DriverRegistered)
-    flush_output = call(bytes, None)  # replies when all that workers printed so far is on its way
+    flush_output = call(bytes, NoneType)  # replies when all that workers printed so far is on its way
 
 
 class Leases(Interface):

@@ -1,5 +1,7 @@
 """What owners say to the workers they lease, and what owners and borrowers say to each other."""
 
+from types import NoneType
+
 from raylite._kernel.interface import Interface, batch, call, post
 from raylite._wire import hot
 
@@ -23,6 +25,6 @@ class Owner(Interface):
     """Borrowers to an object's owner."""
 
     fetch = call(hot.Fetch, hot.Value)  # replies when the object is ready
-    borrow = call(hot.Borrow, None)  # acknowledged before the lender lets go
+    borrow = call(hot.Borrow, NoneType)  # acknowledged before the lender lets go
     give_up = batch(hot.Borrow, bulk=False)  # the borrower holds these no more
     received = batch(bytes, bulk=False)  # a value's references have found their new holder

@@ -17,9 +17,8 @@ class Printer:
         self._queue: SimpleQueue[hot.OutputLines | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def show(self, lines: object) -> None:
+    def show(self, lines: hot.OutputLines) -> None:
         """Queue lines to be printed."""
-        assert isinstance(lines, hot.OutputLines)
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="raylite-output", daemon=True)
             self._thread.start()
@@ -42,6 +41,6 @@ class Printer:
                 continue  # the program closed its own output
 
 
-def warn(message: object) -> None:
+def warn(message: str) -> None:
     """Say something that a user should know, once it is known."""
     logger.warning("%s", message)

@@ -90,12 +90,22 @@ def worker(inherited: Inherited) -> None:
     def note(task: bytes) -> None:
         slot[:24] = task
 
+    pid = os.getpid()
+
     def leave(code: int) -> None:
-        thread.run(_say_goodbye(attachment, executor))
+        if os.getpid() == pid:
+            thread.run(_say_goodbye(attachment, executor))
         sys.stdout.flush()
         sys.stderr.flush()
 
-    runner = Runner(executor, core, note, _Teller().tell, leave, "127.0.0.1")
+    def forked() -> None:
+        """A child that a task forked goes on with the task's code, and ends where that ends."""
+        executor.take_back()
+        executor.leave()
+
+    os.register_at_fork(after_in_child=forked)
+    teller = _Teller()
+    runner = Runner(executor, core, note, teller.tell, leave, "127.0.0.1", teller.idle)
     place = context.Place(core, attachment.node_id, runner)
     place.session_dir = inherited.config.session_dir
     place.gcs_address = attachment.gcs_address
@@ -137,6 +147,11 @@ class _Teller:
 
     def __init__(self) -> None:
         self._name = ""
+
+    def idle(self) -> None:
+        """Nothing is being run."""
+        self._name = ""
+        processes.set_title(IDLE)
 
     def tell(self, name: str) -> None:
         if name != self._name:

@@ -65,8 +65,9 @@ class Session:
         self._failed: asyncio.Future[str] = loop.create_future()
         loop.add_reader(self.node.fileno(), self._check_node)
         attaching = loop.create_task(self._attach(cpus, options))
+        waited: list[asyncio.Future[Attachment] | asyncio.Future[str]] = [attaching, self._failed]
         await asyncio.wait(
-            [attaching, self._failed], return_when=asyncio.FIRST_COMPLETED, timeout=_START_SECONDS
+            waited, return_when=asyncio.FIRST_COMPLETED, timeout=_START_SECONDS
         )
         if attaching.done():
             return attaching.result()

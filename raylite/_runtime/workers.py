@@ -82,6 +82,7 @@ class ForkedWorkers:
         for worker in self._workers.values():
             for output in worker.outputs:
                 output.read()
+                output.end_line()
 
     def resume(self) -> None:
         """Go on reading what workers print."""
@@ -197,9 +198,14 @@ class _Output:
         for _ in range(64):
             if not self.read():
                 break
-        if self._rest:
-            self._tell([self._rest])
+        self.end_line()
         self.close()
+
+    def end_line(self) -> None:
+        """Show an unfinished line as it is."""
+        if self._rest:
+            rest, self._rest = self._rest, b""
+            self._tell([rest])
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -210,10 +216,13 @@ class _Output:
     def _tell(self, lines: list[bytes]) -> None:
         shown: list[str] = []
         for line in lines:
-            if line.startswith(MARK):
+            if MARK in line:
+                unfinished, _, name = line.partition(MARK)
+                if unfinished:
+                    shown.append(unfinished.decode(errors="replace"))
                 self._show(shown)
                 shown = []
-                self._name = line.removeprefix(MARK).decode(errors="replace")
+                self._name = name.decode(errors="replace")
             else:
                 shown.append(line.decode(errors="replace"))
         self._show(shown)

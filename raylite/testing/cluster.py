@@ -30,6 +30,8 @@ from raylite._runtime.session import Session
 from raylite._types import board
 from raylite.testing.threads import ThreadWorkers
 
+Workers = Literal["processes", "threads"]
+
 STORE = 64 * 1024 * 1024
 
 
@@ -53,7 +55,7 @@ class LocalCluster:
         self,
         *,
         num_cpus: float = 2,
-        workers: Literal["processes", "threads"] = "processes",
+        workers: Workers = "processes",
         resources: Mapping[str, float] | None = None,
         object_store_memory: int = STORE,
         namespace: str = "test",

@@ -281,6 +281,7 @@ class SimWorkers:
     def __init__(self, node: SimNode, start_failures: float) -> None:
         self._node = node
         self._start_failures = start_failures
+        self.early_deaths = 0.0  # how likely it is that one dies while it starts
         self._random = node.world.random("workers")
         self._workers: dict[int, SimWorker] = {}
         self._last_tasks: dict[int, bytes] = {}
@@ -301,6 +302,9 @@ class SimWorkers:
             return
         worker = self._workers[token] = SimWorker(self._node, token, self._random, self)
         worker.start(delay)
+        if self._random.random() < self.early_deaths:
+            delay += self._random.uniform(0.0, 4.0) * self._node.world.delay
+            asyncio.get_running_loop().call_later(delay, worker.kill, KILLED)
 
     def kill(self, token: int) -> None:
         if (worker := self._workers.get(token)) is not None:

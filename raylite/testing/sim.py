@@ -9,13 +9,15 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 from raylite._kernel.link import LinkConfig
 from raylite._kernel.memory import MemoryWire
 from raylite._kernel.network import Network
 from raylite._kernel.seams import Seams
 from raylite._kernel.wire import Deaf, Wire, WireEvents
+
+T = TypeVar("T")
 
 
 class World:
@@ -44,13 +46,11 @@ class World:
         life = self._lives[host] = self._lives.get(host, 0) + 1
         pauses = self.random(f"{host} {life}/threads")
 
-        async def to_thread(function: Callable[..., Any], *args: Any) -> Any:
+        async def to_thread(function: Callable[..., T], *args: object) -> T:
             await asyncio.sleep(pauses.expovariate(2000))
             return function(*args)
 
-        return Seams(
-            random=lambda name: self.random(f"{host} {life}/{name}"), to_thread=to_thread
-        )
+        return Seams(random=lambda name: self.random(f"{host} {life}/{name}"), to_thread=to_thread)
 
     def cut(self, one: str, other: str, *, silently: bool = False) -> None:
         """Break the wires between two hosts and refuse new ones.

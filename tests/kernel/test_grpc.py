@@ -11,15 +11,13 @@ import socket
 import struct
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
 import psutil
 import pytest
-import uvloop
 from grpclib.const import Status
 from grpclib.events import RecvRequest, listen
 from grpclib.exceptions import GRPCError
@@ -186,6 +184,28 @@ def test_a_stopped_process_is_given_up_with_unsent_bytes_and_resumed_later(kind:
                 await until(lambda: connection not in here._connections.values())  # type: ignore[attr-defined]
                 process.send_signal(signal.SIGCONT)
                 assert await Toy(link).echo(b"after the stop") == b"after the stop"
+
+    run_on(kind, scenario)
+
+
+@GRPC
+def test_a_peer_whose_large_packet_is_still_arriving_is_not_silent(kind: str) -> None:
+    """Without counting bytes: a packet that takes longer than the silence never gets through."""
+
+    async def scenario(rig: Rig) -> None:
+        async with rig.pair(ToyService(), IMPATIENT) as (link, there):
+            [served] = there.links
+            wire = served._wire
+            assert isinstance(link._wire, GrpcWire)
+            link._tick_handle.cancel()  # it says nothing but this packet
+            link._wire.pause_reading()
+            link._wire._write(memoryview(b"\0" + struct.pack(">I", 100 * KIB)))
+            arrived = 0
+            while arrived < 12:
+                link._wire._write(memoryview(bytes(KIB)))
+                await asyncio.sleep(IMPATIENT.silence / 4)
+                arrived += 1
+            assert served._wire is wire
 
     run_on(kind, scenario)
 
@@ -414,7 +434,7 @@ def test_who_may_not_connect_is_refused_before_a_byte_of_a_message_is_read(kind:
     """Without listening to RecvRequest: the hello is read, and answered, first."""
 
     async def check(event: RecvRequest) -> None:
-        if event.metadata.get("token") != "secret":  # noqa: S105
+        if event.metadata.get("token") != "secret":
             raise GRPCError(Status.UNAUTHENTICATED, "no token")
 
     async def scenario(rig: Rig) -> None:
@@ -483,7 +503,7 @@ def test_an_address_that_is_no_address_ends_the_link(kind: str) -> None:
 
 # ---- bytes that are not HTTP/2 -----------------------------------------------------------
 
-ALTSVC = b"\0\0\x0a\x0a\0\0\0\0\0" + b"\0\x01a" + b"h2=\":1\""
+ALTSVC = b"\0\0\x0a\x0a\0\0\0\0\0" + b"\0\x01a" + b'h2=":1"'
 
 
 @GRPC

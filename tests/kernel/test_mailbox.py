@@ -91,8 +91,6 @@ async def test_a_full_mailbox_says_when_it_has_room_again() -> None:
     mailbox.on_room(lambda: heard.append(len(mailbox)))
     mailbox.open()
     await settle()
-    assert not mailbox.full
-    assert heard == [0]
     mailbox.put(1, 1, bulk=True)
     await settle()
     assert heard == [0], "called back once only"

@@ -1,17 +1,28 @@
 """What every network promises: the same tests over memory, gRPC on both loops, and simulation."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import gc
+import time
+import weakref
 from dataclasses import replace
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
-from raylite._kernel.link import FEED_CREDIT, Link, LinkConfig
+from raylite._kernel.link import FEED_CREDIT, Link
 from raylite._kernel.mailbox import HIGH_WATER
-from raylite._kernel.packet import Kind, decode_frames, decode_packet, encode_frame, encode_packet
+from raylite._kernel.network import Hello
+from raylite._kernel.packet import (
+    VERSION,
+    Kind,
+    decode_frames,
+    decode_packet,
+    encode_frame,
+    encode_packet,
+)
 from raylite._kernel.seams import now
 from raylite.exceptions import (
     CongestedError,
@@ -101,7 +112,7 @@ async def test_everything_arrives_once_and_in_order_while_the_wire_is_cut(rig: R
                 replies.append(int(await toy.echo_later(b"%d" % number)))
 
         async def read() -> None:
-            async for number in toy.count(1000):  # noqa: PERF401 - the loop is what is tested
+            async for number in toy.count(1000):
                 counted.append(number)
 
         async with anyio.create_task_group() as tasks:
@@ -477,6 +488,17 @@ async def test_a_silent_peer_is_dialled_again_and_its_session_goes_on(rig: Rig) 
 
 
 @contract
+async def test_a_process_that_stood_still_does_not_hold_it_against_its_peers(rig: Rig) -> None:
+    async with rig.pair(ToyService(), IMPATIENT) as (link, _):
+        wire = link._wire
+        for _ in range(3):
+            if rig.kind != "sim":  # where time cannot pass behind the loop's back
+                time.sleep(2 * IMPATIENT.silence)
+            assert await Toy(link).echo(b"") == b""
+        assert link._wire is wire
+
+
+@contract
 async def test_an_ended_link_answers_at_once(rig: Rig) -> None:
     async with rig.pair(ToyService()) as (link, _):
         link.close()
@@ -490,9 +512,28 @@ async def test_an_ended_link_answers_at_once(rig: Rig) -> None:
         with pytest.raises(LinkClosedError):
             await link.wait_attached()
         await link.wait_received()
+        assert link._refusal() is not link._refusal(), "or each raise would add to its traceback"
         heard: list[Link] = []
         link.on_end(heard.append)
         assert heard == [link]
+
+
+@contract
+async def test_all_who_wait_for_the_end_of_a_link_hear_of_it(rig: Rig) -> None:
+    async with rig.pair(ToyService()) as (link, _):
+        heard: list[str] = []
+
+        def fail(ended: Link) -> None:
+            raise ZeroDivisionError
+
+        link.on_end(lambda ended: heard.append("first"))
+        link.on_end(fail)
+        link.on_end(lambda ended: heard.append("last"))
+        lost: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, told: lost.append(told))
+        link.close()
+        assert heard == ["first", "last"]
+        assert [type(told["exception"]) for told in lost] == [ZeroDivisionError]
 
 
 @contract
@@ -762,7 +803,9 @@ class Recorder:
 @FUZZ
 @given(first=PACKETS, more=st.lists(PACKETS, max_size=2))
 @example(first=b"", more=[])
-@example(first=encode_packet(0, 0, encode_frame(Kind.HELLO, 0, 0, b"\x97\x01" + b"\xc4\0" * 6)), more=[])
+@example(
+    first=encode_packet(0, 0, encode_frame(Kind.HELLO, 0, 0, b"\x97\x01" + b"\xc4\0" * 6)), more=[]
+)
 def test_any_first_packet_on_a_wire_is_refused_in_words(
     kind: str, first: bytes, more: list[bytes]
 ) -> None:
@@ -800,14 +843,75 @@ def test_any_answer_to_a_hello_ends_the_link_with_a_typed_error(kind: str, answe
     run_on(kind, scenario)
 
 
+def hello(attempt: int, *, session: bytes = b"s" * 16, version: int = VERSION) -> bytes:
+    greeting = Hello(version, session, b"i" * 16, "", 0, b"", attempt)
+    frame = encode_frame(Kind.HELLO, 0, 0, msgspec.msgpack.encode(greeting))
+    return encode_packet(0, 0, frame)
+
+
+def kinds(heard: Recorder) -> list[str]:
+    frames = [decode_frames(decode_packet(packet).frames) for packet in heard.packets]
+    return [frame.kind.name for some in frames for frame in some]
+
+
+@contract
+async def test_a_wire_without_a_hello_is_given_up(rig: Rig) -> None:
+    async with rig.serving(ToyService(), config=IMPATIENT), rig.client() as here:
+        heard = Recorder()
+        await here.dial(rig.address("there"), heard)
+        await heard.done.wait()
+        assert heard.packets == []
+
+
+@contract
+async def test_a_first_packet_is_small(rig: Rig) -> None:
+    async with rig.serving(ToyService()), rig.client() as here:
+        heard = Recorder()
+        wire = await here.dial(rig.address("there"), heard)
+        wire.send(encode_packet(0, 0, encode_frame(Kind.HELLO, 0, 0, bytes(100 * KIB))))
+        await heard.done.wait()
+        assert kinds(heard) == ["REFUSED"]
+
+
+@contract
+async def test_another_version_is_refused(rig: Rig) -> None:
+    async with rig.serving(ToyService()), rig.client() as here:
+        heard = Recorder()
+        wire = await here.dial(rig.address("there"), heard)
+        wire.send(hello(1, version=VERSION + 1))
+        await heard.done.wait()
+        assert kinds(heard) == ["REFUSED"]
+        assert b"speaks version 2, this process 1" in heard.packets[0]
+
+
+@contract
+async def test_an_attempt_that_was_given_up_does_not_replace_a_later_one(rig: Rig) -> None:
+    async with rig.serving(ToyService()) as there, rig.client() as here:
+        first, second = Recorder(), Recorder()
+        early = await here.dial(rig.address("there"), first)
+        late = await here.dial(rig.address("there"), second)
+        late.send(hello(2))
+        await until(lambda: len(second.packets) > 0)
+        early.send(hello(1))
+        await first.done.wait()
+        assert (kinds(first), kinds(second)) == ([], ["WELCOME"])
+        [served] = there.links
+        assert served.is_attached
+        assert not second.done.is_set()
+        third = Recorder()
+        latest = await here.dial(rig.address("there"), third)
+        latest.send(hello(3))
+        await second.done.wait()  # this one does replace it
+        await until(lambda: len(third.packets) > 0)
+        assert kinds(third) == ["WELCOME"]
+        assert there.links == [served]
+
+
 # ---- no garbage --------------------------------------------------------------------------
 
 
 @contract
 async def test_a_link_that_ended_is_freed_without_the_collector(rig: Rig) -> None:
-    import gc
-    import weakref
-
     service = ToyService()
     async with rig.serving(service) as there:
         gc.collect()

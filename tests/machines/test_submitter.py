@@ -244,8 +244,8 @@ def test_what_blocked_workers_could_have_taken_goes_to_the_others() -> None:
     owner = owner_with_workers(3)
     tasks = make_many(306)
     assert pushes(owner.submit(tasks[:6])) == {0: [0, 1], 1: [2, 3], 2: [4, 5]}
-    assert pushes(owner.give_back(0, tasks[1:2])) == {2: [1]}
-    assert pushes(owner.give_back(1, tasks[3:4])) == {2: [3]}
+    assert pushes(owner.give_back(0, tasks[1:2])) == {1: [1]}
+    assert pushes(owner.give_back(1, [tasks[3], tasks[1]])) == {2: [3, 1]}
     assert [len(share) for share in pushes(owner.submit(tasks[6:])).values()] == [300]
 
 
@@ -468,6 +468,16 @@ def test_a_queued_task_can_be_withdrawn_and_its_request_with_it() -> None:
     assert owner.machine.statistics().lanes == 0
 
 
+def test_a_task_that_is_tried_again_can_be_withdrawn() -> None:
+    owner = owner_with_workers(1)
+    task = make(1)
+    owner.submit([task])
+    owner.result(0, [task])
+    owner.lose(0, NO_TASK)
+    owner.submit([task])
+    assert owner.machine.withdraw(task)[0]
+
+
 def test_a_task_that_is_not_queued_cannot_be_withdrawn() -> None:
     owner = owner_with_workers(1)
     sent = make(1)
@@ -552,7 +562,9 @@ class World(RuleBasedStateMachine):
     # ---- what may happen -------------------------------------------------------------------
 
     @rule(
-        kinds=st.lists(st.tuples(st.sampled_from(KINDS), st.integers(1, 3)), min_size=1, max_size=8),
+        kinds=st.lists(
+            st.tuples(st.sampled_from(KINDS), st.integers(1, 3)), min_size=1, max_size=8
+        ),
         lane=st.sampled_from([LANE, LANE, LaneKey(LANE.demand, b"", 1), FREE]),
         copies=st.sampled_from([1, 1, 30]),
     )

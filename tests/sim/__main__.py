@@ -6,7 +6,6 @@ import traceback
 
 from tests.sim.workload import Plan, quiet_collector, simulate
 
-
 SHOWN, LINES = 1, 3  # failures shown with tracebacks, and how much of these
 
 

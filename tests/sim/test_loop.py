@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
+from anyio._backends._asyncio import CancelScope
 
 from raylite._kernel.host import Host
 from raylite._kernel.interface import Interface, call, feed, post
@@ -217,9 +218,9 @@ def test_cancellation_comes_in_the_same_order_every_time() -> None:
 
 
 def test_anyio_is_as_it_was_after_a_simulation() -> None:
-    before = loop_module.CancelScope.__init__
+    before = CancelScope.__init__
     SimLoop().run(asyncio.sleep(1))
-    assert loop_module.CancelScope.__init__ is before
+    assert CancelScope.__init__ is before
 
 
 def test_what_happens_outside_callbacks_can_be_put_into_the_trace() -> None:

@@ -10,7 +10,7 @@ import asyncio
 import gc
 import random
 import zlib
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pickle import PickleBuffer
@@ -207,6 +207,7 @@ class Ledger:
         self.of_task: dict[bytes, list[Attempt]] = {}
         self.of_label: dict[int, list[Attempt]] = {}
         self._flags: dict[str, asyncio.Event] = {}
+        self.on_event: Callable[[int], None] = lambda worker: None
 
     def begin(self, task: TaskContext, script: Script) -> Attempt:
         at = asyncio.get_running_loop().time()
@@ -222,10 +223,12 @@ class Ledger:
         earlier.append(attempt)
         self.attempts.append(attempt)
         self.of_label.setdefault(script.label, []).append(attempt)
+        self.on_event(task.worker)
         return attempt
 
     def end(self, attempt: Attempt) -> None:
         attempt.ended = asyncio.get_running_loop().time()
+        self.on_event(attempt.worker)
 
     def flag(self, name: str) -> asyncio.Event:
         return self._flags.setdefault(name, asyncio.Event())
@@ -289,6 +292,7 @@ class Plan:
     cpus: int = 2
     delay: float = 0.001
     start_failures: float = 0.0
+    early_deaths: float = 0.0
     faults: list[str] = field(default_factory=list)
     until: float = 2.0  # seconds for which faults go on
 
@@ -301,6 +305,8 @@ class Plan:
                 plan.faults.append(name)
         if draw.random() < 0.3:
             plan.start_failures = draw.choice((0.05, 0.3))
+        if draw.random() < 0.3:
+            plan.early_deaths = 0.2
         plan.delay = draw.choice((0.0001, 0.001, 0.001, 0.01))
         return plan
 
@@ -469,14 +475,23 @@ class Faults:
                 return
             self._strike(draw.choice(kinds))
 
-    def _strike(self, kind: str) -> None:
+    def happened(self, worker: int) -> None:
+        """A task has begun or is about to end: the moment when faults are most interesting."""
+        kinds = [name for name in self._plan.faults if name in ("kill worker", "reset", "cut")]
+        loop = asyncio.get_running_loop()
+        if kinds and loop.time() < self._plan.until and self._draw.random() < 0.06:
+            delay = self._draw.choice((0.0, 1.0, 3.0)) * self._draw.random() * self._plan.delay
+            loop.call_later(delay, self._strike, self._draw.choice(kinds), f"worker-{worker}")
+
+    def _strike(self, kind: str, target: str = "") -> None:
         draw, node = self._draw, self._node
         what = ""
         match kind:
             case "kill worker":
                 workers = node.workers.all()
                 if workers:
-                    worker = draw.choice(workers)
+                    chosen = [each for each in workers if each.name == target]
+                    worker = draw.choice(chosen or workers)
                     what = worker.name
                     worker.kill(KILLED)
             case "kill driver":
@@ -486,11 +501,11 @@ class Faults:
                     what = driver.name
                     driver.kill(draw.choice((0.0, 0.005)))
             case "reset":
-                pair = self._pair()
+                pair = self._pair(target)
                 what = str(pair)
                 node.world.reset(*pair)
             case "cut" | "cut silently":
-                pair = self._pair()
+                pair = self._pair(target)
                 if pair not in self._pairs:
                     self._pairs[pair] = None
                     seconds = draw.choice((0.05, 0.5, 3.0))
@@ -500,9 +515,11 @@ class Faults:
         if what:
             self.log.append(f"{asyncio.get_running_loop().time():.4f} {kind} {what}")
 
-    def _pair(self) -> tuple[str, str]:
+    def _pair(self, target: str) -> tuple[str, str]:
         names = ["gcs", "raylet", *(process.name for process in self._node.processes())]
         one, other = sorted(self._draw.sample(names, 2))
+        if target in names and target not in (one, other):
+            one, other = sorted((one, target))
         return one, other
 
 
@@ -540,8 +557,10 @@ async def _simulate(plan: Plan) -> Outcome:
     loop = asyncio.get_running_loop()
     world = World(plan.seed, delay=plan.delay)
     node = SimNode(world, cpus=plan.cpus, start_failures=plan.start_failures)
+    node.workers.early_deaths = plan.early_deaths
     ledger = Ledger(node)
     faults = Faults(plan, node)
+    ledger.on_event = faults.happened
     _current.append(ledger)
     try:
         await node.start()
@@ -555,7 +574,7 @@ async def _simulate(plan: Plan) -> Outcome:
         ]
         await _all_or_failure(node, [_run_program(each, node) for each in programs])
         finished = loop.time()
-        if not plan.faults and not plan.start_failures:
+        if not plan.faults and not plan.start_failures and not plan.early_deaths:
             most = sum(each.seconds for each in programs) + 4.0
             if finished > most:
                 raise Wrong(f"took {finished} seconds for at most {most} of work, without a fault")
@@ -593,7 +612,7 @@ async def _all_or_failure(node: SimNode, works: list[Any]) -> None:
 
 async def _check_often(node: SimNode) -> None:
     while True:
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.25)
         try:
             node.check()
         except AssertionError as error:

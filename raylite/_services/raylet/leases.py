@@ -2,7 +2,9 @@
 
 import logging
 
+from raylite._kernel.alarm import Alarm
 from raylite._kernel.network import Network
+from raylite._kernel.seams import now
 from raylite._kernel.service import Service, handles
 from raylite._machines.leases import Effect, Grant, Infeasible, Leases, Request, Revoke, Unwanted, Wanted
 from raylite._protocol import raylet
@@ -14,6 +16,7 @@ from raylite._wire.messages import raylet as msg
 
 logger = logging.getLogger(__name__)
 
+_CALM = 0.25  # seconds without waiting after which holders are told so: contention flickers
 _KNOWN_WORKERS = 16  # of a holder, that it is lent again first: it has links to them
 
 
@@ -26,6 +29,8 @@ class LeaseService(Service, serves=(raylet.Leases,)):
         self._pool = pool
         self._keys: dict[LeaseID, tuple[Member, bytes]] = {}
         self._lease_of: dict[bytes, LeaseID] = {}  # by worker
+        self._told: dict[bytes, None] = {}  # holders that were told `wanted`, and not since `unwanted`
+        self._alarm = Alarm(self._calm)
         self._resources: dict[tuple[tuple[str, int], ...], Resources] = {}
         pool.on_lent = self._lent
         pool.on_failed = self._failed
@@ -84,11 +89,26 @@ class LeaseService(Service, serves=(raylet.Leases,)):
                 case Revoke(lease, _):
                     self._revoke(lease)
                 case Wanted(holders):
-                    for member in self._holders(holders):
-                        member.holder.wanted(b"")
-                case Unwanted(holders):
-                    for member in self._holders(holders):
-                        member.holder.unwanted(b"")
+                    self._want(holders)
+                case Unwanted(_):
+                    self._alarm.set(now() + _CALM)
+
+    def _want(self, holders: tuple[HolderKey, ...]) -> None:
+        for member in self._members(holders):
+            if member.id not in self._told:
+                self._told[member.id] = None
+                member.holder.wanted(b"")
+
+    def _calm(self) -> None:
+        """Nobody has waited lately: holders may keep idle leases for a while again."""
+        if self._leases.waiting():
+            return  # the machine will say when nobody does
+        for member in self._members(tuple(HolderKey(id) for id in self._told)):
+            member.holder.unwanted(b"")
+        self._told.clear()
+
+    async def stopped(self) -> None:
+        self._alarm.cancel()
 
     def _lent(self, lease: LeaseID, worker: Member) -> None:
         known = self._keys.get(lease)
@@ -137,6 +157,7 @@ class LeaseService(Service, serves=(raylet.Leases,)):
         self._perform(self._leases.release(lease))
 
     def _gone(self, member: Member, cause: str) -> None:
+        self._told.pop(member.id, None)
         for lease in [lease for lease, known in self._keys.items() if known[0] is member]:
             if self._pool.worker_of(lease) is None:
                 self._keys.pop(lease)
@@ -148,7 +169,7 @@ class LeaseService(Service, serves=(raylet.Leases,)):
         if known is not None and not known[0].link.is_ended:
             known[0].holder.problem(hot.LeaseProblem(lease, message, is_final))
 
-    def _holders(self, ids: tuple[HolderKey, ...]) -> list[Member]:
+    def _members(self, ids: tuple[HolderKey, ...]) -> list[Member]:
         return [
             member
             for member in self._pool.members()

@@ -19,7 +19,7 @@ from raylite.exceptions import UnavailableError
 
 logger = logging.getLogger(__name__)
 
-_REPORT_BYTES = 64  # of the board, for a worker: the id of the task it started last
+_STILLBORN_KEPT = 1000
 
 
 class WorkerSource(Protocol):
@@ -78,6 +78,7 @@ class PoolService(Service, serves=(raylet.Pool,)):
         self.on_lost: Callable[[LeaseID, Member, str, bytes], None] = _ignore
         self.on_gone: list[Callable[[Member, str], None]] = []
         self._ending: dict[bytes, str] = {}
+        self._stillborn: dict[int, None] = {}  # tokens of workers that ended and may yet register
         source.listener = self
 
     async def started(self) -> None:
@@ -96,6 +97,8 @@ class PoolService(Service, serves=(raylet.Pool,)):
     @handles(raylet.Pool.register_worker)
     def register_worker(self, request: msg.RegisterWorker) -> msg.WorkerRegistered:
         token = int.from_bytes(request.token, "little")
+        if token in self._stillborn:
+            raise UnavailableError("this worker is dead already: its last words came late")
         member = self._member(request.worker_id, request.address, request.pid, token)
         self._workers[member.id] = member
         self._ids[token] = member.id
@@ -168,6 +171,9 @@ class PoolService(Service, serves=(raylet.Pool,)):
     def ended(self, token: int, cause: str, *, was_killed: bool = False) -> None:
         id = self._ids.pop(token, None)
         if id is None:
+            self._stillborn[token] = None
+            if len(self._stillborn) > _STILLBORN_KEPT:
+                del self._stillborn[next(iter(self._stillborn))]
             reason = f"a worker process ended before it was ready: {cause}"
             self.start_failed(token, reason, was_killed=was_killed)
             return

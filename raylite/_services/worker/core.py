@@ -73,9 +73,9 @@ class Core:
         self._is_woken = False
         random = network.seams.random("ids")
         self._task_numbers = itertools.count(random.getrandbits(64))
-        self._task_suffix = b"\xff" * 12 + job
         self._put_numbers = itertools.count(1)
-        self._put_prefix = random.randbytes(8) + self._task_suffix
+        self._put_prefix = self._task_suffix = random.randbytes(8)
+        self.join(job)
         self._definition_numbers = itertools.count(1)
         self._pinned: list[Entry] = []
         self.is_closed = False
@@ -83,6 +83,12 @@ class Core:
         self.on_block: Callable[[], None] | None = None
         self.on_unblock: Callable[[], None] | None = None
         self.task_thread = 0
+
+    def join(self, job: bytes) -> None:
+        """Belong to a job: a worker learns of it with its first task, and keeps to it."""
+        self.job = self.submitter.environment = job
+        self._task_suffix = b"\xff" * 12 + job
+        self._put_prefix = self._put_prefix[:8] + self._task_suffix
 
     # ---- tasks ---------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ and in a list of results, and neither waits for the other.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Protocol
@@ -14,7 +15,7 @@ from raylite._kernel.link import Link
 from raylite._kernel.service import Service, handles
 from raylite._protocol import raylet, worker
 from raylite._services.worker.core import Core
-from raylite._services.worker.objects import Entry, Keeper
+from raylite._services.worker.objects import Entry
 from raylite._services.worker.owner import OwnerService
 from raylite._wire import hot
 from raylite._wire.hot import Form
@@ -47,7 +48,7 @@ class ExecuteService(Service, serves=(worker.Execute,)):
     """Takes tasks in and sends results out."""
 
     def __init__(
-        self, owner: OwnerService, keeper: Keeper, executor: Executor, raylet_link: Link
+        self, owner: OwnerService, keeper: Core, executor: Executor, raylet_link: Link
     ) -> None:
         self._owner = owner
         self._keeper = keeper
@@ -63,6 +64,7 @@ class ExecuteService(Service, serves=(worker.Execute,)):
         if (link, 0) not in self._definitions:
             self._definitions[link, 0] = hot.Definition(0, b"", "", b"", b"", "")
             link.on_end(self._forget)
+            self._keeper.join(definitions[0].job)
         for definition in definitions:
             self._definitions[link, definition.number] = definition
 
@@ -142,9 +144,12 @@ class ExecuteService(Service, serves=(worker.Execute,)):
         job.arguments = tuple(entries)
 
     def _with_kept(self, job: Job, result: hot.Result) -> hot.Result:
+        own = Counter(job.arguments + job.handed)
         kept = []
         for entry in job.arguments:
-            if entry.owner and entry.is_held_here and not entry.is_registered:
+            if entry.is_registered or not entry.owner:
+                continue
+            if entry.is_held_here or entry.submitted > own[entry]:  # by a task that it started
                 entry.is_registered = True  # the task's owner sees to it, before it lets go
                 kept.append(bytes(entry.id))
         if not kept:
@@ -217,9 +222,9 @@ class QueueExecutor:
 
     # ---- the thread's side ---------------------------------------------------------------
 
-    def next(self) -> Job | None:
-        """Wait for a job; None means: leave."""
-        return self._queue.get()
+    def next(self, patience: float | None = None) -> Job | None:
+        """Wait for a job; None means: leave. Raises `Empty` when patience (seconds) ends."""
+        return self._queue.get(timeout=patience)
 
     def ended(self, job: Job) -> None:
         self._ended.append(job)

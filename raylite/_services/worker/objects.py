@@ -246,6 +246,14 @@ class BlockedThread:
         return self.lock.locked()
 
 
+def unknown_owner(entry: Entry) -> ValueError:
+    """What is raised for a reference that another session (or cluster) left over."""
+    return ValueError(
+        "Ray object(s) whose owner is unknown: the reference "
+        f"{entry.id.hex()} belongs to a session that has ended"
+    )
+
+
 def restore(id: bytes, owner: str) -> ObjectRef[Any]:
     """Return this process's reference to an object; what a pickled reference becomes."""
     return _restorer(id, owner)

@@ -6,6 +6,7 @@ import threading
 from asyncio import CancelledError
 from collections.abc import Callable
 from dataclasses import dataclass
+from queue import Empty
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -15,13 +16,17 @@ from raylite._wire import hot, pickling
 from raylite._wire.hot import Form, Value
 from raylite.exceptions import (
     RayError,
-    RaySystemError,
     TaskCancelledError,
     capture_task_error,
     dependency_error,
 )
 
 ANY = b"*"
+IDLE_AFTER = 0.2  # seconds without a job
+
+
+def do_nothing() -> None:
+    """The default for those who need not know."""
 
 
 class Values(Protocol):
@@ -58,6 +63,7 @@ class Runner:
         on_task: Called with each task's name before it runs.
         on_exit: Called with the code when a task's code ends the process (`SystemExit`).
         ip: This node's address, for tracebacks.
+        on_idle: Called when there has been nothing to run for a moment.
     """
 
     def __init__(
@@ -68,6 +74,7 @@ class Runner:
         on_task: Callable[[str], None],
         on_exit: Callable[[int], None],
         ip: str,
+        on_idle: Callable[[], None] = do_nothing,
     ) -> None:
         self._executor = executor
         self._values = values
@@ -75,6 +82,7 @@ class Runner:
         self._on_task = on_task
         self._on_exit = on_exit
         self._ip = ip
+        self._on_idle = on_idle
         self._functions: dict[int, tuple[hot.Definition, Any]] = {}
         self.current: RunningTask | None = None
 
@@ -82,11 +90,17 @@ class Runner:
         """Run until told to leave. Ctrl-C and signals concern the task, not this loop."""
         self._values.task_thread = threading.get_ident()
         executor = self._executor
+        patience: float | None = None
         while True:
             try:
-                job = executor.next()
+                job = executor.next(patience)
             except KeyboardInterrupt:
                 continue
+            except Empty:
+                self._on_idle()
+                patience = None
+                continue
+            patience = IDLE_AFTER
             if job is None:
                 return
             self._run(job)
@@ -114,6 +128,7 @@ class Runner:
             retry = is_retried(task.retry_on, error)
             values = (self._error(error, job, name),)
         self.current = None
+        _flush_output()
         job.result = hot.Result(task.id, task.attempt, perf_counter() - started, values, (), retry)
 
     def _call(self, job: Job) -> tuple[Value, ...]:
@@ -136,9 +151,10 @@ class Runner:
             try:
                 function = pickling.loads_function(definition.function)
             except Exception as error:
-                raise RaySystemError(
-                    f"The function {definition.name} could not be loaded in the worker: "
-                    f"{type(error).__name__}: {error}"
+                raise RuntimeError(
+                    f"The remote function {definition.name} failed to import on the worker. This "
+                    "may be because needed library dependencies are not installed in the worker "
+                    f"environment:\n\n{type(error).__name__}: {error}"
                 ) from error
             known = self._functions[id(definition)] = (definition, function)
         return known[1]
@@ -200,16 +216,15 @@ class Runner:
         return Value(Form.ARENA, b"", stored.offset, stored.size, contained)
 
     def _error(self, error: BaseException, job: Job, name: str) -> Value:
-        if not isinstance(error, RayError) or not isinstance(error, _PASSED_ON):
-            if isinstance(error, (KeyboardInterrupt, CancelledError)):
-                error = TaskCancelledError().with_traceback(error.__traceback__)
-            error = capture_task_error(
-                error,
-                function_name=job.definition.title,
-                pid=os.getpid(),
-                ip=self._ip,
-                proctitle=f"raylite::{name}",
-            )
+        if isinstance(error, (KeyboardInterrupt, CancelledError)):
+            error = TaskCancelledError().with_traceback(error.__traceback__)
+        error = capture_task_error(
+            error,
+            function_name=job.definition.title,
+            pid=os.getpid(),
+            ip=self._ip,
+            proctitle=f"raylite::{name}",
+        )
         try:
             data = pickling.dumps(error).to_bytes()
         finally:
@@ -225,7 +240,6 @@ class BadArgument(Exception):
         self.error = error
 
 
-_PASSED_ON = (RaySystemError,)
 _NONE = Value(Form.INLINE, pickling.dumps(None).to_bytes())
 
 
@@ -235,6 +249,15 @@ def is_retried(retry_on: bytes, error: BaseException) -> bool:
     if retry_on == ANY:
         return True
     return isinstance(error, tuple(pickling.loads(retry_on)))
+
+
+def _flush_output() -> None:
+    """What a task printed is seen when it has ended, its last unfinished line too."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except Exception:  # closed, or replaced by the task
+            continue
 
 
 def _exit_code(error: SystemExit) -> int:

@@ -1,7 +1,8 @@
 """The Submit service: the tasks this process owns, from `.remote()` to their results."""
 
 import asyncio
-import random
+from collections.abc import Callable
+from random import Random
 
 from raylite._kernel.alarm import Alarm
 from raylite._kernel.link import Link
@@ -104,18 +105,18 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         self._network = network
         self._owner = owner
         self._submitter = submitter
-        self._environment = environment
+        self.environment = environment
         self._leases = raylet.Leases(raylet_link)
         self._raylet = raylet_link
-        self._random: random.Random = network.seams.random("retries")
+        self._random: Random = network.seams.random("retries")
         self._tasks: dict[TaskKey, OwnedTask] = {}
         self._peers: dict[WorkerKey, _Peer] = {}
         self._by_link: dict[Link, _Peer] = {}
         self._defined_on: dict[Link, set[int]] = {}
         self._reported: dict[str, None] = {}
         self.definitions: dict[int, hot.Definition] = {}
-        self.on_output = print_nothing
-        self.on_warning = print_nothing
+        self.on_output: Callable[[hot.OutputLines], None] = _ignore
+        self.on_warning: Callable[[str], None] = _ignore
         self._alarm = Alarm(self._expire)
         raylet_link.on_end(self._raylet_ended)
 
@@ -134,7 +135,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
                 ready.append(task)
         if self._raylet.is_ended:
             for task in tasks:
-                self._fail(task, _raylet_died())
+                self._fail(task, self._raylet_died())
         elif ready:
             self._perform(self._submitter.submit(ready, now()))
 
@@ -142,7 +143,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         if task.id not in self._tasks:
             return
         if self._raylet.is_ended:
-            self._fail(task, _raylet_died())
+            self._fail(task, self._raylet_died())
         else:
             self._perform(self._submitter.submit([task], now()))
 
@@ -232,7 +233,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
                 if task.retries:
                     self._retry(task)
                 else:
-                    self._fail(task, WorkerCrashedError(_crash_text(task, loss.cause)))
+                    self._fail(task, WorkerCrashedError(self._crash_text(task, loss.cause)))
             self._perform(effects)
 
     @handles(raylet.Holder.wanted)
@@ -272,7 +273,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
                 case RequestLease(lease, key):
                     demand = key.demand.to_units()
                     self._leases.request(
-                        hot.LeaseRequest(lease, demand, self._environment, key.depth)
+                        hot.LeaseRequest(lease, demand, self.environment, key.depth)
                     )
                 case ReturnLease(lease):
                     self._return(lease)
@@ -420,32 +421,29 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
 
     def _raylet_ended(self, link: Link) -> None:
         for task in list(self._tasks.values()):
-            self._fail(task, _raylet_died())
+            self._fail(task, self._raylet_died())
 
     def _expire(self) -> None:
         if not self._raylet.is_ended:
             self._perform(self._submitter.expire(now()))
 
+    def _raylet_died(self) -> LocalRayletDiedError:
+        return LocalRayletDiedError(str(self._raylet.error))
+
+    def _crash_text(self, task: OwnedTask, cause: str) -> str:
+        name = task.name or self.definitions[task.function].title
+        return (
+            f"Task {name} ({task.id.hex()}), attempt {task.attempt + 1}; its worker: {cause}. "
+            "With max_retries, such a task runs again."
+        )
+
     async def stopped(self) -> None:
         self._alarm.cancel()
 
 
-def print_nothing(message: object) -> None:
-    """The default listener: nobody."""
+def _ignore(message: object) -> None: ...
 
 
 def _each(values: tuple[Value, ...], count: int) -> tuple[Value, ...]:
     """One error stands for all returns."""
     return values if len(values) == count else values[:1] * count
-
-
-def _raylet_died() -> LocalRayletDiedError:
-    return LocalRayletDiedError()
-
-
-def _crash_text(task: OwnedTask, cause: str) -> str:
-    name = task.name or f"of function {task.function}"
-    return (
-        f"Task {task.id.hex()} ({name}), attempt {task.attempt + 1}: the process ended by {cause}. "
-        "What it printed is above; with max_retries, crashed tasks run again."
-    )

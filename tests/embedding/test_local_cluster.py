@@ -1,0 +1,143 @@
+"""`LocalCluster`: a cluster for the length of a block."""
+
+import asyncio
+import os
+import threading
+
+import numpy as np
+import pytest
+
+import raylite as ray
+from raylite.testing import LocalCluster
+from raylite.testing.cluster import Workers
+
+
+@ray.remote
+def square(n: int) -> int:
+    return n * n
+
+
+@ray.remote
+def total(refs: list["ray.ObjectRef[int]"]) -> int:
+    return sum(ray.get(refs))
+
+
+@ray.remote
+def fan_out(n: int) -> int:
+    return sum(ray.get([square.remote(i) for i in range(n)]))
+
+
+@ray.remote
+def where() -> tuple[int, str]:
+    return os.getpid(), threading.current_thread().name
+
+
+@ray.remote
+def doubled(array: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> object:
+    return array * 2
+
+
+@pytest.fixture(params=["threads", pytest.param("processes", marks=pytest.mark.process)])
+def workers(request: pytest.FixtureRequest) -> Workers:
+    kind: Workers = request.param
+    return kind
+
+
+def test_tasks_run_inside_the_block(workers: Workers) -> None:
+    with LocalCluster(workers=workers):
+        assert ray.get([square.remote(n) for n in range(5)]) == [0, 1, 4, 9, 16]
+        assert ray.get(total.remote([square.remote(3), ray.put(1)])) == 10
+        assert ray.get(fan_out.remote(4)) == 14
+
+
+def test_large_values_go_through_the_store(workers: Workers) -> None:
+    array = np.arange(200_000, dtype=np.float64)
+    with LocalCluster(workers=workers):
+        result = ray.get(doubled.remote(ray.put(array)))
+        assert np.array_equal(result, array * 2)
+        assert not result.flags.writeable
+        del result
+
+
+def test_nothing_is_initialized_outside_of_the_block(workers: Workers) -> None:
+    assert not ray.is_initialized()
+    with LocalCluster(workers=workers):
+        assert ray.is_initialized()
+    assert not ray.is_initialized()
+
+
+def test_clusters_follow_one_another(workers: Workers) -> None:
+    for n in range(3):
+        with LocalCluster(workers=workers):
+            assert ray.get(square.remote(n)) == n * n
+
+
+def test_clusters_stand_side_by_side(workers: Workers) -> None:
+    with (
+        LocalCluster(workers=workers, num_cpus=1) as one,
+        LocalCluster(workers="threads", num_cpus=3) as other,
+    ):
+        assert ray.cluster_resources()["CPU"] == 3  # the innermost
+        with one.use():
+            assert ray.cluster_resources()["CPU"] == 1
+            inner = square.remote(5)
+        with other.use():
+            outer = square.remote(6)
+        assert (ray.get(inner), ray.get(outer)) == (25, 36)
+
+
+async def awaited() -> int:
+    async with LocalCluster(workers="threads"):
+        values = await asyncio.gather(*(square.remote(n) for n in range(4)))
+        return sum(values)
+
+
+def test_a_coroutine_awaits_its_tasks() -> None:
+    assert asyncio.run(awaited()) == 14
+
+
+def test_thread_workers_share_the_process() -> None:
+    with LocalCluster(workers="threads"):
+        pid, thread = ray.get(where.remote())
+    assert pid == os.getpid()
+    assert thread.startswith("raylite-worker-")
+
+
+@pytest.mark.process
+def test_process_workers_do_not_share_the_process() -> None:
+    with LocalCluster(workers="processes"):
+        pid, thread = ray.get(where.remote())
+    assert pid != os.getpid()
+    assert thread == "MainThread"
+
+
+def test_an_error_in_the_block_still_ends_the_cluster() -> None:
+    with pytest.raises(ZeroDivisionError), LocalCluster(workers="threads"):
+        ray.get(square.remote(1))
+        _ = 1 / 0
+    assert not ray.is_initialized()
+
+
+def test_stopping_twice_and_using_what_is_stopped_is_refused_clearly() -> None:
+    cluster = LocalCluster(workers="threads").start()
+    cluster.stop()
+    cluster.stop()
+    with pytest.raises(RuntimeError, match="not running"), cluster.use():
+        pass
+
+
+def test_an_unknown_kind_of_worker_is_refused() -> None:
+    with pytest.raises(ValueError, match="'processes' or 'threads'"):
+        LocalCluster(workers="fibres")  # type: ignore[arg-type]
+
+
+def test_a_task_that_exits_its_thread_is_retried_and_fails_as_a_crash() -> None:
+    @ray.remote(max_retries=1)
+    def leave() -> None:
+        raise SystemExit(3)
+
+    with (
+        LocalCluster(workers="threads"),
+        pytest.raises(ray.exceptions.WorkerCrashedError, match="exit code 3"),
+    ):
+        ray.get(leave.remote())

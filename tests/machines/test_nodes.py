@@ -1,0 +1,146 @@
+"""Nodes: members join, are heard of, and die once, each incarnation for itself."""
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from raylite._machines.nodes import Effect, NodeDied, NodeJoined, Nodes
+
+A, B = b"a", b"b"
+
+
+def died(effects: list[Effect]) -> list[bytes]:
+    return [effect.node_id for effect in effects if isinstance(effect, NodeDied)]
+
+
+def test_a_node_joins_once() -> None:
+    nodes = Nodes()
+    assert nodes.joined(A, 1, 0.0) == [NodeJoined(A)]
+    assert nodes.joined(A, 1, 1.0) == []
+    assert nodes.alive() == [A]
+
+
+def test_members_are_listed_in_the_order_they_joined() -> None:
+    nodes = Nodes()
+    nodes.joined(B, 1, 0.0)
+    nodes.joined(A, 1, 0.0)
+    nodes.heard(B, 1, 1.0)
+    assert nodes.alive() == [B, A]
+
+
+def test_a_node_silent_for_the_whole_grace_dies_and_says_why() -> None:
+    nodes = Nodes(grace=2.5)
+    nodes.joined(A, 1, 0.0)
+    assert nodes.expire(2.4) == []
+    assert nodes.expire(2.5) == [NodeDied(A, "it was silent for 2.5 s")]
+    assert nodes.expire(2.5) == []
+    assert nodes.alive() == []
+
+
+def test_signs_of_life_put_death_off() -> None:
+    nodes = Nodes(grace=10)
+    nodes.joined(A, 1, 0.0)
+    assert nodes.heard(A, 1, 9.0)
+    assert nodes.expire(18.0) == []
+    nodes.joined(A, 1, 18.0)
+    assert nodes.expire(27.0) == []
+    assert died(nodes.expire(28.0)) == [A]
+
+
+def test_the_dead_and_the_unknown_are_not_heard() -> None:
+    nodes = Nodes(grace=1)
+    nodes.joined(A, 1, 0.0)
+    nodes.expire(1.0)
+    assert not nodes.heard(A, 1, 1.0)
+    assert not nodes.heard(B, 1, 1.0)
+
+
+def test_a_new_incarnation_replaces_the_old_one() -> None:
+    nodes = Nodes()
+    nodes.joined(A, 1, 0.0)
+    replaced = NodeDied(A, "it was replaced by a new incarnation")
+    assert nodes.joined(A, 2, 0.0) == [replaced, NodeJoined(A)]
+    assert not nodes.heard(A, 1, 1.0)
+    assert nodes.heard(A, 2, 1.0)
+
+
+def test_a_node_whose_end_is_known_leaves_at_once() -> None:
+    nodes = Nodes()
+    nodes.joined(A, 1, 0.0)
+    assert nodes.left(A, 1, "it was stopped") == [NodeDied(A, "it was stopped")]
+    assert nodes.left(A, 1, "it was stopped") == []
+
+
+def test_the_late_news_of_an_old_incarnations_end_spares_the_new_one() -> None:
+    nodes = Nodes()
+    nodes.joined(A, 1, 0.0)
+    nodes.joined(A, 2, 0.0)
+    assert nodes.left(A, 1, "its raylet ended the session") == []
+    assert nodes.alive() == [A]
+
+
+def test_a_node_may_come_back_after_its_death() -> None:
+    nodes = Nodes(grace=1)
+    nodes.joined(A, 1, 0.0)
+    nodes.expire(1.0)
+    assert nodes.joined(A, 1, 2.0) == [NodeJoined(A)]
+
+
+class NodesModel(RuleBasedStateMachine):
+    """Joins, signs of life and ends of two incarnations of two nodes, in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nodes = Nodes(grace=10)
+        self.members: dict[bytes, tuple[int, float]] = {}
+        self.told: list[bytes] = []
+        self.now = 0.0
+
+    @rule(node=st.sampled_from([A, B]), incarnation=st.integers(1, 2))
+    def join(self, node: bytes, incarnation: int) -> None:
+        effects = self.nodes.joined(node, incarnation, self.now)
+        assert bool(effects) == (self.members.get(node, (0, 0))[0] != incarnation)
+        self.perform(effects)
+        self.members[node] = (incarnation, self.now)
+
+    @rule(node=st.sampled_from([A, B]), incarnation=st.integers(1, 2))
+    def hear(self, node: bytes, incarnation: int) -> None:
+        is_member = self.members.get(node, (0, 0))[0] == incarnation
+        assert self.nodes.heard(node, incarnation, self.now) == is_member
+        if is_member:
+            self.members[node] = (incarnation, self.now)
+
+    @rule(node=st.sampled_from([A, B]), incarnation=st.integers(1, 2))
+    def leave(self, node: bytes, incarnation: int) -> None:
+        is_member = self.members.get(node, (0, 0))[0] == incarnation
+        effects = self.nodes.left(node, incarnation, "it was stopped")
+        assert died(effects) == [node] * is_member
+        if is_member:
+            del self.members[node]
+        self.perform(effects)
+
+    @rule(seconds=st.integers(1, 6))
+    def wait(self, seconds: int) -> None:
+        self.now += seconds
+        silent = [node for node, (_, at) in self.members.items() if self.now - at >= 10]
+        effects = self.nodes.expire(self.now)
+        assert sorted(died(effects)) == sorted(silent)
+        for node in silent:
+            del self.members[node]
+        self.perform(effects)
+
+    def perform(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case NodeJoined(node):
+                    assert node not in self.told, "joined twice"
+                    self.told.append(node)
+                case NodeDied(node):
+                    self.told.remove(node)  # ValueError: died twice
+
+    @invariant()
+    def who_was_told_is_alive(self) -> None:
+        assert self.nodes.alive() == self.told
+        assert sorted(self.told) == sorted(self.members)
+
+
+TestNodesModel = NodesModel.TestCase
