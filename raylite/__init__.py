@@ -24,7 +24,7 @@ _HOMES = {
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = sorted([*_HOME, "exceptions"])  # noqa: PLE0605 - the stub lists them one by one
+__all__ = sorted([*_HOME, "exceptions"])
 
 
 def __getattr__(name: str) -> object:

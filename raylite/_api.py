@@ -7,10 +7,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from types import ModuleType
-from typing import Any, TypeVar, overload
+from typing import Any, Self, TypeVar, overload
 
 from raylite._options import decorator_error, validate_init_options, validate_task_options
-from raylite._remote import RemoteFunction
+from raylite._remote import RemoteFunction, show
 from raylite._runtime import auto, context, interrupts, local
 from raylite._runtime.context import Place
 from raylite._runtime.local import SessionOptions
@@ -27,13 +27,13 @@ T = TypeVar("T")
 logger = logging.getLogger("raylite")
 
 # Ray: keywords that `init` takes and that have no effect on a local cluster of this kind.
-_ACCEPTED = frozenset(
-    "include_dashboard dashboard_host dashboard_port job_config configure_logging "
-    "logging_format logging_config _metrics_export_port _node_ip_address "
-    "_node_name _plasma_directory _driver_object_store_memory _enable_object_reconstruction "
-    "_tracing_startup_hook _skip_env_hook object_spilling_directory "
-    "enable_resource_isolation".split()
-)
+_ACCEPTED = {
+    "include_dashboard", "dashboard_host", "dashboard_port", "job_config", "configure_logging",
+    "logging_format", "logging_config", "_metrics_export_port", "_node_ip_address", "_node_name",
+    "_plasma_directory", "_driver_object_store_memory", "_enable_object_reconstruction",
+    "_tracing_startup_hook", "_skip_env_hook", "object_spilling_directory",
+    "enable_resource_isolation",
+}  # fmt: skip
 
 
 _ONLY_REFS = {ObjectRef}
@@ -68,7 +68,7 @@ class RayContext(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self.address_info)
 
-    def __enter__(self) -> "RayContext":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -139,8 +139,6 @@ def init(
             f"cannot connect to {address!r}: this version starts its own local cluster only; "
             'leave address out, or pass "local"'
         )
-    if namespace is not None and (not isinstance(namespace, str) or not namespace):
-        raise ValueError("namespace must be a non-empty string")
     validate_init_options(
         {
             "num_cpus": num_cpus,
@@ -148,6 +146,7 @@ def init(
             "resources": resources,
             "labels": labels,
             "object_store_memory": object_store_memory,
+            "namespace": namespace,
             "runtime_env": runtime_env,
             "_memory": _memory,
             "_system_config": _system_config,
@@ -212,6 +211,10 @@ def is_initialized() -> bool:
     return context.current() is not None
 
 
+@overload
+def remote(function: Callable[..., Any], /) -> Any: ...
+@overload
+def remote(**options: Any) -> Callable[[Callable[..., Any]], Any]: ...
 def remote(*args: Any, **options: Any) -> Any:
     """Turn a function into a remote one, whose calls run in the cluster's workers.
 
@@ -246,7 +249,9 @@ def _make_remote(target: Any, options: Mapping[str, Any]) -> Any:
             f"cannot make an actor of class {target.__name__}: actors are not supported yet"
         )
     if not inspect.isfunction(target) and not inspect.isbuiltin(target):
-        raise TypeError("The @raylite.remote decorator must be applied to either a function or a class.")
+        raise TypeError(
+            "The @raylite.remote decorator must be applied to either a function or a class."
+        )
     validate_task_options(
         options, in_options=False, is_generator=inspect.isgeneratorfunction(target)
     )
@@ -291,8 +296,7 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
         value = entry.value
         if value is not None and not value.form and entry.keeper is core:
             return pickling.loads(value.data)
-        _check_session(core, [refs])
-        return core.get([refs], timeout)[0]
+        return _home([refs]).get([refs], timeout)[0]
     if not isinstance(refs, (list, tuple)):
         raise ValueError(
             f"Invalid type of object refs, {type(refs)}, is given. "
@@ -304,8 +308,7 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
             f"Invalid type of object refs, {wrong}, is given. "
             "'object_refs' must either be an ObjectRef or a list of ObjectRefs. "
         )
-    _check_session(core, refs)
-    return core.get(refs, timeout)
+    return _home(refs).get(refs, timeout) if refs else []
 
 
 def put(value: T) -> ObjectRef[T]:
@@ -335,7 +338,7 @@ def put(value: T) -> ObjectRef[T]:
         return place.core.put(value)
     except TypeError as error:
         raise TypeError(
-            f"Could not serialize the put value {pickling.show(value)}:\n"
+            f"Could not serialize the put value {show(value)}:\n"
             f"{pickling.describe_unpicklable(value)}"
         ) from error
 
@@ -366,20 +369,17 @@ def wait(
         >>> ready, rest = wait([f.remote(), g.remote()])  # doctest: +SKIP
     """
     core = (context.current() or auto.place()).core
-    if isinstance(refs, ObjectRef):
-        raise TypeError("wait() expected a list of raylite.ObjectRef or ObjectRefGenerator, "
-                        "got a single raylite.ObjectRef or ObjectRefGenerator")  # fmt: skip
-    if not isinstance(refs, list):
+    if type(refs) is not list and (wrong := _not_a_list(refs)):
         raise TypeError(
-            f"wait() expected a list of raylite.ObjectRef or ObjectRefGenerator, got {type(refs)}"
+            f"wait() expected a list of raylite.ObjectRef or ObjectRefGenerator, got {wrong}"
         )
     if timeout is not None and timeout < 0:
         raise ValueError(f"The 'timeout' argument must be nonnegative. Received {timeout}")
     if not set(map(type, refs)) <= _ONLY_REFS:  # at C speed: a loop of waits passes it often
-        wrong = next(type(ref) for ref in refs if type(ref) is not ObjectRef)
+        other = next(type(ref) for ref in refs if type(ref) is not ObjectRef)
         raise TypeError(
             "wait() expected a list of raylite.ObjectRef or ObjectRefGenerator, "
-            f"got list containing {wrong}"
+            f"got list containing {other}"
         )
     if not refs:
         return [], []
@@ -388,10 +388,18 @@ def wait(
     if num_returns <= 0:
         raise ValueError(f"Invalid number of objects to return {num_returns}.")
     if num_returns > len(refs):
-        raise ValueError("num_returns cannot be greater than the number of objects provided to raylite.wait.")
-    if all(ref._entry.keeper is not core for ref in refs):
-        raise unknown_owner(refs[0]._entry)
+        raise ValueError(
+            "num_returns cannot be greater than the number of objects provided to raylite.wait."
+        )
+    if refs[0]._entry.keeper is not core:
+        core = _home(refs)
     return core.wait(refs, num_returns, timeout)
+
+
+def _not_a_list(refs: object) -> str:
+    if isinstance(refs, ObjectRef):
+        return "a single raylite.ObjectRef or ObjectRefGenerator"
+    return "" if isinstance(refs, list) else f"{type(refs)}"
 
 
 def nodes() -> list[dict[str, Any]]:
@@ -421,10 +429,15 @@ def _place() -> context.Place:
     return here
 
 
-def _check_session(core: Core, refs: Sequence[ObjectRef[Any]]) -> None:
+def _home(refs: Sequence[ObjectRef[Any]]) -> Core:
+    """Return the core that keeps these: the current one, or that of another living cluster."""
+    core = refs[0]._entry.keeper
     for ref in refs:
         if ref._entry.keeper is not core:
             raise unknown_owner(ref._entry)
+    if not isinstance(core, Core) or core.is_closed:
+        raise unknown_owner(refs[0]._entry)
+    return core
 
 
 def _env_vars(runtime_env: Mapping[str, Any] | None) -> dict[str, str]:

@@ -305,6 +305,7 @@ _INIT: dict[str, Option] = {
         Option("resources", _DICT, check=_resources),
         Option("labels", _DICT),
         Option("object_store_memory", _NUMBER, check=_quantity("object_store_memory")),
+        Option("namespace", _STR, check=_namespace),
         Option("runtime_env", _DICT),
         Option("_memory", _NUMBER, check=_quantity("_memory")),
         Option("_system_config", _DICT),

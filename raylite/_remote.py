@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 _NO_ARGUMENTS = pickling.dumps(((), {})).to_bytes()
 _FIRST = (1).to_bytes(4, "little")  # the index of a task's first return
+_SHOWN = 1000  # characters of a value in a message
 _FUNCTION_WARNING, _FUNCTION_LIMIT = 10 * 1024 * 1024, 100 * 1024 * 1024
 
 
@@ -32,7 +33,9 @@ class _Submission:
 
     __slots__ = ("core", "depth", "function", "key", "name", "retries", "retry_on", "returns")
 
-    def __init__(self, core: Core, depth: int, function: int, name: str, options: TaskOptions) -> None:
+    def __init__(
+        self, core: Core, depth: int, function: int, name: str, options: TaskOptions
+    ) -> None:
         self.core = core
         self.depth = depth
         self.function = function
@@ -106,11 +109,11 @@ class RemoteFunction(Generic[P, T]):
         self._signature.bind(args, kwargs)
         return self._submit(place, args, kwargs)
 
-    def _remote(
-        self, args: Any = None, kwargs: Any = None, **options: Any
-    ) -> Any:
+    def _remote(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Ray's older spelling of ``.options(...).remote(...)``."""
-        return (self.options(**options) if options else self).remote(*(args or ()), **(kwargs or {}))
+        return (self.options(**options) if options else self).remote(
+            *(args or ()), **(kwargs or {})
+        )
 
     def _submit(self, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         core = place.core
@@ -128,14 +131,14 @@ class RemoteFunction(Generic[P, T]):
                 Entry(ObjectKey(id + (i + 1).to_bytes(4, "little")), core, "", 1)
                 for i in range(known.returns)
             )
-        kept: object = None
         if not args and not kwargs:
             owned = OwnedTask(
                 TaskKey(id), known.key, known.function, known.retries, _NO_ARGUMENTS,
                 entries, known.name, known.retry_on,
             )  # fmt: skip
         else:
-            arguments, inputs, contained, kept = self._pickle(core, args, kwargs)
+            # The last keeps references alive until the task holds its arguments, at the end.
+            arguments, inputs, contained, _kept = self._pickle(core, args, kwargs)
             owned = OwnedTask(
                 TaskKey(id), known.key, known.function, known.retries, arguments,
                 entries, known.name, known.retry_on, inputs, contained,
@@ -146,7 +149,7 @@ class RemoteFunction(Generic[P, T]):
             return ref
         refs: list[ObjectRef[Any]] = [ObjectRef(entry) for entry in entries]
         core.enqueue(owned)
-        return refs or None  # `kept` lives until here: the task holds its arguments by now
+        return refs or None
 
     def _prepare(self, core: Core, depth: int) -> _Submission:
         default = int(
@@ -211,9 +214,7 @@ class RemoteFunction(Generic[P, T]):
                     pickled = pickling.dumps((args, kwargs))
         except TypeError as error:
             raise TypeError(self._unpicklable(args, kwargs)) from error
-        contained = tuple(
-            ref._entry for ref in pickled.contained if isinstance(ref, ObjectRef)
-        )
+        contained = tuple(ref._entry for ref in pickled.contained if isinstance(ref, ObjectRef))
         for entry in (*contained, *(entry for _, entry in inputs)):
             if entry.keeper is not core:
                 raise unknown_owner(entry)
@@ -225,12 +226,21 @@ class RemoteFunction(Generic[P, T]):
                 pickling.dumps(each)
             except TypeError:
                 return (
-                    f"Could not serialize the argument {pickling.show(each)} for a task or actor {self._name}. "
+                    f"Could not serialize the argument {show(each)} for a task or actor {self._name}. "
                     "Check https://docs.ray.io/en/master/ray-core/objects/serialization.html"
                     "#troubleshooting for more information.\n"
                     + pickling.describe_unpicklable(each, "argument")
                 )
         return f"Could not serialize the arguments for a task or actor {self._name}."
+
+
+def show(value: object) -> str:
+    """Return the value's `repr` for a message: not too long, and never an error itself."""
+    try:
+        text = repr(value)
+    except Exception:  # of the value's own making, or nested too deeply
+        text = object.__repr__(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _without(

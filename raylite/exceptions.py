@@ -382,7 +382,7 @@ class WorkerCrashedError(RayError):
 
     def __str__(self) -> str:
         text = "The worker died unexpectedly while executing this task."
-        return f"{text} {self.args[0]}" if self.args else text
+        return f"{text} {self.args[0]}" if any(self.args) else text
 
 
 class LocalRayletDiedError(RayError):

@@ -26,6 +26,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import uvloop
+
+# The first loop makes a pipe for signals that libuv keeps for as long as the process lives.
+uvloop.new_event_loop().close()
 
 GRACE = 2.0
 """Seconds that a process, thread or connection gets to finish what it has already begun to end."""

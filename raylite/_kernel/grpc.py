@@ -441,11 +441,10 @@ class GrpcWire:
             self._connection.close()
 
     def abort(self, reason: str) -> None:
-        self._transport.abort()
         self.break_off(reason)
 
     def break_off(self, reason: str) -> None:
-        """The stream is over: tell whoever listens, once."""
+        """End the connection, unsent bytes or not, and tell whoever listens, once."""
         if self._is_broken:
             return
         self._is_broken = self._is_over = True

@@ -16,13 +16,13 @@ from raylite._protocol import raylet
 from raylite._protocol.gcs import Jobs
 from raylite._services.worker.core import Core
 from raylite._services.worker.execute import ExecuteService, Executor
+from raylite._services.worker.objects import Entry
 from raylite._services.worker.owner import OwnerService
 from raylite._services.worker.submit import SubmitService
 from raylite._types.keys import WorkerKey
 from raylite._types.resources import UNIT
 from raylite._wire import hot
-from raylite._wire.messages import gcs as gcs_msg
-from raylite._wire.messages import raylet as raylet_msg
+from raylite._wire.messages import gcs as gcs_msg, raylet as raylet_msg
 
 Wake = Callable[[Callable[[], None]], object]
 
@@ -40,7 +40,8 @@ class ProcessService(Service, serves=(raylet.Process,)):
         self._objects = raylet.Objects(raylet_link)
         self._owner = owner
         self._submit = submit
-        self._viewed: dict[str, bytes] = {}  # dead owners whose objects are still viewed here
+        self._viewed: dict[bytes, list[Entry]] = {}  # by dead owner: what may still be viewed here
+        self.core: Core | None = None
         self.executor: Executor | None = None
         self._is_leaving = False
         owner.on_viewless = self._check_views
@@ -48,9 +49,12 @@ class ProcessService(Service, serves=(raylet.Process,)):
 
     @handles(raylet.Process.died)
     def died(self, death: hot.Death) -> None:
+        viewed = [entry for entry in self._owner.borrowed_from(death.address) if entry.is_in_arena]
         self._network.confirm_dead(death.address, death.cause)
-        self._owner.process_died(death.address)
-        self._viewed[death.address] = death.id
+        self._owner.process_died(death.address)  # from here on nobody begins to view them
+        if self.core is not None:
+            self.core.drain()  # and those who had begun are counted
+        self._viewed[death.id] = viewed
         self._check_views()
 
     @handles(raylet.Process.leave)
@@ -73,11 +77,15 @@ class ProcessService(Service, serves=(raylet.Process,)):
             self.executor = None
 
     def _check_views(self) -> None:
-        for address, id in list(self._viewed.items()):
-            if not any(entry.views for entry in self._owner.refs.owned_by(address)):
-                del self._viewed[address]
-                if not self._raylet.is_ended:
-                    self._objects.viewless(id)
+        """Tell the raylet of the dead owners whose bytes nobody here reads or writes any more."""
+        for id, entries in list(self._viewed.items()):
+            if any(entry.views or entry.submitted for entry in entries):
+                continue
+            if self.core is not None and self.core.is_writing(id):
+                continue
+            del self._viewed[id]
+            if not self._raylet.is_ended:
+                self._objects.viewless(id)
 
 
 @dataclass(slots=True)
@@ -188,6 +196,7 @@ def _assemble(
     process = ProcessService(network, link, owner, submit)
     core = Core(id, job, loop, network, arena, owner, submit, link, wake)
     services: list[Service] = [owner, submit, process]
+    process.core = core
     if executor is not None:
         execute = ExecuteService(owner, core, executor, link)
         process.executor = executor

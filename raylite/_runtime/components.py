@@ -27,7 +27,6 @@ from raylite._types.resources import Resources
 from raylite._wire import hot
 from raylite._wire.messages import gcs as msg
 
-
 PRESTART = 2  # Ray: one a CPU. Here a start takes 10 ms, and an idle worker 11 MB.
 STORE_GRACE = 60.0
 

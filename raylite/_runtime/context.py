@@ -9,7 +9,7 @@ from typing import Any
 from raylite._services.worker import objects
 from raylite._services.worker.core import Core
 from raylite._services.worker.objects import ObjectRef
-from raylite._services.worker.runner import RunningTask, Runner
+from raylite._services.worker.runner import Runner, RunningTask
 
 
 class Place:

@@ -6,7 +6,7 @@ import secrets
 import signal
 import sys
 
-import anyio._backends._asyncio  # what anyio loads at its first use, here before the fork
+import anyio._backends._asyncio  # noqa: F401 - what anyio loads at first use, before the fork
 import uvloop
 
 from raylite._kernel import processes
@@ -64,7 +64,7 @@ async def _raylet(inherited: Inherited) -> None:
         resources=config.resources,
         labels=config.labels,
         is_head=config.head,
-        store_grace=float(config.system.get("object_store_full_grace", STORE_GRACE)),
+        store_grace=float(config.system.get("object_store_full_grace") or STORE_GRACE),
     )
     built.append(node)
     await network.listen(network.address, inherited.listener)

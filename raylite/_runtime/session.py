@@ -18,8 +18,7 @@ from raylite._runtime.attach import Attachment, attach_driver
 from raylite._runtime.context import Place
 from raylite._runtime.launch import NodeProcess
 from raylite._runtime.local import SessionOptions
-from raylite._wire.messages import gcs as gcs_msg
-from raylite._wire.messages import raylet as msg
+from raylite._wire.messages import gcs as gcs_msg, raylet as msg
 from raylite.exceptions import LocalRayletDiedError, RayError, RaySystemError
 
 T = TypeVar("T")

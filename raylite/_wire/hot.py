@@ -33,6 +33,7 @@ class Value(msgspec.Struct, array_like=True, frozen=True, gc=False):
     offset: int = 0
     size: int = 0
     contained: tuple[Contained, ...] = ()
+    key: bytes = b""  # its name in the arena, if that is not the object's id
 
 
 class Definition(msgspec.Struct, array_like=True, frozen=True, gc=False):

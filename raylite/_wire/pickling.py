@@ -38,7 +38,6 @@ _PLAIN, _FRAMED, _BYTES, _BYTEARRAY = 0x80, 0x01, 0x02, 0x03
 _HEAD = struct.Struct("<B3xIQ")
 _RAW_FROM = 16 << 10  # smaller bytes are copied faster than their head is made
 _ATOMS = frozenset([type(None), bool, int, float, complex, str, bytes])
-_SHOWN = 1000  # characters of a value in a message
 _SCAN = 16  # elements looked at before the pickler is asked to do it
 
 _dumps = pickle.dumps
@@ -236,15 +235,6 @@ def describe_unpicklable(value: object, name: str = "value") -> str:
     lines: list[str] = []
     _explain(value, name, 0, lines, set())
     return "\n".join(lines) or f"{name}: can be pickled"
-
-
-def show(value: object) -> str:
-    """The value's `repr` for an error message: not too long, and never an error itself."""
-    try:
-        text = repr(value)
-    except Exception:  # of the value's own making, or nested too deeply
-        text = object.__repr__(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 class _Collected(threading.local):

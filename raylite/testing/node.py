@@ -27,7 +27,7 @@ from raylite._services.raylet.pool import SourceListener
 from raylite._services.worker.core import Core
 from raylite._services.worker.execute import Job, QueueExecutor
 from raylite._services.worker.objects import Entry, ObjectRef
-from raylite._services.worker.runner import BadArgument, Runner, RunningTask, is_retried
+from raylite._services.worker.runner import BadArgument, Runner, RunningTask, arena_key, is_retried
 from raylite._types import board
 from raylite._wire import hot, pickling
 from raylite._wire.hot import Value
@@ -200,7 +200,7 @@ class SimProcess:
             return core.put_pickled(pickled)
         id = core.new_object_id()
         allocation = await core.allocate(id, core.id, pickled.size)
-        return core.keep(id, core.write(allocation, pickled), pickled)
+        return core.keep(id, core.write(core.id, allocation, pickled), pickled)
 
     async def get(self, refs: Sequence[ObjectRef[Any]], *, is_task: bool = False) -> list[Any]:
         """Wait for values and return them, or raise the first error."""
@@ -495,11 +495,11 @@ class _Stored:
         for index, each in enumerate([result] if task.returns == 1 else list(result)):
             size = pickling.dumps(each).size
             if size > hot.INLINE_LIMIT:
-                id = task.id + (index + 1).to_bytes(4, "little")
+                id = arena_key(task, index)
                 self._room[id] = await self._core.allocate(id, owner, size)
 
     def store_result(self, id: bytes, owner: bytes, pickled: pickling.Pickled) -> Value:
-        return self._core.write(self._room.pop(id), pickled)
+        return self._core.write(owner, self._room.pop(id), pickled)
 
 
 class _BlockedTask:

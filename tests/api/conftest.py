@@ -3,12 +3,8 @@
 from collections.abc import Iterator
 
 import pytest
-import uvloop
 
 import raylite as ray
-
-# The first loop makes a pipe for signals that libuv keeps for as long as the process lives.
-uvloop.new_event_loop().close()
 
 
 @pytest.fixture(scope="module")

@@ -255,7 +255,7 @@ def test_a_task_that_closes_all_descriptors_has_crashed_or_returns() -> None:
 
 def test_a_task_that_takes_all_descriptors_leaves_the_node_alone() -> None:
     @ray.remote(max_retries=0)
-    def hoard() -> str:
+    def hoard() -> str | None:
         taken = []
         try:
             while True:

@@ -153,7 +153,7 @@ def test_references_of_an_earlier_session_are_refused() -> None:
     ray.shutdown()
     ray.init(num_cpus=1)
     for ref in refs:
-        uses = [
+        uses: list[Callable[[], object]] = [
             lambda: ray.get(ref),  # noqa: B023 - called in this turn of the loop
             lambda: ray.get([ref]),  # noqa: B023
             lambda: ray.wait([ref]),  # noqa: B023
@@ -307,7 +307,14 @@ def test_the_cluster_has_what_init_was_told() -> None:
         labels={"zone": "kitchen"},
     )
     total = ray.cluster_resources()
-    expected = {"CPU": 3, "GPU": 2, "oven": 2, "sugar": 0.5, "memory": 1e9, "object_store_memory": 1e8}
+    expected = {
+        "CPU": 3,
+        "GPU": 2,
+        "oven": 2,
+        "sugar": 0.5,
+        "memory": 1e9,
+        "object_store_memory": 1e8,
+    }
     assert {name: total[name] for name in expected} == expected
     assert total["node:__internal_head__"] == 1
     assert eventually(lambda: ray.available_resources() == total)
@@ -382,7 +389,9 @@ def test_what_no_node_can_give_is_waited_for_with_a_warning(
         with pytest.raises(GetTimeoutError):
             ray.get(ref, timeout=0.1)
         assert eventually(lambda: bool(caplog.records))
-    assert {"num_cpus": "CPU", "resources": "oven", "num_gpus": "GPU"}[next(iter(options))] in caplog.text
+    assert {"num_cpus": "CPU", "resources": "oven", "num_gpus": "GPU"}[
+        next(iter(options))
+    ] in caplog.text
     assert ray.get(double.remote(3)) == 6, "others run meanwhile"
 
 

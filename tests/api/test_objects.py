@@ -122,7 +122,7 @@ def test_functions_and_local_classes_can_be_put() -> None:
         def three(self) -> int:
             return 3
 
-    ref = ray.put((lambda n: n + 1, Local()))
+    ref: Any = ray.put((lambda n: n + 1, Local()))
     function, local = ray.get(ref)
     assert (function(1), local.three()) == (2, 3)
 
@@ -162,7 +162,7 @@ def test_arrays_of_every_kind_come_back() -> None:
 
 def test_several_arrays_in_one_object_share_it() -> None:
     ref = ray.put({"a": np.ones(200_000), "b": [np.zeros(200_000)], "c": "small"})
-    value = ray.get(ref)
+    value: Any = ray.get(ref)
     del ref
     assert value["a"].sum() == 200_000
     assert value["b"][0].sum() == 0
@@ -186,14 +186,14 @@ def test_get_refuses_what_is_not_a_reference(wrong: Any) -> None:
 
 def test_get_refuses_a_list_with_one_thing_that_is_not_a_reference() -> None:
     with pytest.raises(ValueError, match="Invalid type of object refs"):
-        ray.get([ray.put(1), 2])  # type: ignore[list-item]
+        ray.get([ray.put(1), 2])  # type: ignore[arg-type]
 
 
 def test_get_keeps_order_and_repetitions() -> None:
     a, b = ray.put("a"), echo.remote("b")
     assert ray.get([b, a, b, a, a]) == ["b", "a", "b", "a", "a"]
     assert ray.get([]) == []
-    assert ray.get((a, b)) == ["a", "b"]  # type: ignore[comparison-overlap]
+    assert ray.get((a, b)) == ["a", "b"]
 
 
 @pytest.mark.parametrize("timeout", [0, 0.05, 0.0])
@@ -292,7 +292,8 @@ def test_a_reference_is_its_object_wherever_it_comes_from() -> None:
     assert {ref: "found"}[back] == "found"
     assert len({ref, *twins, other}) == 2
     assert ref != other
-    assert ref != ref.hex()
+    strangers: list[Any] = [ref.hex(), ref.binary(), None]
+    assert ref not in strangers
     assert sorted([ref, other]) in ([ref, other], [other, ref])
 
 
@@ -308,7 +309,7 @@ def test_a_reference_shows_its_id() -> None:
 
 def test_an_object_holds_the_references_in_it() -> None:
     inner = ray.put(np.ones(200_000))
-    outer = ray.put({"inner": [inner, ray.put("small")]})
+    outer: Any = ray.put({"inner": [inner, ray.put("small")]})
     del inner
     box = ray.get(outer)
     del outer
@@ -584,7 +585,10 @@ def test_results_nobody_asked_for_are_freed() -> None:
 
 def test_large_arguments_are_freed_after_their_task() -> None:
     for n in range(12):
-        assert ray.get(ray.remote(len).remote(np.full(16 * MEGABYTE, n, dtype=np.uint8))) == 16 * MEGABYTE
+        assert (
+            ray.get(ray.remote(len).remote(np.full(16 * MEGABYTE, n, dtype=np.uint8)))
+            == 16 * MEGABYTE
+        )
 
 
 def test_objects_put_by_tasks_are_freed_with_their_references() -> None:

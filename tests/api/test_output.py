@@ -93,7 +93,10 @@ def test_the_last_words_of_a_crashing_task_are_shown(capsys: Capture) -> None:
     with ray.init(num_cpus=1), pytest.raises(ray.exceptions.WorkerCrashedError):
         ray.get(crash.remote())
     out, _ = capsys.readouterr()
-    assert [line.partition(") ")[2] for line in out.splitlines()] == ["about to crash", "any moment"]
+    assert [line.partition(") ")[2] for line in out.splitlines()] == [
+        "about to crash",
+        "any moment",
+    ]
 
 
 def test_bytes_that_are_no_text_are_shown_as_well_as_can_be(capsys: Capture) -> None:

@@ -143,7 +143,6 @@ WAITS = {
     "future": "resting.future().result()",
     "await": "asyncio.run(waiting())",
     "sleep": "time.sleep(1000)",
-    "submission": "while True: refs = [nothing.remote() for _ in range(100)]",
     "tasks": "while True: ray.get([nothing.remote() for _ in range(100)])",
     "put": "while True: ray.put(bytes(1 << 21))",
 }
@@ -215,8 +214,7 @@ def test_ctrl_c_at_any_moment_of_init_leaves_nothing() -> None:
     program = """
         import psutil
         from pathlib import Path
-        open_before = None
-        for delay in [0.0, 0.003, 0.01, 0.03, 0.06, 0.1, 0.14, 0.18, 0.22, 0.26, 0.3, 0.35, 0.4]:
+        for delay in [0.0, 0.003, 0.02, 0.06, 0.1, 0.15, 0.2, 0.3]:
             timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
             is_whole = False
             try:
@@ -249,7 +247,7 @@ def test_ctrl_c_at_any_moment_of_init_leaves_nothing() -> None:
 def test_ctrl_c_at_any_moment_of_shutdown_leaves_nothing() -> None:
     program = """
         import psutil
-        for delay in [0.0, 0.001, 0.002, 0.004, 0.007, 0.01, 0.015, 0.02, 0.03]:
+        for delay in [0.0, 0.001, 0.003, 0.008, 0.015]:
             ray.init(num_cpus=1)
             timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
             try:

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,31 @@ def test_a_cutter_keeps_no_more_than_its_limit(data: bytes) -> None:
             assert sum(map(len, cutter._parts)) <= 15
     except ProtocolError as error:
         assert "at most 10 bytes, uncompressed" in str(error)  # noqa: PT017 - it may not come
+
+
+@GRPC
+def test_what_waits_for_the_window_of_http2_is_sent_when_it_opens(kind: str) -> None:
+    """Without a pump on window updates: the rest waits until the wire is given up."""
+
+    async def scenario(rig: Rig) -> None:
+        service = ToyService()
+        async with rig.pair(service, replace(QUICK, window=64 * MIB)) as (link, there):
+            [served] = there.links
+            assert isinstance(served._wire, GrpcWire)
+            assert isinstance(link._wire, GrpcWire)
+            served._wire.pause_reading()
+            for _ in range(24):
+                Toy(link).blob(bytes(MIB))
+                await asyncio.sleep(0)
+            h2, number = link._wire._h2, link._wire._id
+            await until(lambda: h2.local_flow_control_window(number) == 0)
+            assert not link._wire.is_writable
+            served._wire.resume_reading()
+            with anyio.fail_after(1.9):  # before a ping would have it written on
+                await Toy(link).echo(b"")
+            await until(lambda: service.blobs == 24)
+
+    run_on(kind, scenario)
 
 
 # ---- 2: a silent peer is given up, unsent bytes or not -----------------------------------

@@ -82,6 +82,24 @@ async def test_a_batch_arrives_as_one_list_a_tick(rig: Rig) -> None:
         assert [len(items) for items in service.lists] == list(chunks(300))
 
 
+@contract
+async def test_nothing_is_kept_of_what_was_answered(rig: Rig) -> None:
+    async with rig.pair(ToyService()) as (link, there):
+        toy = Toy(link)
+        for _ in range(50):
+            await toy.echo(b"")
+            await toy.echo_later(b"")
+            assert [number async for number in toy.count(3)] == [0, 1, 2]
+            with pytest.raises(UnavailableError):
+                await toy.fail("expected")
+        [served] = there.links
+        await until(lambda: not served._serving)
+        assert (link._calls, link._feeds, served._serving, link._room) == ({}, {}, {}, {})
+        await link.wait_received()
+        await served.wait_received()
+        assert link.session.unacknowledged == served.session.unacknowledged == 0
+
+
 # ---- exactly once ------------------------------------------------------------------------
 
 
@@ -299,16 +317,23 @@ async def test_the_end_of_the_link_fails_the_caller_and_cancels_the_handler(rig:
 async def test_a_call_cancelled_in_the_mailbox_is_never_handled(rig: Rig) -> None:
     service = Stopped()
     async with rig.pair(service) as (link, _):
-        asking = asyncio.ensure_future(Toy(link).hold(b""))
-        reading = asyncio.ensure_future(anext(Toy(link).hold_feed(1)))
-        await until(lambda: len(service.mailbox) == 2)
-        asking.cancel()
-        reading.cancel()
-        await asyncio.wait([asking, reading])
+        waiting = [
+            asyncio.ensure_future(work)
+            for work in (
+                Toy(link).echo(b""),
+                Toy(link).hold(b""),
+                anext(Toy(link).hold_feed(1)),  # type: ignore[arg-type]
+            )
+        ]
+        await until(lambda: len(service.mailbox) == 3)
+        for asking in waiting:
+            asking.cancel()
+        await asyncio.wait(waiting)
         await link.wait_received()
         service.go.set()
         await Toy(link).echo(b"")
         assert not service.began.is_set()
+        assert service.handled == ["echo"]
 
 
 @contract
@@ -594,6 +619,19 @@ async def test_a_feed_is_at_most_its_credit_ahead_of_its_reader(rig: Rig) -> Non
             if read % 100 == 0:
                 await rig.moment()
         assert read == 1000
+
+
+@contract
+async def test_a_feed_that_sends_beyond_its_credit_is_a_protocol_error(rig: Rig) -> None:
+    service = ToyService()
+    async with rig.pair(service) as (link, there):
+        feed = Toy(link).hold_feed(1)
+        assert await anext(feed) == 1
+        [served] = there.links
+        for _ in range(FEED_CREDIT + 1):
+            served._send(encode_frame(Kind.ITEM, 0, 1, b"\x01"))
+        await until(lambda: link.is_ended)
+        assert isinstance(link.error, ProtocolError)
 
 
 @contract

@@ -172,6 +172,7 @@ def test_a_value_keeps_what_it_contains_alive() -> None:
     refs = Refs()
     outer, inner = keep(refs, 1), keep(refs, 2, owner="elsewhere")
     refs.contains(outer, (inner, inner))
+    refs.check()
     assert refs.dropped_local(inner) == []
     assert refs.dropped_local(outer) == [Free(outer), GiveUp(inner)]
 
@@ -376,6 +377,13 @@ class World(RuleBasedStateMachine):
         assert not self.expected, "an object outlived its holds"
         assert self.refs.table == self.references
         assert self.references.keys() == self.truth.keys()
+
+    @invariant()
+    def borrowings_are_known_as_far_as_the_news_has_come(self) -> None:
+        for id, reference in self.references.items():
+            heard = {b: self.truth[id][b] - self.news.count((id, b)) for b in BORROWERS}
+            known = {borrower: count for borrower, count in heard.items() if count > 0}
+            assert (reference.borrowers or {}) == known
 
     def teardown(self) -> None:
         while self.news:

@@ -608,6 +608,13 @@ class World(RuleBasedStateMachine):
         if sleeping := self.sleeping():
             self.wake(sleeping[choice % len(sleeping)])
 
+    @rule()
+    def a_blocker_computes_on(self) -> None:
+        for worker in self.workers.values():
+            if worker.is_blocked:
+                worker.is_blocked = False
+                return
+
     @precondition(lambda self: self.waiting)
     @rule()
     def a_start_fails(self) -> None:

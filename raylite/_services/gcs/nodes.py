@@ -6,8 +6,7 @@ from dataclasses import replace
 from raylite._kernel.seams import now
 from raylite._kernel.service import Service, every, handles
 from raylite._kernel.topic import Topic
-from raylite._machines.nodes import Effect, NodeDied, NodeJoined
-from raylite._machines.nodes import Nodes as Membership
+from raylite._machines.nodes import Effect, NodeDied, NodeJoined, Nodes as Membership
 from raylite._protocol import gcs
 from raylite._wire.messages import gcs as msg
 

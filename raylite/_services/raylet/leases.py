@@ -6,7 +6,16 @@ from raylite._kernel.alarm import Alarm
 from raylite._kernel.network import Network
 from raylite._kernel.seams import now
 from raylite._kernel.service import Service, handles
-from raylite._machines.leases import Effect, Grant, Infeasible, Leases, Request, Revoke, Unwanted, Wanted
+from raylite._machines.leases import (
+    Effect,
+    Grant,
+    Infeasible,
+    Leases,
+    Request,
+    Revoke,
+    Unwanted,
+    Wanted,
+)
 from raylite._protocol import raylet
 from raylite._services.raylet.pool import Member, PoolService
 from raylite._types.keys import HolderKey, LeaseID, WorkerKey

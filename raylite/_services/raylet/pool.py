@@ -37,6 +37,8 @@ class WorkerSource(Protocol):
 
 
 class SourceListener(Protocol):
+    """Who is told of workers' starts that failed, and of their ends."""
+
     def start_failed(self, token: int, reason: str, *, was_killed: bool = False) -> None: ...
     def ended(self, token: int, cause: str, *, was_killed: bool = False) -> None: ...
 
@@ -196,7 +198,8 @@ class PoolService(Service, serves=(raylet.Pool,)):
         for id in self._ending:  # those that wait until nobody needs them: nobody will
             if (worker := self._workers.get(id)) is not None and worker.job == driver.job:
                 self._retire(WorkerKey(id))
-        for key in self._pool.keys():
+        bound = self._pool.keys()
+        for key in bound:
             if isinstance(key, bytes) and key[:4] == driver.job:
                 self._perform(self._pool.retire_key(key, now()))
 

@@ -13,13 +13,15 @@ from raylite._kernel.service import Service, every, handles
 from raylite._machines.memory import Allocated, Effect, Extent, Memory, Refused
 from raylite._protocol import raylet
 from raylite._wire import hot
-from raylite.exceptions import ObjectStoreFullError
+from raylite.exceptions import ObjectStoreFullError, UnavailableError
 
 WARM_STEP = 32 * 1024 * 1024  # bytes reserved ahead at a time, while the store is idle
 WARM_AHEAD = 256 * 1024 * 1024
 
 
 class Reader(Protocol):
+    """A process that may view objects."""
+
     id: bytes
     link: Link
 
@@ -52,6 +54,8 @@ class ObjectService(Service, serves=(raylet.Objects,)):
 
     @handles(raylet.Objects.allocate)
     async def allocate(self, request: hot.Allocate) -> hot.Allocation:
+        if request.owner not in self._readers():
+            raise UnavailableError("the object's owner is gone, so nobody could use or free it")
         self._requests += 1
         number = self._requests
         future = self._waiting[number] = asyncio.get_running_loop().create_future()

@@ -8,7 +8,7 @@ happens on the loop thread, in the services.
 import asyncio
 import itertools
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 from raylite._kernel.arena import Arena
 from raylite._kernel.link import Link
 from raylite._kernel.network import Network
-from raylite._kernel.seams import monotonic
 from raylite._protocol import raylet
 from raylite._services.worker.objects import Blocked, BlockedThread, Entry, ObjectRef, Waiter
 from raylite._services.worker.owner import OwnerService
@@ -78,6 +77,7 @@ class Core:
         self.join(job)
         self._definition_numbers = itertools.count(1)
         self._pinned: list[Entry] = []
+        self._writing: Counter[bytes] = Counter()
         self.is_closed = False
         #: Called, on the blocking thread, before and after it waits: a worker lends its CPU.
         self.on_block: Callable[[], None] | None = None
@@ -142,18 +142,33 @@ class Core:
     def store_result(self, id: bytes, owner: bytes, pickled: pickling.Pickled) -> Value:
         """Write a large value into the arena; waits for room."""
         try:
-            return self.write(self.run(self.allocate(id, owner, pickled.size)), pickled)
+            return self.write(owner, self.run(self.allocate(id, owner, pickled.size)), pickled)
         except BaseException:  # interrupted: nobody will hear of the object
             self._do(self.owner.free_value, id, Value(Form.ARENA))
             raise
 
     async def allocate(self, id: bytes, owner: bytes, size: int) -> hot.Allocation:
-        """Get room in the arena; waits for it, and raises ObjectStoreFullError in the end."""
-        return await self._objects.allocate(hot.Allocate(id, size, owner))
+        """Get room in the arena; waits for it, and raises ObjectStoreFullError in the end.
 
-    def write(self, allocation: hot.Allocation, pickled: pickling.Pickled) -> Value:
-        self._arena.write(allocation.offset, pickled.layout())
+        Unless it raises, `write` has to follow.
+        """
+        self._writing[owner] += 1
+        try:
+            return await self._objects.allocate(hot.Allocate(id, size, owner))
+        except BaseException:
+            self._written(owner)
+            raise
+
+    def write(self, owner: bytes, allocation: hot.Allocation, pickled: pickling.Pickled) -> Value:
+        try:
+            self._arena.write(allocation.offset, pickled.layout())
+        finally:
+            self._do(self._written, owner)
         return Value(Form.ARENA, b"", allocation.offset, pickled.size)
+
+    def is_writing(self, owner: bytes) -> bool:
+        """Whether a value of this owner's is being written into the arena here."""
+        return owner in self._writing
 
     def find(self, id: bytes) -> Entry | None:
         return self.owner.find(id)
@@ -191,6 +206,10 @@ class Core:
             raise _error_of(value)
         assert entry is not None
         self._outbox.append((self._added_view, entry))
+        if entry.value is not value:  # its owner died in this moment: the bytes may be reused
+            self._outbox.append((self._dropped_view, entry))
+            assert entry.value is not None
+            raise _error_of(entry.value)
         view = self._arena.view(value.offset, value.size, _view_dropper(self, entry))
         return pickling.loads(view)
 
@@ -337,6 +356,12 @@ class Core:
 
     def _added_view(self, entry: Entry) -> None:
         entry.views += 1
+
+    def _written(self, owner: bytes) -> None:
+        self._writing[owner] -= 1
+        if not self._writing[owner]:
+            del self._writing[owner]
+            self.owner.on_viewless()
 
     def _dropped_view(self, entry: Entry) -> None:
         self.owner.perform(self.owner.refs.dropped_view(entry))

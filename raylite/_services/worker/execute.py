@@ -135,10 +135,8 @@ class ExecuteService(Service, serves=(worker.Execute,)):
                     self._owner.complete(entry, each.value)
                     entry.is_pulled = True
                 entries.append(entry)
-            for inner in each.value.contained:
-                entries.append(self._owner.entry_for(self._keeper, inner))
-        for inner in job.task.contained:
-            entries.append(self._owner.entry_for(self._keeper, inner))
+            entries += [self._owner.entry_for(self._keeper, inner) for inner in each.value.contained]
+        entries += [self._owner.entry_for(self._keeper, inner) for inner in job.task.contained]
         for entry in entries:
             entry.submitted += 1
         job.arguments = tuple(entries)
@@ -161,7 +159,9 @@ class ExecuteService(Service, serves=(worker.Execute,)):
     def _let_go(self, job: Job) -> None:
         for entry in job.arguments:
             self._owner.perform(self._owner.refs.dropped_submitted(entry))
-        job.arguments = ()
+        if job.arguments:
+            job.arguments = ()
+            self._owner.on_viewless()
 
     def _receiver_ended(self, task: bytes) -> Callable[[Link], None]:
         return lambda link: self._owner.received([task])

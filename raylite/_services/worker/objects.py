@@ -69,6 +69,10 @@ class Entry(Reference):
         self.is_pulled = False  # borrowed, and its value has been asked for
 
     @property
+    def is_in_arena(self) -> bool:
+        return self.value is not None and self.value.form == Form.ARENA
+
+    @property
     def is_error(self) -> bool:
         return self.value is not None and self.value.form == Form.ERROR
 

@@ -14,7 +14,6 @@ from raylite._wire import hot, pickling
 from raylite._wire.hot import Contained, Form, Value
 from raylite.exceptions import ObjectLostError, OwnerDiedError, PeerLostError, RayError
 
-
 _DEAD_KEPT = 10_000  # addresses of ended processes, against messages that name them late
 
 
@@ -50,7 +49,7 @@ class OwnerService(Service, serves=(worker.Owner,)):
 
     def fail(self, entry: Entry, error: RayError) -> None:
         """An object will not have a value: reading it raises."""
-        self.complete(entry, Value(Form.ERROR, pickling.dumps(error).to_bytes()))
+        self.complete(entry, _error_value(error))
 
     def entry_for(self, keeper: Keeper, contained: Contained) -> Entry:
         """Return the entry of an object known by its reference, beginning to borrow it if new.
@@ -77,8 +76,9 @@ class OwnerService(Service, serves=(worker.Owner,)):
     async def hold_contained(self, outer: Entry, contained: Iterable[Contained]) -> None:
         """Let an object hold what its value contains, telling the owners before returning."""
         inner = tuple(self.entry_for(outer.keeper, each) for each in contained)
-        self.refs.contains(outer, inner)
-        await self.register(inner)
+        self.perform(self.refs.contains(outer, inner))
+        if outer.is_held:
+            await self.register(inner)
 
     async def register(self, entries: Iterable[Entry]) -> None:
         """Make sure that the owners of these know that this process borrows them."""
@@ -154,10 +154,18 @@ class OwnerService(Service, serves=(worker.Owner,)):
             self.owner_died(address)
             self.on_released()
 
+    def borrowed_from(self, owner: str) -> list[Entry]:
+        """What this process borrows from one owner."""
+        return [each for each in self.refs.owned_by(owner) if isinstance(each, Entry)]
+
     def owner_died(self, owner: str) -> None:
-        for reference in self.refs.owned_by(owner):
-            assert isinstance(reference, Entry)
-            self.fail(reference, OwnerDiedError(reference.id.hex(), None, ""))
+        """What it owned is lost: what nobody knows yet, and what lies in the arena, for it is freed."""
+        for reference in self.borrowed_from(owner):
+            error = OwnerDiedError(reference.id.hex(), None, "")
+            if reference.is_in_arena:
+                reference.value = _error_value(error)
+            else:
+                self.fail(reference, error)
 
     # ---- inside --------------------------------------------------------------------------
 
@@ -173,7 +181,7 @@ class OwnerService(Service, serves=(worker.Owner,)):
                 case Free(entry):
                     assert isinstance(entry, Entry)
                     if entry.value is not None and entry.value.form == Form.ARENA:
-                        self._free(entry.id)
+                        self._free(entry.value.key or entry.id)
                 case GiveUp(entry):
                     assert isinstance(entry, Entry)
                     self._give_up(entry)
@@ -181,7 +189,7 @@ class OwnerService(Service, serves=(worker.Owner,)):
     def free_value(self, id: bytes, value: Value) -> None:
         """A value came for an object that nobody refers to any more."""
         if value.form == Form.ARENA:
-            self._free(id)
+            self._free(value.key or id)
 
     def _free(self, id: bytes) -> None:
         if not self._raylet.is_ended:
@@ -208,6 +216,10 @@ class OwnerService(Service, serves=(worker.Owner,)):
 
 
 def _nothing() -> None: ...
+
+
+def _error_value(error: RayError) -> Value:
+    return Value(Form.ERROR, pickling.dumps(error).to_bytes())
 
 
 class _Arrival:

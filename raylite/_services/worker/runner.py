@@ -123,7 +123,7 @@ class Runner:
             self._on_exit(_exit_code(error))
             raise
         except BadArgument as bad:
-            values = (self._error(bad.error, job, name),)
+            values = (_pack_error(bad.error),)
         except BaseException as error:  # a task may raise anything; none of it is the worker's
             retry = is_retried(task.retry_on, error)
             values = (self._error(error, job, name),)
@@ -166,8 +166,10 @@ class Runner:
         placed = list(args)
         for each in task.inputs:
             entry = self._values.find(each.id) if each.value.form == Form.ARENA else None
+            known = each.value if entry is None else entry.value  # an error, if its owner died
+            assert known is not None
             try:
-                value = self._values.read(each.value, entry)
+                value = self._values.read(known, entry)
             except RayError as error:
                 raise BadArgument(
                     dependency_error(
@@ -211,14 +213,14 @@ class Runner:
             self._values.hold(entries)
         if pickled.size <= hot.INLINE_LIMIT:
             return Value(Form.INLINE, pickled.to_bytes(), 0, 0, contained)
-        id = task.id + (index + 1).to_bytes(4, "little")
-        stored = self._values.store_result(id, job.definition.owner, pickled)
-        return Value(Form.ARENA, b"", stored.offset, stored.size, contained)
+        key = arena_key(task, index)
+        stored = self._values.store_result(key, job.definition.owner, pickled)
+        return Value(Form.ARENA, b"", stored.offset, stored.size, contained, key)
 
     def _error(self, error: BaseException, job: Job, name: str) -> Value:
         if isinstance(error, (KeyboardInterrupt, CancelledError)):
             error = TaskCancelledError().with_traceback(error.__traceback__)
-        error = capture_task_error(
+        captured = capture_task_error(
             error,
             function_name=job.definition.title,
             pid=os.getpid(),
@@ -226,11 +228,23 @@ class Runner:
             proctitle=f"raylite::{name}",
         )
         try:
-            data = pickling.dumps(error).to_bytes()
+            return _pack_error(captured)
         finally:
             error.__traceback__ = None
-            del error
-        return Value(Form.ERROR, data)
+            del error, captured
+
+
+def arena_key(task: hot.Task, index: int) -> bytes:
+    """Return what an attempt's result is called in the arena.
+
+    Each attempt has another name for it: the order to free what a lost attempt wrote may come late.
+    """
+    key = task.id + (index + 1).to_bytes(4, "little")
+    return key + task.attempt.to_bytes(4, "little") if task.attempt else key
+
+
+def _pack_error(error: RayError) -> Value:
+    return Value(Form.ERROR, pickling.dumps(error).to_bytes())
 
 
 class BadArgument(Exception):

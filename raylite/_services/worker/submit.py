@@ -405,6 +405,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         for entry in (*task.contained, *(entry for _, entry in task.inputs)):
             self._owner.perform(refs.dropped_submitted(entry))
         task.inputs = task.contained = ()
+        self._owner.on_viewless()
 
     def _discard(self, result: hot.Result) -> None:
         if any(value.contained for value in result.values) and not self.caller.is_ended:
@@ -412,8 +413,9 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
 
     def _free_returns(self, task: OwnedTask) -> None:
         """A worker may have stored results that it could not report any more."""
+        attempt = task.attempt.to_bytes(4, "little") if task.attempt else b""
         for entry in task.entries:
-            self._owner.free_value(entry.id, Value(Form.ARENA))
+            self._owner.free_value(entry.id + attempt, Value(Form.ARENA))
 
     def _link_ended(self, link: Link) -> None:
         self._defined_on.pop(link, None)
