@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import logging
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -18,6 +19,8 @@ from raylite._types.keys import ObjectKey, TaskKey
 from raylite._types.resources import Resources
 from raylite._types.signature import Signature
 from raylite._wire import hot, pickling
+
+logger = logging.getLogger("raylite")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -175,13 +178,20 @@ class RemoteFunction(Generic[P, T]):
                 f"https://docs.ray.io/en/master/ray-core/objects/serialization.html#troubleshooting "
                 f"for more information.\n{report}"
             ) from error
+        advice = (
+            "Check that its definition is not implicitly capturing a large array or other object in "
+            "scope. Tip: use raylite.put() to put large objects in the object store."
+        )
         if len(data) > _FUNCTION_LIMIT:
             raise ValueError(
                 f"The remote function {self._name} is too large ({len(data) >> 20} MiB > "
-                f"FUNCTION_SIZE_ERROR_THRESHOLD={_FUNCTION_LIMIT >> 20} MiB). Check that its "
-                "definition is not implicitly capturing a large array or other object in scope. "
-                "Tip: use raylite.put() to put large objects in the object store."
+                f"FUNCTION_SIZE_ERROR_THRESHOLD={_FUNCTION_LIMIT >> 20} MiB). {advice}"
             )
+        if len(data) > _FUNCTION_WARNING:
+            logger.warning(
+                "The remote function %s is very large (%s MiB). %s",
+                self._name, len(data) >> 20, advice,
+            )  # fmt: skip
         for ref in captured:
             if isinstance(ref, ObjectRef):
                 core.pin_for_ever(ref._entry)

@@ -9,7 +9,8 @@ tasks do not wait for a round trip each. Nothing is sent behind a slow task on p
 sent and not started can come back: a worker that blocks gives it back by itself, and one that makes
 no progress is asked to, so a pipeline never waits behind a sleeper.
 
-Leases are kept a while after the last task, unless others wait for them.
+Leases are kept a while after the last task. While others wait for them, an idle one goes back at
+once, and one in use when its turn is over: who has much to do must not starve who has little.
 """
 
 from collections import deque
@@ -24,6 +25,7 @@ PIPELINE_SECONDS = 0.005  # the work that a worker is sent ahead
 PIPELINE_TASKS = 512
 STALLED_SECONDS = 0.02  # a pipeline without a result for so long is asked to give back
 LINGER_SECONDS = 1.0  # how long an idle lease is kept
+TURN_SECONDS = 0.1  # how long a lease is used while others wait; its last task may take longer
 REFUSED_SECONDS = 1.0  # how long a lane makes do with its workers after a lease was refused
 EARLY_SECONDS = 0.001  # alarms may ring early, by a rounding error or the clock's resolution
 FUNCTIONS_KNOWN = 1000  # run times remembered
@@ -108,7 +110,7 @@ class _Pace(Enum):
 class _Worker:
     """A leased worker and what it was sent, oldest first."""
 
-    __slots__ = ("idle_since", "key", "lane", "lease", "pace", "progress_at", "sent")
+    __slots__ = ("idle_since", "key", "lane", "lease", "pace", "progress_at", "sent", "turn_ends")
 
     def __init__(self, key: WorkerKey, lease: LeaseID, lane: "_Lane", now: float) -> None:
         self.key = key
@@ -117,6 +119,7 @@ class _Worker:
         self.sent: dict[TaskKey, Pending] = {}
         self.pace = _Pace.FLOWING
         self.progress_at = self.idle_since = now
+        self.turn_ends = now + TURN_SECONDS
 
     def takes_more(self, now: float) -> bool:
         """Say whether it idles, or makes progress: nothing is sent behind a sleeper."""
@@ -352,7 +355,11 @@ class Submitter:
     def _fill(self, lane: _Lane, effects: list[Effect], now: float) -> None:
         """Share the queue out, the emptiest workers first, as deep as run times allow."""
         queue = lane.queue
-        takers = [known for known in lane.workers.values() if known.takes_more(now)]
+        takers = [
+            known
+            for known in lane.workers.values()
+            if known.takes_more(now) and not (self._is_wanted and now >= known.turn_ends)
+        ]
         takers.sort(key=_load)
         left = len(takers)
         for known in takers:

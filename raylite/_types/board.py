@@ -10,5 +10,8 @@ SIZE = SLOT * SLOTS
 
 
 def slot_offset(capacity: int, token: int) -> int:
-    """Return where a worker's slot is. Tokens count up, so living workers share none."""
+    """Return where a worker's slot is.
+
+    Tokens count up, so living workers share none, unless `SLOTS` others were started since.
+    """
     return capacity - SIZE + token % SLOTS * SLOT

@@ -6,6 +6,8 @@ awaitable and is given a `TaskContext`, through which it sleeps, submits, gets a
 
 A killed process is cut off at once and its coroutines are cancelled: what they do while they
 unwind nobody hears, so it is as if they had not.
+
+This module is longer than most because a node, its processes and what runs in them are one idea.
 """
 
 import asyncio
@@ -27,7 +29,14 @@ from raylite._services.raylet.pool import SourceListener
 from raylite._services.worker.core import Core
 from raylite._services.worker.execute import Job, QueueExecutor
 from raylite._services.worker.objects import Entry, ObjectRef
-from raylite._services.worker.runner import BadArgument, Runner, RunningTask, arena_key, is_retried
+from raylite._services.worker.runner import (
+    BadArgument,
+    Runner,
+    RunningTask,
+    arena_key,
+    is_retried,
+    pack_error,
+)
 from raylite._types import board
 from raylite._wire import hot, pickling
 from raylite._wire.hot import Value
@@ -452,7 +461,7 @@ class SimRunner(Runner):
         try:
             values = await self._await(job)
         except BadArgument as bad:
-            values = (self._error(bad.error, job, name),)
+            values = (pack_error(bad.error),)
         except Exception as error:
             retry = is_retried(task.retry_on, error)
             values = (self._error(error, job, name),)

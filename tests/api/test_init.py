@@ -212,7 +212,7 @@ def test_a_killed_driver_leaves_no_process_behind(tmp_path: Path) -> None:
     """)
     assert done.returncode == -signal.SIGKILL
     pids = [int(word) for word in (tmp_path / "pids").read_text().split()]
-    assert eventually(lambda: not any(Path(f"/proc/{each}").exists() for each in pids), 2.0)
+    assert eventually(lambda: not any(Path(f"/proc/{each}").exists() for each in pids))
 
 
 def test_a_program_that_just_ends_says_nothing_and_leaves_nothing() -> None:

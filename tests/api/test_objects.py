@@ -646,11 +646,9 @@ def test_a_put_goes_on_when_there_is_room_again() -> None:
 
 
 def test_an_object_larger_than_the_store_is_refused_at_once() -> None:
-    started = time.monotonic()
-    with pytest.raises(ObjectStoreFullError):
+    with pytest.raises(ObjectStoreFullError, match="can never fit"):
         ray.put(bytes(STORE + MEGABYTE))
-    assert time.monotonic() - started < 0.3
-    with pytest.raises(ObjectStoreFullError):
+    with pytest.raises(ObjectStoreFullError, match="can never fit"):
         echo.remote(bytes(STORE + MEGABYTE))
 
 

@@ -329,6 +329,20 @@ def test_a_closure_of_a_hundred_megabytes_is_too_large() -> None:
         heavy.remote()
 
 
+def test_a_closure_of_more_than_ten_megabytes_is_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ballast = bytearray(11 * 1024 * 1024)
+
+    @ray.remote
+    def heavy() -> int:
+        return len(ballast)
+
+    with caplog.at_level(logging.WARNING, "raylite"):
+        assert ray.get(heavy.remote()) == len(ballast)
+    assert "heavy is very large (11 MiB)" in caplog.text
+
+
 def test_a_function_that_captures_what_cannot_be_pickled_is_refused_at_the_call() -> None:
     lock = threading.Lock()
 

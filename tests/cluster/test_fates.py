@@ -36,6 +36,7 @@ DRIVER_FREED = 3 * 2.0
 DEATH_KNOWN = 3 * 0.1 + 0.5  # a worker with a store mapped takes the kernel a while to tear down
 AT_ONCE = 3.0  # for a person who presses Ctrl-C, on a loaded machine
 
+
 @pytest.fixture
 def session() -> Iterator["ray.RayContext"]:
     """A cluster of its own for a test that breaks it."""
@@ -387,9 +388,7 @@ def end_by(how: str) -> None:
         ("15", "killed by SIGTERM (15)"),
     ],
 )
-def test_the_error_says_how_a_worker_ended(
-    cluster: "ray.RayContext", how: str, cause: str
-) -> None:
+def test_the_error_says_how_a_worker_ended(cluster: "ray.RayContext", how: str, cause: str) -> None:
     with pytest.raises(WorkerCrashedError) as caught:
         ray.get(end_by.remote(how), timeout=SOON)
     assert cause in str(caught.value)

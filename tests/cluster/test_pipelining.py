@@ -11,12 +11,15 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import raylite as ray
 from raylite import ObjectRef
+from raylite._remote import RemoteFunction
 from raylite.exceptions import GetTimeoutError, WorkerCrashedError
+from raylite.testing import LocalCluster
 from tests.cluster.watching import SOON
 
 pytestmark = [pytest.mark.process, pytest.mark.fault]
@@ -32,7 +35,7 @@ def two() -> Iterator[None]:
 @pytest.fixture
 def one() -> Iterator[None]:
     """A cluster with one CPU, so that there is one pipeline."""
-    with ray.init(num_cpus=1, log_to_driver=False):
+    with LocalCluster(num_cpus=1):
         yield
 
 
@@ -58,7 +61,7 @@ def note(path: str, what: object) -> None:
         file.write(f"{what}\n".encode())
 
 
-def train(function: "ray.RemoteFunction") -> None:
+def train(function: RemoteFunction[..., Any]) -> None:
     """Let the run time of a function become known as short."""
     for _ in range(3):
         ray.get([function.remote(n) for n in range(100)], timeout=SOON)
@@ -161,8 +164,8 @@ def test_a_crash_costs_tasks_with_retries_nothing_but_time(one: None, tmp_path: 
     assert ray.get(rest, timeout=SOON) == [n for n in range(100) if n != 20]
     ran = Counter(map(int, Path(told).read_text().split()))
     assert ran[20] == 4  # once, and each retry
-    assert all(ran[n] == 1 for n in range(21, 100))
-    assert all(1 <= ran[n] <= 4 for n in range(20))  # a result may be lost on its way out
+    # A result that had not left the worker yet is lost with it, so some have run again.
+    assert all(1 <= ran[n] <= 4 for n in range(100))
 
 
 def test_every_other_task_crashing_leaves_the_others_whole(two: None, tmp_path: Path) -> None:
@@ -188,7 +191,7 @@ def hold_the_gil(told: str) -> None:
 
 def test_a_task_that_holds_the_gil_stalls_nobody_else(tmp_path: Path) -> None:
     told = tmp_path / "holds"
-    with ray.init(num_cpus=2, log_to_driver=False):
+    with LocalCluster(num_cpus=2):
         train(step)
         holding = hold_the_gil.remote(str(told))
         while not told.exists():
@@ -252,24 +255,19 @@ def test_two_owners_share_the_cpus(two: None, tmp_path: Path) -> None:
 
 
 @ray.remote
-def long_step(fifo: str) -> None:
-    Path(fifo).read_bytes()
+def nap(number: int) -> None:
+    time.sleep(0.002)
 
 
 @ray.remote(num_cpus=0)
 def own_one(number: int) -> int:
-    return ray.get(step.remote(number))
+    result: int = ray.get(step.remote(number))
+    return result
 
 
-def test_an_owner_with_much_to_do_does_not_starve_one_with_little(
-    two: None, tmp_path: Path
-) -> None:
-    fifos = [fifo_at(tmp_path / f"{n}") for n in range(6)]
-    flood = [long_step.remote(fifo) for fifo in fifos]
-    little = own_one.remote(5)
-    for fifo in fifos[:3]:  # both CPUs are taken; with the third that ends, a request was served
-        Path(fifo).write_bytes(b"")
-    assert ray.get(little, timeout=SOON) == 5
-    for fifo in fifos[3:]:
-        Path(fifo).write_bytes(b"")
-    ray.get(flood, timeout=SOON)
+def test_an_owner_with_much_to_do_does_not_starve_one_with_little(two: None) -> None:
+    train(nap)
+    much = [nap.remote(n) for n in range(2000)]
+    assert ray.get(own_one.remote(5), timeout=SOON) == 5
+    assert ray.wait(much, num_returns=len(much), timeout=0)[1], "it came last"
+    ray.get(much, timeout=SOON)

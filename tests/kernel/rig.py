@@ -23,7 +23,7 @@ from raylite._kernel.link import Link, LinkConfig
 from raylite._kernel.memory import MemoryNetwork, Switch
 from raylite._kernel.network import Network
 from raylite._kernel.service import Service, handles
-from raylite.exceptions import LinkClosedError, UnavailableError
+from raylite.exceptions import LinkClosedError, ProtocolError, UnavailableError
 from raylite.testing.loop import SimLoop
 from raylite.testing.sim import SimNetwork, World
 
@@ -270,6 +270,28 @@ def run_on(kind: str, test: Callable[[Rig], Awaitable[T]]) -> T:
         return rig.run(main())
     finally:
         rig.close()
+
+
+class Recorder:
+    """Hears what a raw wire brings."""
+
+    def __init__(self) -> None:
+        self.packets: list[bytes] = []
+        self.done = asyncio.Event()
+        self.can_write = asyncio.Event()
+
+    def packet(self, data: bytes | memoryview) -> None:
+        self.packets.append(bytes(data))
+
+    def arriving(self) -> None: ...
+
+    def malformed(self, error: ProtocolError) -> None: ...
+
+    def broken(self, reason: str) -> None:
+        self.done.set()
+
+    def writable(self) -> None:
+        self.can_write.set()
 
 
 def crash(network: Network) -> None:

@@ -31,8 +31,18 @@ from raylite._kernel.packet import Kind, decode_frames, decode_packet, encode_pa
 from raylite._kernel.wire import Wire
 from raylite._wire.messages import Packet
 from raylite.exceptions import CongestedError, PeerLostError, ProtocolError
-from tests.kernel.rig import IMPATIENT, KIB, MIB, QUICK, Rig, Toy, ToyService, run_on, until
-from tests.kernel.test_network_contract import Recorder
+from tests.kernel.rig import (
+    IMPATIENT,
+    KIB,
+    MIB,
+    QUICK,
+    Recorder,
+    Rig,
+    Toy,
+    ToyService,
+    run_on,
+    until,
+)
 
 GRPC = pytest.mark.parametrize("kind", ["grpc-asyncio", "grpc-uvloop"])
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # and empty settings

@@ -68,8 +68,8 @@ async def test_what_waits_is_handled_at_once_when_asked() -> None:
     handled: list[int] = []
 
     def handle(message: int) -> None:
-        handled.append(message)
         mailbox.drain()  # from within: a handler is not interrupted by the next
+        handled.append(message)
 
     mailbox = Mailbox(handle)
     mailbox.put(1, 1, bulk=False)

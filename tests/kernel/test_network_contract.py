@@ -40,6 +40,7 @@ from tests.kernel.rig import (
     MIB,
     QUICK,
     Order,
+    Recorder,
     Rig,
     Toy,
     ToyService,
@@ -257,6 +258,25 @@ async def test_a_stopped_reader_is_not_taken_for_dead_while_a_frozen_one_is(rig:
 
 
 @contract
+async def test_a_full_wire_says_when_it_can_be_written_again(rig: Rig) -> None:
+    async with rig.pair(ToyService(), replace(QUICK, window=64 * MIB)) as (link, there):
+        [served] = there.links
+        wire, heard = link._wire, Recorder()
+        assert wire is not None
+        assert served._wire is not None
+        served._wire.pause_reading()
+        blob = encode_frame(Kind.POST, Toy.blob.number, 0, bytes(MIB))
+        while wire.is_writable:
+            wire.send(link.session.pack(blob))
+            if rig.kind == "sim":
+                await asyncio.sleep(0.001)  # what is on its way does not count there
+        wire.events = heard
+        served._wire.resume_reading()
+        await heard.can_write.wait()
+        wire.events = link
+
+
+@contract
 async def test_a_peer_that_asks_on_without_reading_the_answers_is_left(rig: Rig) -> None:
     service = ToyService()
     async with rig.pair(service, replace(QUICK, outbox_limit=MIB, window=MIB)) as (link, there):
@@ -322,7 +342,7 @@ async def test_a_call_cancelled_in_the_mailbox_is_never_handled(rig: Rig) -> Non
             for work in (
                 Toy(link).echo(b""),
                 Toy(link).hold(b""),
-                anext(Toy(link).hold_feed(1)),  # type: ignore[arg-type]
+                anext(Toy(link).hold_feed(1)),
             )
         ]
         await until(lambda: len(service.mailbox) == 3)
@@ -793,6 +813,18 @@ async def still_serves(rig: Rig) -> None:
         assert await Toy(other.connect(rig.address("there"))).echo(b"alive") == b"alive"
 
 
+@contract
+async def test_a_call_with_the_number_of_another_is_a_protocol_error(rig: Rig) -> None:
+    for call in (0, 1):
+        async with rig.pair(ToyService()) as (link, there):
+            [served] = there.links
+            asking = asyncio.ensure_future(Toy(link).hold(b""))
+            await until(lambda served=served: len(served._serving) == 1)  # type: ignore[misc]
+            link._send(encode_frame(Kind.CALL, Toy.hold.number, call, bytes(8)))
+            with pytest.raises(PeerLostError, match="a number that is not free"):
+                await asking
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @FUZZ
 @given(packets=st.lists(PACKETS, min_size=1, max_size=6))
@@ -815,26 +847,6 @@ def test_any_packet_on_an_open_wire_is_served_or_ends_that_link(
                 assert isinstance(served.error, LinkError)
 
     run_on(kind, scenario)
-
-
-class Recorder:
-    """Hears what a raw wire brings."""
-
-    def __init__(self) -> None:
-        self.packets: list[bytes] = []
-        self.done = asyncio.Event()
-
-    def packet(self, data: bytes | memoryview) -> None:
-        self.packets.append(bytes(data))
-
-    def arriving(self) -> None: ...
-
-    def malformed(self, error: ProtocolError) -> None: ...
-
-    def broken(self, reason: str) -> None:
-        self.done.set()
-
-    def writable(self) -> None: ...
 
 
 @pytest.mark.parametrize("kind", KINDS)

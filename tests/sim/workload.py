@@ -19,6 +19,7 @@ from typing import Any
 from raylite._services.worker.objects import ObjectRef
 from raylite.exceptions import (
     ObjectLostError,
+    OwnerDiedError,
     RayTaskError,
     TaskUnschedulableError,
     WorkerCrashedError,
@@ -86,6 +87,8 @@ class Script:
     crashes: int = 0  # the attempts that end their worker
     raises: bool = False
     retries: int = 3
+    keeps: bool = False  # its worker goes on holding the references that it was given
+    recalls: bool = False  # it reads what its worker still holds, and lets it go
     sets: str = ""
     awaits: str = ""
 
@@ -141,7 +144,11 @@ async def _perform(task: TaskContext, script: Script, *inputs: Any) -> Answer:
     attempt = ledger.begin(task, script)
     answers: list[Answer] = []
     for each in inputs:
+        if isinstance(each, list) and script.keeps:
+            ledger.kept.setdefault(task.worker, []).extend(each)
         answers += await task.get(each) if isinstance(each, list) else [each]
+    if script.recalls:
+        await _recall(task, ledger)
     if script.seconds:
         await task.sleep(script.seconds)
     if task.attempt < script.crashes:
@@ -165,6 +172,20 @@ async def _perform(task: TaskContext, script: Script, *inputs: Any) -> Answer:
         repr((script.label, [answer.digest for answer in answers], known)).encode()
     )
     return Answer(script.label, digest, refs, Block.of(digest) if script.large else None)
+
+
+async def _recall(task: TaskContext, ledger: "Ledger") -> None:
+    """A reference held beyond the task that it was given to still has its value."""
+    for ref in ledger.kept.pop(task.worker, []):
+        try:
+            (answer,) = await task.get([ref])
+        except (Planned, WorkerCrashedError, OwnerDiedError, TaskUnschedulableError):
+            continue  # whether it should have had a value is for its driver to judge
+        except ObjectLostError as error:
+            ledger.wrong(f"a kept reference was lost: {error!r}")
+        else:
+            if answer.block is not None:
+                answer.block.check()
 
 
 async def _raise_children(
@@ -207,6 +228,7 @@ class Ledger:
         self.of_task: dict[bytes, list[Attempt]] = {}
         self.of_label: dict[int, list[Attempt]] = {}
         self._flags: dict[str, asyncio.Event] = {}
+        self.kept: dict[int, list[ObjectRef[Any]]] = {}  # by worker
         self.on_event: Callable[[int], None] = lambda worker: None
 
     def begin(self, task: TaskContext, script: Script) -> Attempt:
@@ -294,7 +316,7 @@ class Plan:
     start_failures: float = 0.0
     early_deaths: float = 0.0
     faults: list[str] = field(default_factory=list)
-    until: float = 2.0  # seconds for which faults go on
+    until: float = 1.5  # seconds for which faults go on
 
     @classmethod
     def of(cls, seed: int) -> "Plan":
@@ -367,7 +389,7 @@ class Program:
             self._held.pop(self._draw.randrange(len(self._held)))
 
     async def _rest(self) -> None:
-        await asyncio.sleep(self._draw.choice((0.001, 0.05, 1.2)))
+        await asyncio.sleep(self._draw.choice((0.001, 0.05, 0.05, 0.3, 1.2)))
 
     async def _wait_for_later(self) -> None:
         """A task that holds its worker until a later one has run; only one at a time."""
@@ -439,6 +461,8 @@ class Program:
             crashes=draw.choice((1, 2)) if is_faulty and self._chance(0.1) else 0,
             raises=is_faulty and self._chance(0.08),
             retries=draw.choice((0, 1, 3, 3)),
+            keeps=self._chance(0.2),
+            recalls=self._chance(0.2),
         )
 
     def _inputs(self, most: int) -> list[tuple[ObjectRef[Any], Expected]]:
@@ -470,7 +494,7 @@ class Faults:
         draw, plan, loop = self._draw, self._plan, asyncio.get_running_loop()
         kinds = [name for name in plan.faults if name != "bodies"]
         while kinds:
-            await asyncio.sleep(draw.expovariate(1 / 0.15))
+            await asyncio.sleep(draw.expovariate(1 / 0.25))
             if loop.time() > plan.until:
                 return
             self._strike(draw.choice(kinds))
@@ -580,6 +604,7 @@ async def _simulate(plan: Plan) -> Outcome:
                 raise Wrong(f"took {finished} seconds for at most {most} of work, without a fault")
         for task in background:
             task.cancel()
+        ledger.kept.clear()
         await _all_or_failure(node, [_settle(node, programs)])
         await node.stop()
         return Outcome("", finished, len(ledger.attempts), faults.log, ledger)

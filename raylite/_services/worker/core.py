@@ -241,12 +241,13 @@ class Core:
         for position, ref in enumerate(refs):
             if ref._entry.value is not None:
                 ready.append(ref)
+                end = position + 1
                 if len(ready) == count:
                     break
         if not ready:
             return ready, list(refs)
-        if len(ready) == position + 1:  # they come first, as they do in a loop of waits
-            return ready, refs[position + 1 :]
+        if len(ready) == end:  # they come first, as they do in a loop of waits
+            return ready, refs[end:]
         chosen = set(ready)
         return ready, [ref for ref in refs if ref not in chosen]
 

@@ -125,6 +125,7 @@ class OwnerService(Service, serves=(worker.Owner,)):
 
     @handles(worker.Owner.borrow)
     def borrow(self, request: hot.Borrow) -> None:
+        """A process holds objects of ours; not if it is dead already, and this is late news."""
         if request.borrower in self._dead:
             return
         for id in request.ids:

@@ -123,7 +123,7 @@ class Runner:
             self._on_exit(_exit_code(error))
             raise
         except BadArgument as bad:
-            values = (_pack_error(bad.error),)
+            values = (pack_error(bad.error),)
         except BaseException as error:  # a task may raise anything; none of it is the worker's
             retry = is_retried(task.retry_on, error)
             values = (self._error(error, job, name),)
@@ -228,7 +228,7 @@ class Runner:
             proctitle=f"raylite::{name}",
         )
         try:
-            return _pack_error(captured)
+            return pack_error(captured)
         finally:
             error.__traceback__ = None
             del error, captured
@@ -243,7 +243,7 @@ def arena_key(task: hot.Task, index: int) -> bytes:
     return key + task.attempt.to_bytes(4, "little") if task.attempt else key
 
 
-def _pack_error(error: RayError) -> Value:
+def pack_error(error: RayError) -> Value:
     return Value(Form.ERROR, pickling.dumps(error).to_bytes())
 
 

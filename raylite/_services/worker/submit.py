@@ -344,12 +344,16 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         if any(value.contained for value in result.values) and not link.is_ended:
             worker.Owner(link).received(result.task)
         kept = set(result.kept)
+        own: list[bytes] = []
         abroad: dict[str, list[Entry]] = {}
-        for entry in (*task.contained, *(entry for _, entry in task.inputs)):
+        given = dict.fromkeys((*task.contained, *(entry for _, entry in task.inputs)))
+        for entry in given:
             if entry.id in kept and entry.owner:
                 abroad.setdefault(entry.owner, []).append(entry)
             elif entry.id in kept:
-                self._owner.perform(self._owner.refs.borrowed(entry.id, link.peer))
+                own.append(entry.id)
+        if own:
+            self._owner.borrow(hot.Borrow(link.peer, tuple(own)))
         for owner, entries in abroad.items():
             await self._owner.lend(owner, link.peer, [entry.id for entry in entries])
         self._complete(task, result.values)
