@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ["kernel.md"]
+PAGES = ["kernel.md", "machines.md"]
 MODULES = ["raylite._kernel.interface"]
 
 

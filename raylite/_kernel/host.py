@@ -39,6 +39,10 @@ class Host:
             asyncio.get_running_loop().add_signal_handler(number, self.stop)
             self._signals.append(number)
 
+    def start(self, name: str) -> "asyncio.Task[None]":
+        """Begin to `run` beside the caller, who awaits the task."""
+        return asyncio.get_running_loop().create_task(self.run(), name=name)
+
     async def run(self) -> None:
         """Serve until `stop`, and raise what crashed, if anything did."""
         for service in self._services:

@@ -11,6 +11,16 @@ import uvloop
 T = TypeVar("T")
 
 
+def run_on(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on a loop of another thread, and return here what it returns."""
+    future = asyncio.run_coroutine_threadsafe(work, loop)
+    try:
+        return future.result()
+    except BaseException:  # interrupted: nobody wants the result any more
+        future.cancel()
+        raise
+
+
 class LoopThread:
     """A running event loop that other threads submit coroutines to."""
 

@@ -12,7 +12,9 @@ class Pool(Interface):
 
     register_worker = call(msg.RegisterWorker, msg.WorkerRegistered)
     register_driver = call(msg.RegisterDriver, msg.DriverRegistered)
-    flush_output = call(bytes, NoneType)  # replies when all that workers printed so far is on its way
+    flush_output = call(
+        bytes, NoneType
+    )  # replies when all that workers printed so far is on its way
 
 
 class Leases(Interface):

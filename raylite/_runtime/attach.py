@@ -204,5 +204,5 @@ def _assemble(
         executor.serve(execute, core)
         services.append(execute)
     host = Host(network, *services)
-    running = asyncio.get_running_loop().create_task(host.run(), name="core worker")
+    running = host.start("core worker")
     return Attachment(core, host, running, b"", job, gcs_address)

@@ -70,9 +70,7 @@ class Raylet:
     leases: LeaseService
     objects: ObjectService
 
-    def show(
-        self, token: int, pid: int, name: str, is_stderr: bool, lines: list[str]
-    ) -> bool:
+    def show(self, token: int, pid: int, name: str, is_stderr: bool, lines: list[str]) -> bool:
         """Forward what a worker printed to its job's drivers; False while they cannot keep up."""
         member = self.pool.member_by_token(token)
         drivers = self.pool.drivers_of(member.job) if member is not None and member.job else None

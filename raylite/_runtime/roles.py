@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import secrets
 import signal
 import sys
 
@@ -80,9 +79,8 @@ def worker(inherited: Inherited) -> None:
     assert inherited.token is not None
     sys.setswitchinterval(0.001)
     thread = LoopThread("raylite-core")
-    id = secrets.token_bytes(28)
     executor = QueueExecutor(thread.loop)
-    attachment = thread.run(_attach(inherited, inherited.token, id, executor))
+    attachment = thread.run(_attach(inherited, inherited.token, executor))
     core = attachment.core
     arena = inherited.arena
     slot = arena.slot(board.slot_offset(arena.capacity, inherited.token), board.SLOT)
@@ -119,11 +117,10 @@ def worker(inherited: Inherited) -> None:
         slot.release()
 
 
-async def _attach(
-    inherited: Inherited, token: int, id: bytes, executor: QueueExecutor
-) -> Attachment:
+async def _attach(inherited: Inherited, token: int, executor: QueueExecutor) -> Attachment:
     config = inherited.config
     network = GrpcNetwork()
+    id = network.seams.random("worker").randbytes(28)
     await network.listen(f"unix:{config.sockets}/w{id.hex()[:16]}.sock")
     return await attach_worker(
         network,

@@ -3,7 +3,6 @@
 import asyncio
 import atexit
 import os
-import secrets
 import sys
 import threading
 from collections.abc import Awaitable
@@ -11,6 +10,7 @@ from typing import TypeVar
 
 from raylite._kernel.arena import Arena
 from raylite._kernel.grpc import GrpcNetwork
+from raylite._kernel.scope import Scope
 from raylite._kernel.threads import LoopThread
 from raylite._protocol import gcs, raylet
 from raylite._runtime import context, interrupts, output
@@ -63,11 +63,10 @@ class Session:
         loop = asyncio.get_running_loop()
         self._failed: asyncio.Future[str] = loop.create_future()
         loop.add_reader(self.node.fileno(), self._check_node)
-        attaching = loop.create_task(self._attach(cpus, options))
+        scope = Scope("attach")
+        attaching: asyncio.Task[Attachment] = scope.start(self._attach(cpus, options))
         waited: list[asyncio.Future[Attachment] | asyncio.Future[str]] = [attaching, self._failed]
-        await asyncio.wait(
-            waited, return_when=asyncio.FIRST_COMPLETED, timeout=_START_SECONDS
-        )
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED, timeout=_START_SECONDS)
         if attaching.done():
             return attaching.result()
         attaching.cancel()
@@ -93,8 +92,8 @@ class Session:
                 link.confirm_dead(reason)
 
     async def _attach(self, cpus: float, options: SessionOptions) -> Attachment:
-        id = secrets.token_bytes(28)
         network = GrpcNetwork()
+        id = network.seams.random("driver").randbytes(28)
         await network.listen(f"unix:{self.config.sockets}/d{id.hex()[:16]}.sock")
         return await attach_driver(
             network,

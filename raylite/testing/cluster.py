@@ -144,9 +144,7 @@ class ThreadCluster:
         await gcs_network.listen("memory:gcs")
         await raylet_network.listen("memory:raylet")
         self._gcs = build_gcs(gcs_network)
-        self._source = ThreadWorkers(
-            switch, "memory:raylet", self._arena, cpus, options.namespace
-        )
+        self._source = ThreadWorkers(switch, "memory:raylet", self._arena, cpus, options.namespace)
         self._node: Raylet = build_raylet(
             raylet_network,
             "memory:gcs",
@@ -198,4 +196,4 @@ class ThreadCluster:
 
 
 def _run(host: Host) -> "asyncio.Task[None]":
-    return asyncio.get_running_loop().create_task(host.run(), name="host")
+    return host.start("host")

@@ -169,7 +169,7 @@ class SimNode:
         task.add_done_callback(ended)
 
     def _run(self, host: Host) -> None:
-        task = asyncio.get_running_loop().create_task(host.run(), name="host")
+        task = host.start("host")
         self.watch(task, bool)
         self._hosts.append((host, task))
 

@@ -77,9 +77,7 @@ class ThreadWorkers:
         place = Place(attachment.core, attachment.node_id)
         place.namespace = self._namespace
         place.gcs_address = attachment.gcs_address
-        runner = Runner(
-            executor, attachment.core, worker.note, _quiet, worker.leave, "127.0.0.1"
-        )
+        runner = Runner(executor, attachment.core, worker.note, _quiet, worker.leave, "127.0.0.1")
         place.runner = runner
 
         def run() -> None:

@@ -149,7 +149,7 @@ def test_what_waits_for_the_window_of_http2_is_sent_when_it_opens(kind: str) -> 
             await until(lambda: h2.local_flow_control_window(number) == 0)
             assert not link._wire.is_writable
             served._wire.resume_reading()
-            with anyio.fail_after(1.9):  # before a ping would have it written on
+            with anyio.fail_after(5):  # before silence would have another wire made
                 await Toy(link).echo(b"")
             await until(lambda: service.blobs == 24)
 
@@ -215,7 +215,7 @@ def test_a_stopped_process_is_given_up_with_unsent_bytes_and_resumed_later(kind:
                 assert connection._transport.get_write_buffer_size() > 0
                 stopped_at = asyncio.get_running_loop().time()
                 await link.wait_detached()
-                assert asyncio.get_running_loop().time() - stopped_at < 2.0
+                assert asyncio.get_running_loop().time() - stopped_at < 5.0
                 assert "silent" in link.last_failure
                 await until(lambda: connection not in here._connections.values())  # type: ignore[attr-defined]
                 process.send_signal(signal.SIGCONT)

@@ -168,6 +168,22 @@ def test_a_start_that_succeeds_begins_the_count_of_failures_anew() -> None:
     assert pool.start_failed(StartToken(4), "bad", 0.0) == [Start(StartToken(5), "a")]
 
 
+def test_starts_that_are_killed_are_held_against_nobody_but_keep_a_growing_distance() -> None:
+    pool = Pool(soft_limit=4, first_delay=0.5, longest_delay=1.0)
+    pool.lend(lease(1), "a", 0.0)
+    now = 0.0
+    for attempt, delay in enumerate([0.5, 1.0, 1.0, 1.0], 1):
+        assert pool.start_failed(StartToken(attempt), "killed", now, was_killed=True) == []
+        assert pool.next_wakeup(now) == now + delay
+        now += delay
+        assert pool.expire(now) == [Start(StartToken(attempt + 1), "a")]
+
+    assert pool.registered(StartToken(5), worker(1), now) == [Lend(worker(1), lease(1))]
+    pool.lend(lease(2), "a", now)
+    assert pool.start_failed(StartToken(6), "killed", now, was_killed=True) == []
+    assert pool.next_wakeup(now) == now + 0.5
+
+
 def test_starts_that_fail_together_count_once() -> None:
     pool = Pool(soft_limit=4)
     for number in range(4):

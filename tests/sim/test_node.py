@@ -12,8 +12,8 @@ from tests.sim.workload import quiet_collector, simulate
 CHUNK = 10
 SEEDS = 300
 
-#: Seeds that found something once; what they found is in the message of the commit that added them.
-KEPT: list[int] = []
+#: Seeds that found something once, in this workload: 60, a borrower that had died already.
+KEPT: list[int] = [60]
 
 pytestmark = pytest.mark.sim
 

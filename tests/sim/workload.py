@@ -168,9 +168,7 @@ async def _perform(task: TaskContext, script: Script, *inputs: Any) -> Answer:
     ledger.end(attempt)
     if script.raises:
         raise Planned(script.label)
-    digest = zlib.crc32(
-        repr((script.label, [answer.digest for answer in answers], known)).encode()
-    )
+    digest = zlib.crc32(repr((script.label, [answer.digest for answer in answers], known)).encode())
     return Answer(script.label, digest, refs, Block.of(digest) if script.large else None)
 
 
@@ -604,8 +602,7 @@ async def _simulate(plan: Plan) -> Outcome:
                 raise Wrong(f"took {finished} seconds for at most {most} of work, without a fault")
         for task in background:
             task.cancel()
-        ledger.kept.clear()
-        await _all_or_failure(node, [_settle(node, programs)])
+        await _all_or_failure(node, [_settle(node, ledger)])
         await node.stop()
         return Outcome("", finished, len(ledger.attempts), faults.log, ledger)
     finally:
@@ -644,22 +641,25 @@ async def _check_often(node: SimNode) -> None:
             node.fail(error)
 
 
-async def _settle(node: SimNode, programs: list[Program]) -> None:
+async def _settle(node: SimNode, ledger: Ledger) -> None:
     """Nothing may be left: first of the drivers' work, then of the drivers."""
-    gc.collect()
-    for process in node.processes():
-        process.core.drain()  # small values wait with their end until their process does something
-    await _until_nothing(node, _left)
+    await _until_nothing(node, ledger)
     for driver in list(node.drivers.values()):
         await driver.leave()
-    await _until_nothing(node, _left)
+    await _until_nothing(node, ledger)
     node.check()
 
 
-async def _until_nothing(node: SimNode, left: Any) -> None:
+async def _until_nothing(node: SimNode, ledger: Ledger) -> None:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + 40.0
-    while found := list(left(node)):
+    gc.collect()
+    while True:
+        ledger.kept.clear()
+        for process in node.processes():
+            process.core.drain()  # the ends of small values wait until their process does something
+        if not (found := list(_left(node))):
+            return
         if loop.time() > deadline:
             raise Wrong("still there: " + "; ".join(found))
         await asyncio.sleep(0.5)

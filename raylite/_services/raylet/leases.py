@@ -38,7 +38,9 @@ class LeaseService(Service, serves=(raylet.Leases,)):
         self._pool = pool
         self._keys: dict[LeaseID, tuple[Member, bytes]] = {}
         self._lease_of: dict[bytes, LeaseID] = {}  # by worker
-        self._told: dict[bytes, None] = {}  # holders that were told `wanted`, and not since `unwanted`
+        self._told: dict[
+            bytes, None
+        ] = {}  # holders that were told `wanted`, and not since `unwanted`
         self._alarm = Alarm(self._calm)
         self._resources: dict[tuple[tuple[str, int], ...], Resources] = {}
         pool.on_lent = self._lent
@@ -160,9 +162,7 @@ class LeaseService(Service, serves=(raylet.Leases,)):
         known = self._keys.pop(lease, None)
         self._lease_of.pop(worker.id, None)
         if known is not None and not known[0].link.is_ended:
-            known[0].holder.lost(
-                hot.WorkerLost(lease, worker.id, worker.address, cause, last_task)
-            )
+            known[0].holder.lost(hot.WorkerLost(lease, worker.id, worker.address, cause, last_task))
         self._perform(self._leases.release(lease))
 
     def _gone(self, member: Member, cause: str) -> None:

@@ -59,9 +59,7 @@ class ObjectService(Service, serves=(raylet.Objects,)):
         self._requests += 1
         number = self._requests
         future = self._waiting[number] = asyncio.get_running_loop().create_future()
-        self._perform(
-            self._memory.create(request.id, request.size, request.owner, now(), number)
-        )
+        self._perform(self._memory.create(request.id, request.size, request.owner, now(), number))
         try:
             allocated = await future
             for fresh in allocated.fresh:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from raylite._kernel.arena import Arena
 from raylite._kernel.link import Link
 from raylite._kernel.network import Network
+from raylite._kernel.threads import run_on
 from raylite._protocol import raylet
 from raylite._services.worker.objects import Blocked, BlockedThread, Entry, ObjectRef, Waiter
 from raylite._services.worker.owner import OwnerService
@@ -281,14 +282,11 @@ class Core:
         """Run a coroutine on the loop, from another thread, and return what it returns."""
         if self.is_closed:
             work.close()
-            raise RaySystemError("the session that this belongs to has ended, or is another process's")
+            raise RaySystemError(
+                "the session that this belongs to has ended, or is another process's"
+            )
         self._wake()
-        future = asyncio.run_coroutine_threadsafe(work, self.loop)
-        try:
-            return future.result()
-        except BaseException:  # interrupted: nobody wants the result any more
-            future.cancel()
-            raise
+        return run_on(self.loop, work)
 
     def forked(self) -> None:
         """Forget the loop, which runs in the process that this one was just forked from."""

@@ -135,7 +135,9 @@ class ExecuteService(Service, serves=(worker.Execute,)):
                     self._owner.complete(entry, each.value)
                     entry.is_pulled = True
                 entries.append(entry)
-            entries += [self._owner.entry_for(self._keeper, inner) for inner in each.value.contained]
+            entries += [
+                self._owner.entry_for(self._keeper, inner) for inner in each.value.contained
+            ]
         entries += [self._owner.entry_for(self._keeper, inner) for inner in job.task.contained]
         for entry in entries:
             entry.submitted += 1

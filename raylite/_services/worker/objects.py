@@ -53,7 +53,12 @@ class Entry(Reference):
     __slots__ = ("is_pulled", "is_registered", "keeper", "ref", "value", "waiters")
 
     def __init__(
-        self, id: ObjectKey, keeper: Keeper, owner: str = "", local: int = 0, value: Value | None = None
+        self,
+        id: ObjectKey,
+        keeper: Keeper,
+        owner: str = "",
+        local: int = 0,
+        value: Value | None = None,
     ) -> None:
         self.id = id
         self.owner = owner

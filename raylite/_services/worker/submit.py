@@ -169,10 +169,12 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         for result in results:
             task = self._tasks.get(TaskKey(result.task))
             if task is None or task.attempt != result.attempt:
-                self._discard(result)  # of an attempt that was given up: its worker was declared dead
+                self._discard(
+                    result
+                )  # of an attempt that was given up: its worker was declared dead
                 continue
-            if peer is not None:
-                self._submitter.finished(peer.key, task, result.seconds, moment)
+            if task.worker is not None:
+                self._submitter.finished(task.worker, task, result.seconds, moment)
             if result.retry and task.retries:
                 self._retry(task)
             else:
@@ -226,15 +228,17 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
             key = WorkerKey(loss.worker)
             self._peers.pop(key, None)
             begun, effects = self._submitter.lost(key, TaskKey(loss.last_task), now())
+            self._perform(effects)
             self._network.confirm_dead(loss.address, loss.cause)
             for task in begun:
                 assert isinstance(task, OwnedTask)
+                if task.id not in self._tasks:
+                    continue  # its result came before the news of the death
                 self._free_returns(task)
                 if task.retries:
                     self._retry(task)
                 else:
                     self._fail(task, WorkerCrashedError(self._crash_text(task, loss.cause)))
-            self._perform(effects)
 
     @handles(raylet.Holder.wanted)
     def wanted(self, nothing: bytes) -> None:
