@@ -22,6 +22,7 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 _FOREVER = 86_000.0  # asyncio caps one wait at a day, and `sleep_forever` is a timer at infinity
+LOGGED = 1_000  # lines of the trace that are hashed together
 STEPS = 2_000_000  # callbacks in one run above which a program is taken to loop without end
 
 
@@ -51,6 +52,7 @@ class SimLoop(asyncio.SelectorEventLoop):
 
     def __init__(self) -> None:
         self._now = 0.0
+        self._log: list[str] = []  # the end of the trace, not hashed yet
         self._digest = hashlib.blake2b(digest_size=16)
         self._steps = 0
         self._limit = float("inf")
@@ -66,6 +68,7 @@ class SimLoop(asyncio.SelectorEventLoop):
     @property
     def trace(self) -> str:
         """A hash over every callback given to the loop so far, with its time."""
+        self._hash_log()
         return self._digest.hexdigest()
 
     def run(self, main: Coroutine[Any, Any, T], *, within: float = 3600.0) -> T:
@@ -99,7 +102,7 @@ class SimLoop(asyncio.SelectorEventLoop):
     ) -> asyncio.Handle:
         """Queue a callback, and put it into the trace."""
         self._steps += 1
-        self._digest.update(f"{self._now:.9f} {_name(callback)}\n".encode())
+        self._log.append(_name(callback))
         return super().call_soon(callback, *args, context=context)
 
     def call_at(
@@ -111,7 +114,7 @@ class SimLoop(asyncio.SelectorEventLoop):
     ) -> asyncio.TimerHandle:
         """Set a timer, and put it into the trace."""
         self._steps += 1
-        self._digest.update(f"{self._now:.9f} {when:.9f} {_name(callback)}\n".encode())
+        self._log.append(f"{when!r} {_name(callback)}")
         return super().call_at(when, callback, *args, context=context)
 
     def call_soon_threadsafe(
@@ -134,7 +137,7 @@ class SimLoop(asyncio.SelectorEventLoop):
 
     def note(self, text: str) -> None:
         """Put something that happened outside callbacks into the trace."""
-        self._digest.update(text.encode())
+        self._log.append(text)
 
     def waiting(self) -> str:
         """Describe every unfinished task and the line where it waits."""
@@ -148,14 +151,21 @@ class SimLoop(asyncio.SelectorEventLoop):
     def jump(self, seconds: float) -> None:
         """Move the clock; the selector calls this when nothing is ready."""
         self._now += seconds
+        self._log.append(repr(self._now))
         if self._now > self._limit:
             self._now = self._limit
             raise Hang(f"not done after {self._limit:g} virtual seconds\n{self.waiting()}")
 
     def look_for_end(self) -> None:
         """Give up on a program that does ever more without coming to an end."""
+        if len(self._log) > LOGGED:
+            self._hash_log()
         if self._steps > STEPS:
             raise Hang(f"no end after {STEPS} callbacks\n{self.waiting()}")
+
+    def _hash_log(self) -> None:
+        self._digest.update("\n".join(self._log).encode() + b"\n")
+        self._log.clear()
 
     def _finish(self) -> None:
         """Cancel what the main task left behind; what cannot be cancelled is let go."""
@@ -225,6 +235,6 @@ def _ordered_cancel_scopes() -> Iterator[None]:
 
 def _name(callback: Callable[..., Any]) -> str:
     owner = getattr(callback, "__self__", None)
-    if isinstance(owner, asyncio.Task):
+    if type(owner) is SimTask:
         return f"task {hash(owner)}"
     return str(getattr(callback, "__qualname__", type(callback).__name__))

@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 STORE = 4 * 1024 * 1024
 KILLED = "killed by SIGKILL (9)"
-LINKS = LinkConfig(ping_after=1.5, silence=3.0, session_timeout=12.0, connect_timeout=1.5)
+LINKS = LinkConfig(ping_after=1.0, silence=2.0, session_timeout=8.0, connect_timeout=1.0)
 
 
 class SimNode:

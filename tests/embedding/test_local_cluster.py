@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import raylite as ray
+from raylite._runtime import context
 from raylite.testing import LocalCluster
 from raylite.testing.cluster import Workers
 
@@ -141,3 +142,26 @@ def test_a_task_that_exits_its_thread_is_retried_and_fails_as_a_crash() -> None:
         pytest.raises(ray.exceptions.WorkerCrashedError, match="exit code 3"),
     ):
         ray.get(leave.remote())
+
+
+def test_a_wait_whose_values_came_while_it_began_does_not_block() -> None:
+    @ray.remote(num_cpus=100)
+    def never() -> None: ...
+
+    with LocalCluster(workers="threads"):
+        place = context.current()
+        assert place is not None
+        pending = never.remote()
+        place.core._await_values([pending._entry], 0, None, raises=False)
+
+
+def test_waits_that_are_over_leave_nothing_with_what_is_not_ready() -> None:
+    @ray.remote(num_cpus=100)
+    def never() -> None: ...
+
+    with LocalCluster(workers="threads"):
+        pending = never.remote()
+        for n in range(5):
+            assert ray.wait([pending, square.remote(n)])[1] == [pending]
+        ray.available_resources()  # after everything asked before it
+        assert not pending._entry.waiters

@@ -165,7 +165,7 @@ async def _perform(task: TaskContext, script: Script, *inputs: Any) -> Answer:
     for answer in answers:
         if answer.block is not None:
             answer.block.check()
-    ledger.end(attempt)
+    ledger.end(attempt, script)
     if script.raises:
         raise Planned(script.label)
     digest = zlib.crc32(repr((script.label, [answer.digest for answer in answers], known)).encode())
@@ -228,6 +228,7 @@ class Ledger:
         self._flags: dict[str, asyncio.Event] = {}
         self.kept: dict[int, list[ObjectRef[Any]]] = {}  # by worker
         self.on_event: Callable[[int], None] = lambda worker: None
+        self.on_put: Callable[[int], None] = lambda worker: None
 
     def begin(self, task: TaskContext, script: Script) -> Attempt:
         at = asyncio.get_running_loop().time()
@@ -246,9 +247,11 @@ class Ledger:
         self.on_event(task.worker)
         return attempt
 
-    def end(self, attempt: Attempt) -> None:
+    def end(self, attempt: Attempt, script: Script) -> None:
         attempt.ended = asyncio.get_running_loop().time()
         self.on_event(attempt.worker)
+        if script.puts:
+            self.on_put(attempt.worker)
 
     def flag(self, name: str) -> asyncio.Event:
         return self._flags.setdefault(name, asyncio.Event())
@@ -341,20 +344,24 @@ class Program:
         self._plan = plan
         self._labels = number * 1000
         self._held: list[tuple[ObjectRef[Any], Expected]] = []
+        self._read: list[tuple[ObjectRef[Any], Expected]] = []  # to be read again
         self.seconds = 0.0
         self.is_done = False
         self._is_flag_used = number > 0 or plan.cpus < 2
 
     async def run(self) -> None:
         draw = self._draw
-        for _ in range(draw.randint(3, 8)):
+        for _ in range(draw.randint(2, 6)):
             action = draw.choice(
                 (self._submit, self._submit, self._submit, self._fan, self._put, self._get,
-                 self._drop, self._rest, self._wait_for_later)
+                 self._drop, self._rest, self._outlive, self._wait_for_later)
             )  # fmt: skip
             await action()
         while self._held:
             await self._check(*self._held.pop(draw.randrange(len(self._held))))
+            if self._read:
+                await self._check_put(*self._read.pop(0), again=False)
+        self._read.clear()
         self.is_done = True
 
     async def _submit(self) -> None:
@@ -366,7 +373,7 @@ class Program:
         seconds = self._draw.choice((0.0, 0.001, 0.02))
         fan = [
             self._call(Script(self._label(), seconds, large=self._chance(0.1)), shared)
-            for _ in range(self._draw.randint(2, 10))
+            for _ in range(self._draw.randint(2, 6))
         ]
         if self._chance(0.5):
             self._call(Script(self._label(), retries=5), fan)
@@ -388,6 +395,17 @@ class Program:
 
     async def _rest(self) -> None:
         await asyncio.sleep(self._draw.choice((0.001, 0.05, 0.05, 0.3, 1.2)))
+
+    async def _outlive(self) -> None:
+        """Read what a worker owns, have its room taken by others, and read it again."""
+        for _ in range(2):
+            self._call(Script(self._label(), puts=True), [])
+            await self._check(*self._held.pop())
+        await asyncio.sleep(0.1)
+        self._call(Script(self._label(), large=True), [])
+        await self._check(*self._held[-1])
+        while self._read:
+            await self._check_put(*self._read.pop(), again=False)
 
     async def _wait_for_later(self) -> None:
         """A task that holds its worker until a later one has run; only one at a time."""
@@ -429,7 +447,9 @@ class Program:
         if expected.script.puts:
             await self._check_put(answer.refs[-1], expected)
 
-    async def _check_put(self, ref: ObjectRef[Any], expected: Expected) -> None:
+    async def _check_put(
+        self, ref: ObjectRef[Any], expected: Expected, *, again: bool = True
+    ) -> None:
         try:
             (stored,) = await self.driver.get([ref])
         except Exception as error:
@@ -439,6 +459,8 @@ class Program:
         if stored.digest != expected.script.label:
             self._ledger.wrong(f"what {expected.script.label} put has become {stored}")
         stored.block.check()
+        if again and len(self._read) < 10:
+            self._read.append((ref, expected))
 
     # ---- drawing -------------------------------------------------------------------------
 
@@ -453,7 +475,7 @@ class Program:
             self._label(),
             seconds,
             large=self._chance(0.2),
-            puts=self._chance(0.1),
+            puts=self._chance(0.2),
             children=children,
             manner=draw.choice(("get", "get", "chain", "return", "drop")),
             crashes=draw.choice((1, 2)) if is_faulty and self._chance(0.1) else 0,
@@ -505,6 +527,13 @@ class Faults:
             delay = self._draw.choice((0.0, 1.0, 3.0)) * self._draw.random() * self._plan.delay
             loop.call_later(delay, self._strike, self._draw.choice(kinds), f"worker-{worker}")
 
+    def put(self, worker: int) -> None:
+        """A worker is about to own what others will read: it may die between two readings."""
+        if "kill worker" in self._plan.faults and self._draw.random() < 0.5:
+            delay = self._draw.choice((0.01, 0.1)) * self._draw.random()
+            loop = asyncio.get_running_loop()
+            loop.call_later(delay, self._strike, "kill worker", f"worker-{worker}")
+
     def _strike(self, kind: str, target: str = "") -> None:
         draw, node = self._draw, self._node
         what = ""
@@ -530,7 +559,7 @@ class Faults:
                 pair = self._pair(target)
                 if pair not in self._pairs:
                     self._pairs[pair] = None
-                    seconds = draw.choice((0.05, 0.5, 3.0))
+                    seconds = draw.choice((0.05, 0.5, 1.5))
                     what = f"{pair} for {seconds}"
                     node.world.cut(*pair, silently=kind == "cut silently")
                     asyncio.get_running_loop().call_later(seconds, node.world.heal, *pair)
@@ -582,7 +611,7 @@ async def _simulate(plan: Plan) -> Outcome:
     node.workers.early_deaths = plan.early_deaths
     ledger = Ledger(node)
     faults = Faults(plan, node)
-    ledger.on_event = faults.happened
+    ledger.on_event, ledger.on_put = faults.happened, faults.put
     _current.append(ledger)
     try:
         await node.start()
@@ -643,6 +672,7 @@ async def _check_often(node: SimNode) -> None:
 
 async def _settle(node: SimNode, ledger: Ledger) -> None:
     """Nothing may be left: first of the drivers' work, then of the drivers."""
+    gc.collect()
     await _until_nothing(node, ledger)
     for driver in list(node.drivers.values()):
         await driver.leave()
@@ -653,7 +683,6 @@ async def _settle(node: SimNode, ledger: Ledger) -> None:
 async def _until_nothing(node: SimNode, ledger: Ledger) -> None:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + 40.0
-    gc.collect()
     while True:
         ledger.kept.clear()
         for process in node.processes():

@@ -402,6 +402,8 @@ class Core:
         self, entries: list[Entry], count: int, timeout: float | None, *, raises: bool
     ) -> None:
         """Block this thread until `count` of these have values, or time is up."""
+        if count <= 0:
+            return  # values came between the caller's look and this one
         if timeout is not None and timeout <= 0:
             self.run(_pass())  # what has arrived already, counts
             return
@@ -420,7 +422,7 @@ class Core:
 
     def end_wait(self, entries: list[Entry], waiter: Blocked, *, is_task: bool) -> None:
         """The wait is over, one way or another."""
-        if waiter.count > 0:
+        if waiter.count > 0 or len(entries) > 1:  # some entry may know the waiter still
             self._do(self._unwatched, entries, waiter)
         if is_task and self.on_unblock is not None:
             self._do(self.on_unblock)
