@@ -159,6 +159,11 @@ class RemoteFunction(Generic[P, T]):
             os.environ.get("RAYLITE_TASK_MAX_RETRIES", os.environ.get("RAY_TASK_MAX_RETRIES", "3"))
         )
         options = TaskOptions.of(self._options, max_retries=default)
+        if options.num_returns is None and inspect.isgeneratorfunction(self._function):
+            raise NotImplementedError(
+                f"{self._name} is a generator function: streaming its items is not supported yet; "
+                "with num_returns=n, its first n items become n results"
+            )
         number = self._exported.get(core)
         if number is None:
             number = self._export(core)

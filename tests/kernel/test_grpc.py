@@ -586,7 +586,7 @@ def test_packets_are_the_bytes_that_the_generated_codec_makes(
 
 PLAIN_CLIENT = '''
 """A client that knows gRPC, link.proto and the frames, and has none of raylite's networks."""
-import queue, sys
+import os, queue, sys
 import grpc, msgspec
 from raylite._kernel.packet import Kind, decode_frames, encode_frame
 from raylite._wire.messages import Packet
@@ -604,8 +604,8 @@ with grpc.insecure_channel(sys.argv[1]) as channel:
     outgoing.put(Packet(seq=1, frames=call))
     packet = next(stream)
     [reply] = decode_frames(packet.frames)
-    print(packet.seq, packet.ack, reply.kind.name, reply.call, bytes(reply.body).decode())
-    outgoing.put(None)
+    print(packet.seq, packet.ack, reply.kind.name, reply.call, bytes(reply.body).decode(), flush=True)
+    os._exit(0)  # grpcio's own finalizers can wait for one another when the interpreter ends
 '''
 
 
@@ -622,7 +622,11 @@ def test_a_plain_grpc_client_is_answered(kind: str) -> None:
                 str(Toy.echo.number),
                 stdout=subprocess.PIPE,
             )
-            output, _ = await process.communicate()
+            try:
+                output, _ = await process.communicate()
+            finally:
+                if process.returncode is None:
+                    process.kill()
             assert output.decode() == "1 1 REPLY 7 from outside\n"
             await until(lambda: there._connections == {})  # type: ignore[attr-defined]
 

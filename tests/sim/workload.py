@@ -351,7 +351,7 @@ class Program:
 
     async def run(self) -> None:
         draw = self._draw
-        for _ in range(draw.randint(2, 6)):
+        for _ in range(draw.randint(2, 5)):
             action = draw.choice(
                 (self._submit, self._submit, self._submit, self._fan, self._put, self._get,
                  self._drop, self._rest, self._outlive, self._wait_for_later)
