@@ -144,7 +144,8 @@ WAITS = {
     "future": "resting.future().result()",
     "await": "asyncio.run(waiting())",
     "sleep": "time.sleep(1000)",
-    "tasks": "while True: ray.get([nothing.remote() for _ in range(100)])",
+    # Not loops that drop many references: CPython swallows an interrupt inside a finalizer. See
+    # the state of the work in docs/contributing.md.
     "put": "while True: ray.put(bytes(1 << 21))",
 }
 WAITING = """
@@ -159,6 +160,7 @@ WAITING = """
         pass
 
     async def waiting():
+        say("waiting")  # here: an interrupt while the loop is being made is asyncio's own affair
         await resting
 
     ray.init(num_cpus=1)
@@ -172,7 +174,8 @@ def test_ctrl_c_interrupts_whatever_goes_on_at_once() -> None:
     waits = [compile(wait, "wait", "exec") for wait in {list(WAITS.values())!r}]
     for wait in waits:
         try:
-            say("waiting")
+            if "asyncio" not in wait.co_names:
+                say("waiting")
             exec(wait)
         except KeyboardInterrupt:
             say("interrupted", ray.get(ray.remote(abs).remote(-7)))
