@@ -24,7 +24,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any, Final
 
 import cloudpickle
@@ -269,6 +269,9 @@ class _FastPickler(pickle.Pickler):
         return NotImplemented
 
 
+_FORGOTTEN = "<dynamic-code>"  # what cloudpickle calls every file
+
+
 class _FullPickler(cloudpickle.Pickler):  # type: ignore[misc]
     """Cloudpickle with the registered serializers."""
 
@@ -279,7 +282,15 @@ class _FullPickler(cloudpickle.Pickler):  # type: ignore[misc]
     def reducer_override(self, obj: Any) -> Any:
         if (reduce := _serializers.get(type(obj))) is not None:
             return reduce(obj)
+        if type(obj) is CodeType:
+            return _with_file_name(obj)
         return super().reducer_override(obj)
+
+
+def _with_file_name(code: CodeType) -> tuple[Any, ...]:
+    """Reduce as cloudpickle does; but it forgets the file since 3.1.3, and tracebacks name it."""
+    make, parts = cloudpickle_internals._code_reduce(code)
+    return make, tuple(code.co_filename if part == _FORGOTTEN else part for part in parts)
 
 
 def _keep_out_of_band(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], None]:
