@@ -185,6 +185,8 @@ WATCH = pytest.StashKey[Watch]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:  # its siblings' processes are not this one's leaks
+        os.environ[MARK] = uuid.uuid4().hex
     os.environ.setdefault(MARK, uuid.uuid4().hex)
     watch = config.stash[WATCH] = Watch()
     logging.getLogger("asyncio").addHandler(watch.lost)
