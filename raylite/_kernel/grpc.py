@@ -17,12 +17,17 @@ in ``tests/kernel/test_grpc.py`` that fails without its cure.
 7. Unix sockets inside a node. (TCP between nodes will need TLS, ``TCP_NODELAY`` and
    ``TCP_USER_TIMEOUT``.)
 
+8. h2 and hyperframe make a hundred calls of a frame's way through two processes, more than all that
+   stands above them. The DATA frames of the stream are read and written here, by their fixed
+   header; whatever else a connection carries (settings, headers, windows, padding) is h2's.
+
 An h2 event that grpclib does not know raises inside ``data_received``; `_Connection` ignores it.
 """
 
 import asyncio
 import os
 import socket
+import struct
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -52,6 +57,15 @@ FRAME = 256 * 1024  # bytes in an HTTP/2 frame; its default of 16 KiB halves the
 
 _CONFIG = Configuration(http2_connection_window_size=2 * WINDOW, http2_stream_window_size=WINDOW)
 _SCHEME = "unix:"
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # what a client's connection begins with
+
+# RFC 9113, 4.1: length (24 bits: two fields here), type, flags, stream. DATA is type 0.
+_FRAME = struct.Struct(">HBBBI")
+_MESSAGE = struct.Struct(">HBBBIBI")  # the same, and gRPC's head of a message: flags, length
+_WINDOW_UPDATE = struct.Struct(">HBBBII")  # the same, and how many bytes more may come
+_WINDOW_UPDATE_TYPE = 8
+_DEFAULT_FRAME = 16384  # what every peer takes
+_CREDIT = WINDOW // 4  # bytes read after which the peer is told that it may send as many more
 
 
 class PacketCodec(CodecBase):
@@ -228,9 +242,13 @@ class _Connection(H2Protocol):
     def __init__(self, network: GrpcNetwork, handler: Any, config: Any, h2: Any) -> None:
         super().__init__(handler, config, h2)
         self.wire: GrpcWire | None = None
+        self.stream = -1  # whose DATA goes to the wire, not to h2
         self._network = network
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._preface = 0 if h2.client_side else len(PREFACE)  # bytes of it still to come
+        self._parts: list[bytes] = []  # of a frame that is not whole yet
+        self._size = self._wanted = 0
 
     def expect_stream(self, seconds: float) -> None:
         """Abort unless a stream is opened within so many seconds."""
@@ -245,6 +263,49 @@ class _Connection(H2Protocol):
         self._network.connection_made(self)
 
     def data_received(self, data: bytes) -> None:
+        if self._parts:
+            self._parts.append(data)
+            self._size += len(data)
+            if self._size < self._wanted:
+                if self.wire is not None:
+                    self.wire.events.arriving()
+                return
+            data = b"".join(self._parts)
+            self._parts.clear()
+        position, end = 0, len(data)
+        if self._preface:
+            position = min(self._preface, end)
+            self._preface -= position
+            self._process(data[:position])
+        while end - position >= _FRAME.size:
+            high, low, kind, flags, stream = _FRAME.unpack_from(data, position)
+            body = position + _FRAME.size
+            frame_end = body + (high << 8 | low)
+            if frame_end > end:
+                break
+            if stream == self.stream and not kind and not flags:
+                assert self.wire is not None
+                self.wire.take(memoryview(data)[body:frame_end])
+            else:
+                self._process(data[position:frame_end])
+            position = frame_end
+        if position < end:
+            self._keep(data[position:])
+
+    def _keep(self, part: bytes) -> None:
+        """Keep the beginning of a frame, unless it is to be longer than h2 would take."""
+        self._parts.append(part)
+        self._size, self._wanted = len(part), _FRAME.size
+        if len(part) >= _FRAME.size:
+            length = int.from_bytes(part[:3], "big")
+            self._wanted += length
+            if length > self.connection._connection.max_inbound_frame_size:
+                self.abort()
+            elif self.wire is not None:
+                self.wire.events.arriving()
+
+    def _process(self, data: bytes) -> None:
+        """Let h2 read what is no DATA of the wire's."""
         try:
             events = self.connection.feed(data)
         except Exception:  # whatever h2 makes of bytes that are not HTTP/2
@@ -314,10 +375,13 @@ class GrpcWire:
         self._write_ready = connection.connection.write_ready
         self._transport = stream._transport
         self._h2 = stream._h2_connection
+        self._h2_stream = self._h2.streams[stream.id]
         self._is_broken = self._is_closing = self._is_over = self._is_paused = False
         self._closing_timer: asyncio.TimerHandle | None = None
         self._unsent: deque[memoryview] = deque()
-        self._held: deque[tuple[bytes, int]] = deque()  # arrived while reading is paused
+        self._held: deque[tuple[memoryview, int]] = deque()  # arrived while reading is paused
+        self._held_size = 0  # of it, what h2 does not count
+        self._uncredited = 0  # bytes read that the peer has not been told of
         self._cutter = _Cutter()
         connection.wire = self
 
@@ -332,6 +396,8 @@ class GrpcWire:
                 self.add(data, size)
             else:
                 asyncio.get_running_loop().call_soon(self.eof)
+        if not self._is_broken:
+            self._connection.stream = self._id
 
     @property
     def limit(self) -> int:
@@ -349,6 +415,19 @@ class GrpcWire:
 
     def send(self, packet: bytes) -> None:
         if self._is_broken or self._is_closing:
+            return
+        size, h2, stream = len(packet) + 5, self._h2, self._h2_stream
+        if (
+            size <= _DEFAULT_FRAME
+            and size <= stream.outbound_flow_control_window
+            and size <= h2.outbound_flow_control_window
+            and not self._unsent
+            and self._write_ready.is_set()
+        ):
+            stream.outbound_flow_control_window -= size
+            h2.outbound_flow_control_window -= size
+            head = _MESSAGE.pack(size >> 8, size & 0xFF, 0, 0, self._id, 0, size - 5)
+            self._transport.write(head + packet)
             return
         message = memoryview(b"\0" + len(packet).to_bytes(4, "big") + packet)
         if self._unsent:
@@ -374,19 +453,17 @@ class GrpcWire:
 
     def _write(self, message: memoryview) -> memoryview | None:
         """Write what flow control admits; return the rest, None if there is none."""
-        h2, transport, position, size = self._h2, self._transport, 0, len(message)
-        try:
-            while position < size and not self._is_broken:
-                room = h2.local_flow_control_window(self._id)
-                if room <= 0 or not self._write_ready.is_set():
-                    return message[position:]
-                chunk = min(room, h2.max_outbound_frame_size, size - position)
-                h2.send_data(self._id, bytes(message[position : position + chunk]))
-                transport.write(h2.data_to_send())
-                position += chunk
-        except (H2Error, KeyError) as error:
-            reason = f"the stream is closed: {error}"
-            asyncio.get_running_loop().call_soon(self.break_off, reason)
+        h2, stream, position, size = self._h2, self._h2_stream, 0, len(message)
+        while position < size and not self._is_broken:
+            room = min(h2.outbound_flow_control_window, stream.outbound_flow_control_window)
+            if room <= 0 or not self._write_ready.is_set():
+                return message[position:]
+            chunk = min(room, h2.max_outbound_frame_size, size - position)
+            h2.outbound_flow_control_window -= chunk
+            stream.outbound_flow_control_window -= chunk
+            head = _FRAME.pack(chunk >> 8, chunk & 0xFF, 0, 0, self._id)
+            self._transport.writelines([head, message[position : position + chunk]])
+            position += chunk
         return None
 
     # ---- reading
@@ -397,27 +474,56 @@ class GrpcWire:
     def resume_reading(self) -> None:
         self._is_paused = False
         while self._held and not self._is_paused:
-            self.add(*self._held.popleft())
+            data, padded = self._held.popleft()
+            if not padded:
+                self._held_size -= len(data)
+            self.take(data, padded)
 
-    def add(self, data: bytes, ack_size: int) -> None:
-        """Take bytes off the stream; HTTP/2 lets the peer send as many more once they are read."""
+    def take(self, data: memoryview, padded: int = 0) -> None:
+        """Take what a DATA frame brought; once enough is read, the peer may send as much again.
+
+        `padded` is what h2 counts for a frame that it has read; 0 if it has not.
+        """
         if self._is_over:
             return  # the connection is about to go; what it still brings is nobody's
         if self._is_paused:
-            self._held.append((data, ack_size))
+            self._held.append((data, padded))
+            if not padded:
+                self._held_size += len(data)
+                if self._held_size + self._uncredited > WINDOW:
+                    self._refuse(ProtocolError("more was sent than flow control admits"))
             return
-        self._connection.connection.ack(self._id, ack_size)
+        if padded:
+            self._connection.connection.ack(self._id, padded)
+        else:
+            self._uncredited += len(data)
+            if self._uncredited >= _CREDIT:
+                self._credit()
         has_packet = False
         try:
             for packet in self._cutter.cut(data):
                 has_packet = True
                 self.events.packet(packet)
         except ProtocolError as error:
-            self._is_over = True
-            self.events.malformed(error)
+            self._refuse(error)
             return
         if not has_packet:
             self.events.arriving()
+
+    def add(self, data: bytes, ack_size: int) -> None:
+        """Take what h2 read: it came before the wire was there, or its frame is padded."""
+        self.take(memoryview(data), ack_size)
+
+    def _credit(self) -> None:
+        size, self._uncredited = self._uncredited, 0
+        self._transport.writelines(
+            _WINDOW_UPDATE.pack(0, 4, _WINDOW_UPDATE_TYPE, 0, stream, size)
+            for stream in (0, self._id)
+        )
+
+    def _refuse(self, error: ProtocolError) -> None:
+        self._is_over = True
+        self.events.malformed(error)
 
     def eof(self) -> None:
         """The peer has ended the stream, perhaps with a reason."""
@@ -426,8 +532,8 @@ class GrpcWire:
         self.break_off(f"the peer ended the stream {status}".rstrip())
 
     def unacked_size(self) -> int:
-        """Return how many bytes were not read, which grpclib asks at the end."""
-        return sum(size for _, size in self._held)
+        """Return how many bytes that h2 counts were not read, which grpclib asks at the end."""
+        return sum(padded for _, padded in self._held)
 
     # ---- ending
 
@@ -448,6 +554,7 @@ class GrpcWire:
         if self._is_broken:
             return
         self._is_broken = self._is_over = True
+        self._connection.stream = -1
         self._unsent.clear()
         self._held.clear()
         self._stream.buffer, self._stream.wrapper = _NOBODY, None  # type: ignore[assignment]
@@ -467,10 +574,10 @@ class _Cutter:
         self._parts: list[bytes] = []
         self._size = 0
 
-    def cut(self, data: bytes) -> Iterator[memoryview]:
+    def cut(self, data: bytes | memoryview) -> Iterator[memoryview]:
         """Yield the packets that are whole now; `limit` may change between them."""
         if self._parts:
-            self._parts.append(data)
+            self._parts.append(bytes(data))
             self._size += len(data)
             if self._size < 5 or self._size < self._wanted():
                 return
@@ -486,7 +593,7 @@ class _Cutter:
             yield view[body : body + length]
             position = body + length
         if position < end:
-            self._parts.append(data[position:])
+            self._parts.append(bytes(data[position:]))
             self._size = end - position
 
     def _wanted(self) -> int:
@@ -494,7 +601,7 @@ class _Cutter:
             self._parts = [b"".join(self._parts)]
         return 5 + self._length(self._parts[0], 0)
 
-    def _length(self, data: bytes, position: int) -> int:
+    def _length(self, data: bytes | memoryview, position: int) -> int:
         length = int.from_bytes(data[position + 1 : position + 5], "big")
         if data[position] or length > self.limit:
             raise ProtocolError(
