@@ -125,7 +125,7 @@ class Session:
 
     def _detach(self) -> None:
         core = self.place.core
-        core.is_closed = True
+        core.close()
         if self.printer is not None and not core.raylet_link.is_ended:
             try:
                 self._thread.run(_flush_output(self.attachment), 1.0)

@@ -176,7 +176,7 @@ class ThreadCluster:
     def close(self) -> None:
         """End everything."""
         context.leave(self.place)
-        self.place.core.is_closed = True
+        self.place.core.close()
         try:
             self._thread.run(self._stop(), 10.0)
         finally:

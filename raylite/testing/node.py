@@ -134,7 +134,7 @@ class SimNode:
         """Kill a process, as the system sees it: nobody is told."""
         if not process.is_dead:
             process.is_dead = True
-            process.core.is_closed = True
+            process.core.close()
             process.on_kill()
             self.drivers.pop(process.name, None)
             self.world.kill(process.name, linger=linger)
@@ -242,7 +242,8 @@ class SimDriver(SimProcess):
 
     async def leave(self) -> None:
         """End it as `shutdown` does."""
-        self.is_dead = self.core.is_closed = True
+        self.is_dead = True
+        self.core.close()
         await Jobs(self.core.network.connect("gcs")).finish(
             gcs_msg.FinishJob(job_id=self.attachment.job)
         )

@@ -144,9 +144,11 @@ WAITS = {
     "future": "resting.future().result()",
     "await": "asyncio.run(waiting())",
     "sleep": "time.sleep(1000)",
-    # Not loops that drop many references: CPython swallows an interrupt inside a finalizer. See
-    # the state of the work in docs/contributing.md.
+    # An interrupt inside a finalizer written in Python would be swallowed, so references have none.
     "put": "while True: ray.put(bytes(1 << 21))",
+    "put small values": "while True: ray.put(0)",
+    "drop references": "while True: [ray.put(n) for n in range(100)].clear()",
+    "submit and forget": "while True: ray.wait([nothing.options(num_cpus=0).remote()])",
 }
 WAITING = """
     import asyncio

@@ -11,6 +11,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from raylite._kernel.arena import Arena
@@ -18,7 +19,7 @@ from raylite._kernel.link import Link
 from raylite._kernel.network import Network
 from raylite._kernel.threads import run_on
 from raylite._protocol import raylet
-from raylite._services.worker.objects import Blocked, BlockedThread, Entry, ObjectRef, Waiter
+from raylite._services.worker.objects import Blocked, BlockedThread, Drop, Entry, ObjectRef, Waiter
 from raylite._services.worker.owner import OwnerService
 from raylite._services.worker.submit import OwnedTask, SubmitService
 from raylite._types.keys import ObjectKey
@@ -28,7 +29,7 @@ from raylite.exceptions import GetTimeoutError, RayError, RaySystemError, to_rai
 
 T = TypeVar("T")
 
-_DROPS_BEFORE_WAKING = 256
+_PUTS_BEFORE_WAKING = 256
 
 
 class Core:
@@ -70,7 +71,15 @@ class Core:
         self._arena = arena
         self._objects = raylet.Objects(raylet_link)
         self._outbox: deque[Any] = deque()
+        #: Called with the `Drop` of a reference that died. The loop is woken for it by an alert only.
+        self.dropped: Callable[[Drop], object] = self._outbox.append
         self._is_woken = False
+        owner.hear_drops = self.drain
+        owner.alarm = (
+            partial(loop.call_soon_threadsafe, self._alerted)  # C code, see `Drop`
+            if wake is None
+            else lambda _: wake(self.drain)
+        )
         random = network.seams.random("ids")
         self._task_numbers = itertools.count(random.getrandbits(64))
         self._put_numbers = itertools.count(1)
@@ -136,7 +145,7 @@ class Core:
             entry.value = Value(value.form, value.data, value.offset, value.size, contained)
         ref: ObjectRef[Any] = ObjectRef(entry)
         self._outbox.append((self._added, entry, inner))
-        if len(self._outbox) > _DROPS_BEFORE_WAKING and not self._is_woken:
+        if len(self._outbox) > _PUTS_BEFORE_WAKING and not self._is_woken:
             self._wake()
         return ref
 
@@ -178,11 +187,11 @@ class Core:
         """Return this process's reference to an object: the one there is, or a new one."""
         entry = self.owner.find(id)
         if entry is not None:
-            known = entry.ref() if entry.ref is not None else None
-            if known is not None:
+            if (known := entry.known_ref) is not None:
                 return known
+            ref: ObjectRef[Any] = ObjectRef(entry)
             self._do(self._added_local, entry)
-            return ObjectRef(entry)
+            return ref
         if asyncio._get_running_loop() is self.loop:
             return self._restored(Contained(id, owner))
         return self.run(self._restore(Contained(id, owner)))
@@ -254,21 +263,6 @@ class Core:
 
     # ---- what entries ask of their process -----------------------------------------------
 
-    def drop(self, entry: Entry) -> None:
-        """A reference died. The loop is not woken for it unless much has gathered."""
-        outbox = self._outbox
-        outbox.append(entry)
-        if not self._is_woken and not self.is_closed:
-            value = entry.value
-            if (
-                value is None
-                or value.form == Form.ARENA
-                or value.contained
-                or entry.owner
-                or len(outbox) > _DROPS_BEFORE_WAKING
-            ):  # more than this process's small memory waits for it
-                self._wake()
-
     def watch(self, entry: Entry, waiter: Waiter) -> None:
         self._do(self._watched, entry, waiter)
 
@@ -288,9 +282,15 @@ class Core:
         self._wake()
         return run_on(self.loop, work)
 
+    def close(self) -> None:
+        """Ask nothing more of the loop, which is about to end."""
+        self.is_closed = True
+        self.owner.expect_no_drop()
+
     def forked(self) -> None:
         """Forget the loop, which runs in the process that this one was just forked from."""
-        self.is_closed = self._is_woken = True
+        self.close()
+        self._is_woken = True
         self._call_soon = _refuse
         self._outbox = deque(maxlen=0)
 
@@ -315,8 +315,8 @@ class Core:
             if tasks:
                 self.submitter.submit(tasks)
                 tasks = []
-            if kind is Entry:
-                effects = self.owner.refs.dropped_local(item)
+            if kind is Drop:
+                effects = self.owner.refs.dropped_local(item.entry)
                 if effects:
                     self.owner.perform(effects)
             else:
@@ -327,6 +327,9 @@ class Core:
             self._is_woken = True
             self.loop.call_soon(self.drain)
         self.network.departures.flush()
+
+    def _alerted(self, alert: object = None) -> None:
+        self.drain()
 
     def _wake(self) -> None:
         self._is_woken = True
@@ -342,6 +345,8 @@ class Core:
 
     def _added(self, entry: Entry, inner: tuple[Entry, ...]) -> None:
         self.owner.refs.add(entry)
+        if entry.matters_elsewhere:
+            self.owner.expect_drop(entry)
         if inner:
             self.owner.refs.contains(entry, inner)
             self.owner.spawn(self.owner.register(inner))
@@ -352,6 +357,7 @@ class Core:
 
     def _added_local(self, entry: Entry) -> None:
         entry.local += 1
+        self.owner.expect_drop(entry)
 
     def _added_view(self, entry: Entry) -> None:
         entry.views += 1
@@ -390,11 +396,12 @@ class Core:
 
     def _restored(self, contained: Contained) -> ObjectRef[Any]:
         entry = self.owner.entry_for(self, contained)
-        known = entry.ref() if entry.ref is not None else None
-        if known is not None:
+        if (known := entry.known_ref) is not None:
             return known
         entry.local += 1
-        return ObjectRef(entry)
+        ref: ObjectRef[Any] = ObjectRef(entry)
+        self.owner.expect_drop(entry)
+        return ref
 
     # ---- waiting -------------------------------------------------------------------------
 

@@ -26,7 +26,8 @@ class Keeper(Protocol):
 
     address: str
 
-    def drop(self, entry: "Entry") -> None: ...
+    @property
+    def dropped(self) -> "Callable[[Drop], object]": ...
     def watch(self, entry: "Entry", waiter: "Waiter") -> None: ...
     def load(self, entry: "Entry") -> Any: ...
     def pin_for_ever(self, entry: "Entry") -> None: ...
@@ -47,10 +48,21 @@ class Blocked(Waiter, Protocol):
     def is_waiting(self) -> bool: ...
 
 
+class Drop(weakref.ref[Any]):
+    """Sees an `ObjectRef` die, and is then itself what its process is told: `entry` has one less.
+
+    What it calls is C code, `deque.append`. Python code would be a place for a Ctrl-C to strike,
+    and an exception that is raised while an object dies reaches nobody.
+    """
+
+    __slots__ = ("entry",)
+    entry: "Entry"
+
+
 class Entry(Reference):
     """An object this process owns or borrows. `value` is None until it is known."""
 
-    __slots__ = ("is_pulled", "is_registered", "keeper", "ref", "value", "waiters")
+    __slots__ = ("alert", "is_pulled", "is_registered", "keeper", "ref", "value", "waiters")
 
     def __init__(
         self,
@@ -69,9 +81,23 @@ class Entry(Reference):
         self.keeper = keeper
         self.value = value
         self.waiters: list[Waiter] | None = None
-        self.ref: weakref.ref[ObjectRef[Any]] | None = None
+        self.ref: Drop | None = None
+        self.alert: weakref.ref[Any] | None = None  # wakes the loop when the reference dies
         self.is_registered = False  # borrowed, and the owner knows
         self.is_pulled = False  # borrowed, and its value has been asked for
+
+    @property
+    def known_ref(self) -> "ObjectRef[Any] | None":
+        """The reference to it that this process has, if it has one."""
+        return None if self.ref is None else self.ref()
+
+    @property
+    def matters_elsewhere(self) -> bool:
+        """Whether more than this process's small memory waits for its end."""
+        value = self.value
+        if value is not None and (value.form == Form.ARENA or value.contained):
+            return True
+        return bool(self.owner)
 
     @property
     def is_in_arena(self) -> bool:
@@ -94,12 +120,8 @@ class ObjectRef(Generic[T]):
 
     def __init__(self, entry: Entry) -> None:
         self._entry = entry
-        entry.ref = weakref.ref(self)
-
-    def __del__(self) -> None:
-        entry: Entry | None = getattr(self, "_entry", None)
-        if entry is not None:
-            entry.keeper.drop(entry)
+        entry.ref = drop = Drop(self, entry.keeper.dropped)
+        drop.entry = entry
 
     def binary(self) -> bytes:
         """Return the id's 28 bytes."""

@@ -1,11 +1,12 @@
 """The Owner service: the objects of this process, and what other processes hold of them."""
 
 import asyncio
+import weakref
 from collections.abc import Callable, Iterable
 
 from raylite._kernel.link import Link
 from raylite._kernel.network import Network
-from raylite._kernel.service import Service, handles
+from raylite._kernel.service import Service, every, handles
 from raylite._machines.refs import Effect, Free, GiveUp, Refs
 from raylite._protocol import raylet, worker
 from raylite._services.worker.objects import Entry, Keeper
@@ -27,6 +28,8 @@ class OwnerService(Service, serves=(worker.Owner,)):
         self.refs = Refs()
         self._handed: dict[bytes, tuple[Entry, ...]] = {}
         self._dead: dict[str, None] = {}
+        self.hear_drops: Callable[[], None] = _nothing  # what threads let go of
+        self.alarm: Callable[[object], object] = _ignore  # have that called, from any thread
         self.on_viewless: Callable[[], None] = _nothing
         self.on_released: Callable[[], None] = _nothing  # others may need this process no more
 
@@ -42,10 +45,34 @@ class OwnerService(Service, serves=(worker.Owner,)):
         if entry.value is not None:
             return
         entry.value = value
+        if entry.matters_elsewhere:
+            self.expect_drop(entry)
         waiters, entry.waiters = entry.waiters, None
         if waiters:
             for waiter in waiters:
                 waiter.ready(entry)
+
+    def expect_drop(self, entry: Entry) -> None:
+        """Hear of it at once when this process's reference dies, if that matters to others."""
+        if not entry.matters_elsewhere:
+            return
+        ref = entry.known_ref
+        if ref is not None:
+            entry.alert = weakref.ref(ref, self.alarm)
+        elif entry.ref is not None:  # it has died already
+            self.alarm(None)
+
+    def expect_no_drop(self) -> None:
+        """Be deaf to what dies from now on. Any thread may say so."""
+        self.alarm = _ignore
+        for reference in list(self.refs.table.values()):
+            assert isinstance(reference, Entry)
+            reference.alert = None
+
+    @every(seconds=1.0)
+    def sweep(self) -> None:
+        """Let go of what died without an alert: small values of this process alone."""
+        self.hear_drops()
 
     def fail(self, entry: Entry, error: RayError) -> None:
         """An object will not have a value: reading it raises."""
@@ -217,6 +244,9 @@ class OwnerService(Service, serves=(worker.Owner,)):
 
 
 def _nothing() -> None: ...
+
+
+def _ignore(alert: object) -> None: ...
 
 
 def _error_value(error: RayError) -> Value:
