@@ -499,9 +499,13 @@ class GrpcWire:
             self._uncredited += len(data)
             if self._uncredited >= _CREDIT:
                 self._credit()
-        has_packet = False
+        cutter = self._cutter
         try:
-            for packet in self._cutter.cut(data):
+            if cutter.is_whole(data):
+                self.events.packet(data[5:])
+                return
+            has_packet = False
+            for packet in cutter.cut(data):
                 has_packet = True
                 self.events.packet(packet)
         except ProtocolError as error:
@@ -573,6 +577,13 @@ class _Cutter:
         self.limit = FIRST_PACKET
         self._parts: list[bytes] = []
         self._size = 0
+
+    def is_whole(self, data: memoryview) -> bool:
+        """Whether these bytes are one packet and nothing else: then there is nothing to cut."""
+        size = len(data) - 5
+        if self._parts or size < 0 or size > self.limit or data[0]:
+            return False
+        return int.from_bytes(data[1:5], "big") == size
 
     def cut(self, data: bytes | memoryview) -> Iterator[memoryview]:
         """Yield the packets that are whole now; `limit` may change between them."""

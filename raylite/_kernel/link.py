@@ -140,24 +140,33 @@ class _Serving:
 
 
 class Departures:
-    """The links of one process that have something to send before this turn of the loop ends."""
+    """The links of one process that have something to send before this turn of the loop ends.
+
+    Whoever will call `flush` says so with `hold`; otherwise the loop sees to it.
+    """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._links: list[Link] = []
-        self._is_scheduled = False
+        self._is_scheduled = self._is_held = False
 
     def add(self, link: "Link") -> None:
         self._links.append(link)
-        if not self._is_scheduled:
+        if not self._is_scheduled and not self._is_held:
             self._is_scheduled = True
             self._loop.call_soon(self._on_time)
 
+    def hold(self) -> None:
+        """The caller will `flush` before it returns to the loop, whatever happens."""
+        self._is_held = True
+
     def flush(self) -> None:
         """Send now what this turn has gathered; for whoever knows that nothing more comes."""
-        links, self._links = self._links, []
-        for link in links:
-            link.flush()
+        self._is_held = False
+        if self._links:
+            links, self._links = self._links, []
+            for link in links:
+                link.flush()
 
     def _on_time(self) -> None:
         self._is_scheduled = False
@@ -467,6 +476,9 @@ class Link:
         except ProtocolError as error:
             self.malformed(error)
             return
+        finally:
+            if self._touched:
+                self._handle_touched()
         if packet.ack:
             if self._outbox:
                 self.flush()
@@ -474,10 +486,15 @@ class Link:
                 self._wake_confirmations()
         if session.ack_due and self._wire is not None:
             self._wire.send(session.bare())
-        if self._touched:
-            touched, self._touched = self._touched, []
+
+    def _handle_touched(self) -> None:
+        """Have services handle what a packet brought, and send what that caused, in this turn."""
+        touched, self._touched = self._touched, []
+        self._departures.hold()
+        try:
             for mailbox in touched:
                 mailbox.drain()
+        finally:
             self._departures.flush()
 
     # ---- ending ----------------------------------------------------------------------------
@@ -686,9 +703,8 @@ class Link:
                     call, UnavailableError(f"the service that answers {route.name} has ended")
                 )
             return
-        mailbox.put(
-            Message(self, number, call, body, deadline), len(body) + HEADER_SIZE, route.bulk
-        )
+        message = Message(self, number, call, body, deadline)
+        mailbox.put(message, len(body) + HEADER_SIZE, route.bulk, drains=True)
         if mailbox not in self._touched:
             self._touched.append(mailbox)
         if mailbox.full and not self._paused:

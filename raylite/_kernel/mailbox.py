@@ -50,15 +50,15 @@ class Mailbox(Generic[M]):
         """Call back, once, when the mailbox has drained to half its high-water mark."""
         self._waiting.append(callback)
 
-    def put(self, message: M, size: int, bulk: bool) -> None:
+    def put(self, message: M, size: int, bulk: bool, *, drains: bool = False) -> None:
+        """Add a message, to be handled soon; `drains` promises a call of `drain` in this turn."""
         if self.is_closed:
             return
         size += OVERHEAD
         (self._bulk if bulk else self._control).append((message, size))
         self._size += size
-        if self._is_open and not self._scheduled:
-            self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._on_time)
+        if not drains:
+            self._schedule()
 
     def drain(self) -> None:
         """Handle what waits now, without a turn of the loop; for callers at the loop's top."""
@@ -105,7 +105,8 @@ class Mailbox(Generic[M]):
             self._is_draining = False
             if self._waiting and self._size <= HIGH_WATER // 2:
                 self._wake()
-            self._schedule()
+            if self._control or self._bulk:
+                self._schedule()
 
     def _wake(self) -> None:
         waiting, self._waiting = self._waiting, []

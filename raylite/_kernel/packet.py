@@ -116,10 +116,19 @@ def decode_packet(data: bytes | memoryview) -> Packet:
     Raises:
         ProtocolError: The bytes are not a protobuf message, or a field has the wrong type.
     """
+    end = len(data)
+    if end > _HEAD.size + 1:  # the usual packet, of less than 128 or 16,384 bytes of frames
+        seq_key, seq, ack_key, ack, frames_key = _HEAD.unpack_from(data)
+        if seq_key == 0x09 and ack_key == 0x11 and frames_key == 0x1A:
+            low, high = data[_HEAD.size], data[_HEAD.size + 1]
+            if end == _HEAD.size + 1 + low:
+                return Packet(seq, ack, data[_HEAD.size + 1 :])
+            if high < 0x80 <= low and end == _HEAD.size + 2 + (high << 7 | low & 0x7F):
+                return Packet(seq, ack, data[_HEAD.size + 2 :])
     seq = ack = 0
     frames: bytes | memoryview = b""
     view = memoryview(data)
-    position, end = 0, len(view)
+    position = 0
     while position < end:
         key, position = _read_varint(view, position, end)
         field, wire_type = key >> 3, key & 7

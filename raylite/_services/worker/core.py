@@ -225,6 +225,11 @@ class Core:
 
     def get(self, refs: Sequence[ObjectRef[Any]], timeout: float | None) -> list[Any]:
         """Return the values of these, in order; raise the first error there is at once."""
+        if len(refs) == 1 and timeout is None:
+            entry = refs[0]._entry
+            if entry.value is None:
+                self._await_values([entry], 1, None, raises=True)
+            return [self.load(entry)]
         entries = [ref._entry for ref in refs]
         missing = [entry for entry in entries if entry.value is None]
         if missing:
@@ -305,7 +310,15 @@ class Core:
     def drain(self) -> None:
         """Do what the threads have asked for, in order; tasks in batches."""
         self._is_woken = False
-        outbox, tasks = self._outbox, []
+        departures = self.network.departures
+        departures.hold()
+        try:
+            self._empty(self._outbox)
+        finally:
+            departures.flush()
+
+    def _empty(self, outbox: deque[Any]) -> None:
+        tasks = []
         for _ in range(len(outbox)):
             item = outbox.popleft()
             kind = type(item)
@@ -326,7 +339,6 @@ class Core:
         if outbox and not self._is_woken:
             self._is_woken = True
             self.loop.call_soon(self.drain)
-        self.network.departures.flush()
 
     def _alerted(self, alert: object = None) -> None:
         self.drain()

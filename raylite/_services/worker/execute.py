@@ -56,13 +56,14 @@ class ExecuteService(Service, serves=(worker.Execute,)):
         self._leases = raylet.Leases(raylet_link)
         self._raylet = raylet_link
         self._definitions: dict[tuple[Link, int], hot.Definition] = {}
+        self._submitters: dict[Link, worker.Submit] = {}  # who sends tasks here
         self._is_blocked = False
 
     @handles(worker.Execute.define)
     def define(self, definitions: list[hot.Definition]) -> None:
         link = self.caller
-        if (link, 0) not in self._definitions:
-            self._definitions[link, 0] = hot.Definition(0, b"", "", b"", b"", "")
+        if link not in self._submitters:
+            self._submitters[link] = worker.Submit(link)
             link.on_end(self._forget)
             self._keeper.join(definitions[0].job)
         for definition in definitions:
@@ -74,7 +75,7 @@ class ExecuteService(Service, serves=(worker.Execute,)):
         for task in tasks:
             job = Job(task, self._definitions[link, task.definition], link)
             if self._is_blocked:
-                worker.Submit(link).given_back(hot.GivenBack(task.id, task.attempt))
+                self._submitters[link].given_back(hot.GivenBack(task.id, task.attempt))
                 continue
             if task.inputs or task.contained:
                 self._hold_arguments(job)
@@ -84,7 +85,7 @@ class ExecuteService(Service, serves=(worker.Execute,)):
     def give_back(self, nothing: bytes) -> None:
         for job in self._executor.take_back():
             if not job.link.is_ended:
-                worker.Submit(job.link).given_back(hot.GivenBack(job.task.id, job.task.attempt))
+                self._submitters[job.link].given_back(hot.GivenBack(job.task.id, job.task.attempt))
             self._let_go(job)
 
     def blocked(self) -> None:
@@ -103,7 +104,6 @@ class ExecuteService(Service, serves=(worker.Execute,)):
 
     def done(self, jobs: list[Job]) -> None:
         """These have ended; the references dropped by them are accounted for already."""
-        submit: dict[Link, worker.Submit] = {}
         for job in jobs:
             result, link = job.result, job.link
             assert result is not None
@@ -112,8 +112,6 @@ class ExecuteService(Service, serves=(worker.Execute,)):
                 self._owner.received([job.task.id])
                 self._let_go(job)
                 continue
-            if link not in submit:
-                submit[link] = worker.Submit(link)
             if job.handed:
                 self._owner.hand_over(job.task.id, job.handed)
                 if any(value.contained for value in result.values):
@@ -122,7 +120,7 @@ class ExecuteService(Service, serves=(worker.Execute,)):
                     self._owner.received([job.task.id])
             if job.arguments:
                 result = self._with_kept(job, result)
-            submit[link].results(result)
+            self._submitters[link].results(result)
             self._let_go(job)
 
     def _hold_arguments(self, job: Job) -> None:
@@ -169,6 +167,7 @@ class ExecuteService(Service, serves=(worker.Execute,)):
         return lambda link: self._owner.received([task])
 
     def _forget(self, link: Link) -> None:
+        del self._submitters[link]
         for key in [key for key in self._definitions if key[0] is link]:
             del self._definitions[key]
 
@@ -219,8 +218,12 @@ class QueueExecutor:
         ended, self._ended = self._ended, []
         if ended and self._service is not None and self._core is not None:
             self._core.drain()  # what the tasks let go of, before saying what they kept
-            self._service.done(ended)
-            self._core.network.departures.flush()
+            departures = self._core.network.departures
+            departures.hold()
+            try:
+                self._service.done(ended)
+            finally:
+                departures.flush()
 
     # ---- the thread's side ---------------------------------------------------------------
 

@@ -166,6 +166,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
     def results(self, results: list[hot.Result]) -> None:
         peer = self._by_link.get(self.caller)
         moment = now()
+        ended: list[tuple[OwnedTask, hot.Result]] = []
         for result in results:
             task = self._tasks.get(TaskKey(result.task))
             if task is None or task.attempt != result.attempt:
@@ -175,12 +176,15 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
                 continue
             if task.worker is not None:
                 self._submitter.finished(task.worker, task, result.seconds, moment)
+            ended.append((task, result))
+        if peer is not None:
+            self._perform(self._submitter.advance([peer.key], moment))
+        # Last: a thread that is woken while this one still works only fights it for the GIL.
+        for task, result in ended:
             if result.retry and task.retries:
                 self._retry(task)
             else:
                 self._finish(task, result)
-        if peer is not None:
-            self._perform(self._submitter.advance([peer.key], moment))
 
     @handles(worker.Submit.given_back)
     def given_back(self, returned: list[hot.GivenBack]) -> None:
