@@ -76,7 +76,6 @@ class RemoteFunction(Generic[P, T]):
         self._name = f"{function.__module__}.{function.__qualname__}"
         self._submission: _Submission | None = None
         functools.update_wrapper(self, function)
-        self.__signature__ = inspect.signature(function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(

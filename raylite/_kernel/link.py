@@ -53,6 +53,7 @@ ENVELOPE = 64  # bytes of a packet that are not the body of its only frame, and 
 LONGEST_DEADLINE = 1e9  # seconds; what is further off is no deadline
 UNREAD_ANSWERS = 4  # outbox limits' worth of answers after which a peer that reads none is left
 _DEADLINE = struct.Struct("<d")
+_new = tuple.__new__  # see `packet`
 _encode_error = msgspec.msgpack.Encoder().encode
 _decode_error = msgspec.msgpack.Decoder(tuple[str, str]).decode
 
@@ -260,9 +261,13 @@ class Link:
 
     def batch(self, route: "batch[Any]", item: Any) -> None:
         """Add an item to the list that this tick sends; raises what `post` raises."""
-        if self.error is not None or self.is_congested:
+        outbox = self._outbox
+        if self.error is not None or outbox.size > self._config.outbox_limit:
             raise self._refusal()
-        self._outbox.add_item(route.number, self._encoded(route.encode_item, item))
+        body = route.encode_item(item)
+        if len(body) > self._config.max_packet - ENVELOPE:
+            raise self._too_large(len(body))
+        outbox.add_item(route.number, body)
         if not self._flush_scheduled:
             self._flush_scheduled = True
             self._departures.add(self)
@@ -480,7 +485,7 @@ class Link:
             if self._touched:
                 self._handle_touched()
         if packet.ack:
-            if self._outbox:
+            if self._outbox.size:
                 self.flush()
             if self._confirmations:
                 self._wake_confirmations()
@@ -612,7 +617,7 @@ class Link:
         """Send what has been gathered, as far as the wire and the window allow."""
         self._flush_scheduled = False
         session, outbox = self.session, self._outbox
-        while outbox and session.open and self._wire is not None and self._wire.is_writable:
+        while outbox.size and session.open and self._wire is not None and self._wire.is_writable:
             self._wire.send(session.pack(outbox.take()))
         if self._room and not self.is_congested:
             self._wake_room()
@@ -703,7 +708,7 @@ class Link:
                     call, UnavailableError(f"the service that answers {route.name} has ended")
                 )
             return
-        message = Message(self, number, call, body, deadline)
+        message = _new(Message, (self, number, call, body, deadline))
         mailbox.put(message, len(body) + HEADER_SIZE, route.bulk, drains=True)
         if mailbox not in self._touched:
             self._touched.append(mailbox)

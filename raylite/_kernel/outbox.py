@@ -14,17 +14,18 @@ class _Batch:
 
     __slots__ = ("items", "route", "size")
 
-    def __init__(self, route: int) -> None:
+    def __init__(self, route: int, item: bytes) -> None:
         self.route = route
-        self.items: list[bytes] = []
-        self.size = _BATCH_OVERHEAD
+        self.items = [item]
+        self.size = _BATCH_OVERHEAD + len(item)
 
     def __len__(self) -> int:
         return self.size
 
     def frame(self) -> bytes:
-        body = _COUNT.pack(0xDD, len(self.items)) + b"".join(self.items)
-        return encode_frame(Kind.BATCH, self.route, 0, body)
+        items = self.items
+        body = items[0] if len(items) == 1 else b"".join(items)
+        return encode_frame(Kind.BATCH, self.route, 0, body, _COUNT.pack(0xDD, len(items)))
 
 
 class Outbox:
@@ -48,9 +49,9 @@ class Outbox:
         """Add an item to the batch of this route, if that is what was added last."""
         last = self._entries[-1] if self._entries else None
         if type(last) is not _Batch or last.route != route or last.size >= self._packet_size:
-            last = _Batch(route)
-            self._entries.append(last)
-            self.size += _BATCH_OVERHEAD
+            self._entries.append(_Batch(route, item))
+            self.size += _BATCH_OVERHEAD + len(item)
+            return
         last.items.append(item)
         last.size += len(item)
         self.size += len(item)
@@ -59,6 +60,10 @@ class Outbox:
         """Remove and return the next packet's frames: as many as fit, but at least one."""
         frames: list[bytes] = []
         entries, size = self._entries, 0
+        if len(entries) == 1:
+            only = entries.popleft()
+            self.size = 0
+            return only.frame() if type(only) is _Batch else only  # type: ignore[return-value]
         while entries:
             entry = entries[0]
             if frames and size + len(entry) > self._packet_size:

@@ -11,7 +11,6 @@ than it was given.
 
 import enum
 import struct
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from raylite.exceptions import ProtocolError
@@ -22,6 +21,7 @@ MAX_PACKET = 160 * 1024 * 1024  # one frame may carry a 100 MB function; nothing
 _FIXED64 = struct.Struct("<Q")
 _HEADER = struct.Struct("<BxHII")  # kind, route, call id, length of the body
 _HEAD = struct.Struct("<BQBQB")  # the usual packet: seq and ack both present
+_SMALL_HEAD = struct.Struct("<BQBQBB")  # the same, with the length of few frames
 HEADER_SIZE = _HEADER.size
 
 
@@ -49,6 +49,7 @@ class Kind(enum.IntEnum):
 ASIDE = frozenset({Kind.PING, Kind.PONG, Kind.BYE})  # said about the wire, not part of the session
 
 _KINDS = {int(kind): kind for kind in Kind}
+_new = tuple.__new__  # makes a named tuple without the call of Python code that its class adds
 
 
 class Frame(NamedTuple):
@@ -75,30 +76,33 @@ def encode_frame(
     return _HEADER.pack(kind, route, call, len(prefix) + len(body)) + prefix + body
 
 
-def decode_frames(data: bytes | memoryview) -> Iterator[Frame]:
-    """Yield the frames of a packet.
+def decode_frames(data: bytes | memoryview) -> list[Frame]:
+    """Return the frames of a packet.
 
     Raises:
         ProtocolError: The bytes end inside a frame, or a frame's kind is unknown.
     """
+    frames: list[Frame] = []
     position, end = 0, len(data)
-    unpack = _HEADER.unpack_from
     while position < end:
         body = position + HEADER_SIZE
         if body > end:
             raise ProtocolError(f"packet ends inside a frame header at byte {position} of {end}")
-        kind, route, call, length = unpack(data, position)
+        kind, route, call, length = _HEADER.unpack_from(data, position)
         position = body + length
         if position > end:
             raise ProtocolError(f"frame of {length} bytes runs past its packet of {end} bytes")
         if kind not in _KINDS:
             raise ProtocolError(f"unknown frame kind {kind}")
-        yield Frame(_KINDS[kind], route, call, data[body:position])
+        frames.append(_new(Frame, (_KINDS[kind], route, call, data[body:position])))
+    return frames
 
 
 def encode_packet(seq: int, ack: int, frames: bytes) -> bytes:
     size = len(frames)
     if seq and ack and size:
+        if size < 0x80:
+            return _SMALL_HEAD.pack(0x09, seq, 0x11, ack, 0x1A, size) + frames
         return _HEAD.pack(0x09, seq, 0x11, ack, 0x1A) + _varint(size) + frames
     parts = []
     if seq:
@@ -122,9 +126,9 @@ def decode_packet(data: bytes | memoryview) -> Packet:
         if seq_key == 0x09 and ack_key == 0x11 and frames_key == 0x1A:
             low, high = data[_HEAD.size], data[_HEAD.size + 1]
             if end == _HEAD.size + 1 + low:
-                return Packet(seq, ack, data[_HEAD.size + 1 :])
+                return _new(Packet, (seq, ack, data[_HEAD.size + 1 :]))
             if high < 0x80 <= low and end == _HEAD.size + 2 + (high << 7 | low & 0x7F):
-                return Packet(seq, ack, data[_HEAD.size + 2 :])
+                return _new(Packet, (seq, ack, data[_HEAD.size + 2 :]))
     seq = ack = 0
     frames: bytes | memoryview = b""
     view = memoryview(data)

@@ -87,19 +87,20 @@ class Session:
         Raises:
             ProtocolError: The peer acknowledges what was never sent, or skips a number.
         """
-        if packet.ack:
-            self.acknowledged(packet.ack)
-        if packet.seq == 0:
+        seq, ack, frames = packet
+        if ack:
+            self.acknowledged(ack)
+        if seq == 0:
             return True
-        if packet.seq <= self.received:
+        if seq <= self.received:
             return False
-        if packet.seq != self.received + 1:
+        if seq != self.received + 1:
             raise ProtocolError(
-                f"packet {packet.seq} follows packet {self.received}: the peer lost a packet"
+                f"packet {seq} follows packet {self.received}: the peer lost a packet"
             )
-        self.received = packet.seq
+        self.received = seq
         self._unreported_packets += 1
-        self._unreported_bytes += len(packet.frames)
+        self._unreported_bytes += len(frames)
         return True
 
     def acknowledged(self, ack: int) -> None:

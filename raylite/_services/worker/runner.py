@@ -23,6 +23,7 @@ from raylite.exceptions import (
 
 ANY = b"*"
 IDLE_AFTER = 0.2  # seconds without a job
+FUNCTIONS_KEPT = 1000
 
 
 def do_nothing() -> None:
@@ -83,7 +84,9 @@ class Runner:
         self._on_exit = on_exit
         self._ip = ip
         self._on_idle = on_idle
-        self._functions: dict[int, tuple[hot.Definition, Any]] = {}
+        # By their pickles: every owner sends its own, and one that is unpickled twice is two
+        # functions, each of which would be pickled, sent and unpickled anew for the tasks it starts.
+        self._functions: dict[bytes, Any] = {}
         self.current: RunningTask | None = None
 
     def run(self) -> None:
@@ -144,9 +147,9 @@ class Runner:
         return self._pack_each(result, task, job)
 
     def _function(self, definition: hot.Definition) -> Any:
-        known = self._functions.get(id(definition))
-        if known is None:
-            if len(self._functions) > 10_000:
+        function = self._functions.get(definition.function)
+        if function is None:
+            if len(self._functions) > FUNCTIONS_KEPT:
                 self._functions.clear()
             try:
                 function = pickling.loads_function(definition.function)
@@ -156,8 +159,8 @@ class Runner:
                     "may be because needed library dependencies are not installed in the worker "
                     f"environment:\n\n{type(error).__name__}: {error}"
                 ) from error
-            known = self._functions[id(definition)] = (definition, function)
-        return known[1]
+            self._functions[definition.function] = function
+        return function
 
     def _place(
         self, task: hot.Task, args: tuple[Any, ...], kwargs: dict[str, Any], job: Job
