@@ -11,9 +11,9 @@ from importlib import import_module as _import_module
 
 _HOMES = {
     "raylite._api": (
-        "RayContext", "available_resources", "cluster_resources", "get", "init", "is_initialized",
-        "nodes", "put", "remote", "shutdown", "wait",
+        "available_resources", "cluster_resources", "get", "nodes", "put", "remote", "wait",
     ),
+    "raylite._init": ("RayContext", "init", "is_initialized", "shutdown"),
     "raylite._services.worker.objects": ("ObjectRef",),
     "raylite._types.ids": (
         "ActorClassID", "ActorID", "ClusterID", "FunctionID", "JobID", "NodeID", "ObjectID",

@@ -5,17 +5,19 @@
 
 from raylite import exceptions as exceptions
 from raylite._api import (
-    RayContext as RayContext,
     available_resources as available_resources,
     cluster_resources as cluster_resources,
     get as get,
-    init as init,
-    is_initialized as is_initialized,
     nodes as nodes,
     put as put,
     remote as remote,
-    shutdown as shutdown,
     wait as wait,
+)
+from raylite._init import (
+    RayContext as RayContext,
+    init as init,
+    is_initialized as is_initialized,
+    shutdown as shutdown,
 )
 from raylite._services.worker.objects import ObjectRef as ObjectRef
 from raylite._types.ids import (

@@ -1,11 +1,11 @@
 """Which core worker the calling thread belongs to."""
 
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, cast
 
+from raylite._runtime import presence
 from raylite._services.worker import objects
 from raylite._services.worker.core import Core
 from raylite._services.worker.objects import ObjectRef
@@ -29,12 +29,13 @@ class Place:
         return self.runner.current if self.runner is not None else None
 
 
-class _OfThread(threading.local):
-    place: Place | None = None
+# Only places are entered, and only here; `presence` cannot say so without loading this module.
+_thread = cast("_OfThread", presence.of_thread)
+_process = cast("list[Place]", presence.of_process)
 
 
-_thread = _OfThread()
-_process: list[Place] = []
+class _OfThread(Protocol):
+    place: Place | None
 
 
 def current() -> Place | None:

@@ -3,8 +3,8 @@
     python tests/benchmarks/against_ray.py                 # all cases, best of 3 runs each
     python tests/benchmarks/against_ray.py --case tasks_sync --runs 5
 
-The first run makes a virtual environment with Ray for itself (`--cache` says where) and later runs
-reuse it. Sides alternate and the best run of each counts: on a shared machine absolute figures
+Each side is installed by pip in a virtual environment of its own (`--cache` says where), as users
+have it; later runs reuse Ray's, and install this tree anew. Sides alternate and the best run of each counts: on a shared machine absolute figures
 drift, ratios much less. The exit status is 1 if a ratio misses its target.
 """
 
@@ -57,16 +57,30 @@ ROWS = (
 )
 
 
-def ray_python(cache: Path) -> Path:
-    """Return the interpreter of an environment that has Ray, making it the first time."""
-    home = cache / f"ray-{RAY}-py{platform.python_version()}"
+def environment(home: Path, *packages: str) -> Path:
+    """Return the interpreter of an environment that has these packages, making it the first time."""
     python, ready = home / "bin" / "python", home / "ready"
     if not ready.exists():
-        print(f"making an environment with Ray {RAY} in {home} ...", file=sys.stderr)
+        print(f"making an environment in {home} ...", file=sys.stderr)
         subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
-        install = [str(python), "-m", "pip", "install", "--quiet", f"ray[default]=={RAY}", "numpy"]
-        subprocess.run(install, check=True)
+        install(python, *packages)
         ready.touch()
+    return python
+
+
+def install(python: Path, *arguments: str) -> None:
+    command = [str(python), "-m", "pip", "install", "--quiet", *arguments]
+    subprocess.run(command, check=True)
+
+
+def ray_python(cache: Path) -> Path:
+    home = cache / f"ray-{RAY}-py{platform.python_version()}"
+    return environment(home, f"ray[default]=={RAY}", "numpy")
+
+
+def raylite_python(cache: Path) -> Path:
+    python = environment(cache / f"raylite-py{platform.python_version()}", str(ROOT), "numpy")
+    install(python, "--force-reinstall", "--no-deps", str(ROOT))
     return python
 
 
@@ -74,8 +88,6 @@ def measure(python: Path, module: str, case: str) -> float | None:
     """Run one case in a process of its own; None, with its last words, if it failed."""
     command = [str(python), str(HERE / "cases.py"), "--module", module, "--case", case]
     environment = os.environ | {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    if module == "raylite":
-        environment["PYTHONPATH"] = str(ROOT)  # the source tree, wherever this is called from
     try:
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
@@ -119,11 +131,13 @@ def main() -> int:
     parser.add_argument("--case", action="append", choices=names, help="only this; may be repeated")
     parser.add_argument("--runs", type=int, default=3, help="runs a side, the best counts")
     parser.add_argument("--ray-python", type=Path, help="an interpreter that has Ray already")
-    parser.add_argument("--cache", type=Path, default=cache, help="where to keep Ray's environment")
+    parser.add_argument("--raylite-python", type=Path, help="the same, with raylite")
+    parser.add_argument("--cache", type=Path, default=cache, help="where to keep environments")
     parser.add_argument("--output", type=Path, help="write the table to this file, too")
     options = parser.parse_args()
 
     theirs_python = options.ray_python or ray_python(options.cache)
+    our_python = options.raylite_python or raylite_python(options.cache)
     rows = [row for row in ROWS if not options.case or row.case in options.case]
     lines = [f"| what | Ray {RAY} | raylite | ratio | target | |", "|---|---|---|---|---|---|"]
     print("\n".join(lines), flush=True)
@@ -134,7 +148,7 @@ def main() -> int:
         for _ in range(options.runs):
             for figures, python, module in (
                 (theirs, theirs_python, "ray"),
-                (ours, Path(sys.executable), "raylite"),
+                (ours, our_python, "raylite"),
             ):
                 figure = measure(python, module, row.case)
                 figures += [figure] if figure is not None else []
