@@ -30,20 +30,21 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from grpclib.client import Handler as ClientHandler
 from grpclib.config import Configuration
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.encoding.base import CodecBase
 from grpclib.exceptions import GRPCError, StreamTerminatedError
-from grpclib.protocol import Connection, H2Protocol, Stream
+from grpclib.protocol import Connection, EventsProcessor, H2Protocol, Stream
 from grpclib.server import Handler as ServerHandler, Server, Stream as ServerStream
 from grpclib.utils import Wrapper
 from h2.config import H2Configuration
+from h2.connection import H2Connection
 from h2.events import RemoteSettingsChanged, WindowUpdated
 from h2.exceptions import ProtocolError as H2Error
-from h2.settings import SettingCodes
+from h2.settings import SettingCodes, Settings
 
 from raylite._kernel.link import LinkConfig
 from raylite._kernel.network import Network
@@ -55,7 +56,14 @@ PATH = "/raylite.Link/Open"
 WINDOW = 16 * 1024 * 1024  # HTTP/2 flow control: bytes a peer may send that were not read
 FRAME = 256 * 1024  # bytes in an HTTP/2 frame; its default of 16 KiB halves the bulk rate
 
-_CONFIG = Configuration(http2_connection_window_size=2 * WINDOW, http2_stream_window_size=WINDOW)
+_CONFIG = Configuration()
+_SETTINGS = {
+    SettingCodes.ENABLE_PUSH: 0,
+    SettingCodes.INITIAL_WINDOW_SIZE: WINDOW,
+    SettingCodes.MAX_FRAME_SIZE: FRAME,
+    SettingCodes.MAX_CONCURRENT_STREAMS: 8,  # one is used; a second one is told so
+    SettingCodes.MAX_HEADER_LIST_SIZE: 64 * 1024,
+}
 _SCHEME = "unix:"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # what a client's connection begins with
 
@@ -65,6 +73,7 @@ _MESSAGE = struct.Struct(">HBBBIBI")  # the same, and gRPC's head of a message: 
 _WINDOW_UPDATE = struct.Struct(">HBBBII")  # the same, and how many bytes more may come
 _WINDOW_UPDATE_TYPE = 8
 _DEFAULT_FRAME = 16384  # what every peer takes
+_DEFAULT_WINDOW = 65535  # a connection's, before it is opened further
 _CREDIT = WINDOW // 4  # bytes read after which the peer is told that it may send as many more
 
 
@@ -255,8 +264,17 @@ class _Connection(H2Protocol):
         self._timer = asyncio.get_running_loop().call_later(seconds, self._give_up)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self._transport = self.connection._transport
+        """Do what grpclib does, in one SETTINGS frame instead of three, each to be acknowledged."""
+        transport = cast("asyncio.Transport", transport)  # uvloop's has another base
+        self._transport = transport
+        h2 = H2Connection(config=self.h2_config)
+        h2.local_settings = Settings(client=self.h2_config.client_side, initial_values=_SETTINGS)
+        h2.max_inbound_frame_size = FRAME
+        h2.initiate_connection()
+        h2.increment_flow_control_window(2 * WINDOW - _DEFAULT_WINDOW)
+        self.connection = Connection(h2, transport, config=self.config)
+        self.connection.flush()
+        self.processor = EventsProcessor(self.handler, self.connection)
         known = _Known(self.processor.processors)
         known[WindowUpdated] = known[RemoteSettingsChanged] = self._room
         self.processor.processors = known
@@ -387,8 +405,6 @@ class GrpcWire:
 
     def start(self) -> None:
         """Begin to read: `events` hears everything from now on."""
-        self._h2.update_settings({SettingCodes.MAX_FRAME_SIZE: FRAME})
-        self._connection.connection.flush()
         early, self._stream.buffer = self._stream.buffer, self  # type: ignore[assignment]
         while not early._unacked.empty():
             data, _, size = early._unacked.get_nowait()
