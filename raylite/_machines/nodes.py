@@ -1,8 +1,10 @@
 """Nodes: who is in the cluster, and who has been silent for too long."""
 
 from dataclasses import dataclass
+from enum import Enum
 
 GRACE = 10.0  # seconds of silence after which a node is dead
+STALL = 5.0  # seconds without `expire` after which it is not the nodes that were silent
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,14 @@ class NodeDied:
 Effect = NodeJoined | NodeDied
 
 
+class Standing(Enum):
+    """What the one who gave a sign of life is."""
+
+    MEMBER = "member"
+    UNKNOWN = "unknown"  # it may join
+    REPLACED = "replaced"  # another incarnation of the same node is the member
+
+
 @dataclass(slots=True)
 class _Member:
     incarnation: int
@@ -35,44 +45,66 @@ class Nodes:
     What concerns an incarnation that is no member, because it died or was replaced, is ignored.
     """
 
-    def __init__(self, grace: float = GRACE) -> None:
+    def __init__(self, grace: float = GRACE, stall: float = STALL) -> None:
         self._grace = grace
+        self._stall = stall
         self._members: dict[bytes, _Member] = {}
+        self._expired_at: float | None = None
+
+    def restored(self, node_id: bytes, incarnation: int, now: float) -> None:
+        """A node was a member before the GCS was started: it has a whole grace to be heard."""
+        self._members.setdefault(node_id, _Member(incarnation, now))
 
     def joined(self, node_id: bytes, incarnation: int, now: float) -> list[Effect]:
         """A node registered. Doing so again with the same incarnation is a sign of life."""
-        if self.heard(node_id, incarnation, now):
+        standing = self.heard(node_id, incarnation, now)
+        if standing is Standing.MEMBER:
             return []
         effects: list[Effect] = []
-        if self._members.pop(node_id, None) is not None:
+        if standing is Standing.REPLACED:
+            del self._members[node_id]
             effects.append(NodeDied(node_id, "it was replaced by a new incarnation"))
         self._members[node_id] = _Member(incarnation, now)
         return [*effects, NodeJoined(node_id)]
 
-    def heard(self, node_id: bytes, incarnation: int, now: float) -> bool:
-        """A node gave a sign of life; False if it is not (or no longer) a member."""
+    def heard(self, node_id: bytes, incarnation: int, now: float) -> Standing:
+        """A node gave a sign of life, which counts if it is a member's."""
         member = self._members.get(node_id)
-        if member is None or member.incarnation != incarnation:
-            return False
+        if member is None:
+            return Standing.UNKNOWN
+        if member.incarnation != incarnation:
+            return Standing.REPLACED
         member.heard_at = now
-        return True
+        return Standing.MEMBER
 
     def left(self, node_id: bytes, incarnation: int, reason: str) -> list[Effect]:
         """An incarnation's end is known; one that was replaced takes nobody along."""
-        member = self._members.get(node_id)
-        if member is None or member.incarnation != incarnation:
+        if not self.is_member(node_id, incarnation):
             return []
         del self._members[node_id]
         return [NodeDied(node_id, reason)]
 
     def expire(self, now: float) -> list[Effect]:
-        """Declare dead who has been silent for the whole grace."""
+        """Declare dead who has been silent for the whole grace.
+
+        To be called often. Who asks only after `stall` seconds stood still meanwhile and has not
+        read what the nodes said: that time is nobody's silence.
+        """
+        if self._expired_at is not None and now - self._expired_at >= self._stall:
+            for member in self._members.values():
+                member.heard_at += now - max(self._expired_at, member.heard_at)
+        self._expired_at = now
         silent = [
             id for id, member in self._members.items() if now - member.heard_at >= self._grace
         ]
         for node_id in silent:
             del self._members[node_id]
         return [NodeDied(node_id, f"it was silent for {self._grace:g} s") for node_id in silent]
+
+    def is_member(self, node_id: bytes, incarnation: int) -> bool:
+        """Whether this incarnation of a node is in the cluster."""
+        member = self._members.get(node_id)
+        return member is not None and member.incarnation == incarnation
 
     def alive(self) -> list[bytes]:
         """Return the members, in the order they joined."""

@@ -1,4 +1,8 @@
-"""What nodes and drivers say to the cluster's tables."""
+"""What nodes and drivers say to the cluster's tables.
+
+A change that was answered is durable. A watcher is told the present rows, then every change; an
+`UnavailableError` out of a feed means that it missed some and must watch anew.
+"""
 
 from raylite._kernel.interface import Interface, call, feed, post
 from raylite._wire.messages import gcs as msg
@@ -9,6 +13,7 @@ class Nodes(Interface):
 
     register = call(msg.RegisterNode, msg.Registered)  # once a node, before it takes leases
     heartbeat = post(msg.Heartbeat)  # every second; silence is how a node dies
+    sync = call(msg.Heartbeat, msg.Synced)  # a heartbeat that asks whether it was one of a member
     list = call(msg.ListNodes, msg.NodeList)
     watch = feed(msg.WatchNodes, msg.NodeEvent)  # the present members, then every change
 
@@ -16,9 +21,18 @@ class Nodes(Interface):
 class Jobs(Interface):
     """Drivers, each a job from its start to its end."""
 
-    add = call(msg.AddJob, msg.JobAdded)
+    add = call(msg.AddJob, msg.JobAdded)  # again after a restart of the GCS: the job is still mine
     finish = call(msg.FinishJob, msg.JobFinished)
     list = call(msg.ListJobs, msg.JobList)
+    watch = feed(msg.WatchJobs, msg.JobEvent)
+
+
+class Workers(Interface):
+    """The processes that run tasks, as their raylets tell of them."""
+
+    report = post(msg.ReportWorkers)  # those that began or ended; all of them in a new epoch
+    list = call(msg.ListWorkers, msg.WorkerList)
+    watch = feed(msg.WatchWorkers, msg.WorkerEvent)
 
 
 class Kv(Interface):
@@ -28,3 +42,4 @@ class Kv(Interface):
     get = call(msg.KvGet, msg.KvValue)
     delete = call(msg.KvDelete, msg.KvDeleted)
     keys = call(msg.KvKeys, msg.KvKeyList)
+    watch = feed(msg.WatchKv, msg.KvEvent)

@@ -15,10 +15,12 @@ from raylite._machines.memory import Memory
 from raylite._machines.nodes import Nodes as Membership
 from raylite._machines.pool import Pool
 from raylite._protocol import gcs
+from raylite._services.gcs.epoch import Epoch
 from raylite._services.gcs.jobs import JobService
 from raylite._services.gcs.kv import KvService
 from raylite._services.gcs.nodes import NodeService
 from raylite._services.gcs.storage import MemoryStorage, Storage
+from raylite._services.gcs.workers import WorkerService
 from raylite._services.raylet.leases import LeaseService
 from raylite._services.raylet.pool import Member, PoolService, WorkerSource
 from raylite._services.store.objects import ObjectService
@@ -32,9 +34,12 @@ STORE_GRACE = 60.0
 
 
 def build_gcs(network: Network, storage: Storage | None = None) -> Host:
-    """Return the GCS, to be run."""
+    """Return the GCS, to be run; the storage, if one is given, is for the caller to close."""
     kept = storage or MemoryStorage()
-    return Host(network, NodeService(Membership()), JobService(kept), KvService(kept))
+    epoch = Epoch(kept, network.seams.random("cluster"))
+    nodes = NodeService(Membership(), kept, epoch)
+    workers = WorkerService(kept, epoch, nodes)
+    return Host(network, nodes, JobService(kept, epoch), workers, KvService(kept))
 
 
 class MemberService(Service):

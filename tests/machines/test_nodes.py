@@ -1,9 +1,11 @@
 """Nodes: members join, are heard of, and die once, each incarnation for itself."""
 
+import math
+
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from raylite._machines.nodes import Effect, NodeDied, NodeJoined, Nodes
+from raylite._machines.nodes import Effect, NodeDied, NodeJoined, Nodes, Standing
 
 A, B = b"a", b"b"
 
@@ -37,21 +39,21 @@ def test_a_node_silent_for_the_whole_grace_dies_and_says_why() -> None:
 
 
 def test_signs_of_life_put_death_off() -> None:
-    nodes = Nodes(grace=10)
+    nodes = Nodes(grace=10, stall=math.inf)
     nodes.joined(A, 1, 0.0)
-    assert nodes.heard(A, 1, 9.0)
+    assert nodes.heard(A, 1, 9.0) is Standing.MEMBER
     assert nodes.expire(18.0) == []
     nodes.joined(A, 1, 18.0)
     assert nodes.expire(27.0) == []
     assert died(nodes.expire(28.0)) == [A]
 
 
-def test_the_dead_and_the_unknown_are_not_heard() -> None:
+def test_the_dead_and_the_unknown_may_join() -> None:
     nodes = Nodes(grace=1)
     nodes.joined(A, 1, 0.0)
     nodes.expire(1.0)
-    assert not nodes.heard(A, 1, 1.0)
-    assert not nodes.heard(B, 1, 1.0)
+    assert nodes.heard(A, 1, 1.0) is Standing.UNKNOWN
+    assert nodes.heard(B, 1, 1.0) is Standing.UNKNOWN
 
 
 def test_a_new_incarnation_replaces_the_old_one() -> None:
@@ -59,8 +61,10 @@ def test_a_new_incarnation_replaces_the_old_one() -> None:
     nodes.joined(A, 1, 0.0)
     replaced = NodeDied(A, "it was replaced by a new incarnation")
     assert nodes.joined(A, 2, 0.0) == [replaced, NodeJoined(A)]
-    assert not nodes.heard(A, 1, 1.0)
-    assert nodes.heard(A, 2, 1.0)
+    assert nodes.heard(A, 1, 1.0) is Standing.REPLACED
+    assert nodes.heard(A, 2, 1.0) is Standing.MEMBER
+    assert not nodes.is_member(A, 1)
+    assert nodes.is_member(A, 2)
 
 
 def test_a_node_whose_end_is_known_leaves_at_once() -> None:
@@ -85,12 +89,42 @@ def test_a_node_may_come_back_after_its_death() -> None:
     assert nodes.joined(A, 1, 2.0) == [NodeJoined(A)]
 
 
+def test_a_stale_incarnation_keeps_nobody_alive() -> None:
+    nodes = Nodes(grace=10)
+    nodes.joined(A, 1, 0.0)
+    nodes.joined(A, 2, 0.0)
+    nodes.heard(A, 1, 9.0)
+    assert died(nodes.expire(10.0)) == [A]
+
+
+def test_a_restored_member_has_a_whole_grace_to_be_heard() -> None:
+    nodes = Nodes(grace=10)
+    nodes.restored(A, 1, 100.0)
+    nodes.restored(B, 1, 100.0)
+    assert nodes.alive() == [A, B]
+    assert nodes.heard(A, 1, 109.0) is Standing.MEMBER
+    assert died(nodes.expire(110.0)) == [B]
+    assert nodes.joined(A, 1, 110.0) == []
+
+
+def test_what_the_watcher_slept_through_is_nobodys_silence() -> None:
+    nodes = Nodes(grace=10, stall=5)
+    nodes.joined(A, 1, 0.0)
+    nodes.joined(B, 1, 0.0)
+    assert nodes.expire(4.0) == []
+    nodes.heard(B, 1, 6.0)
+    assert nodes.expire(34.0) == []  # it stood still for 30 s
+    assert died(nodes.expire(38.0)) == []
+    assert died(nodes.expire(40.0)) == [A]  # silent for 4 s before, and 6 s after
+    assert died(nodes.expire(44.0)) == [B]
+
+
 class NodesModel(RuleBasedStateMachine):
     """Joins, signs of life and ends of two incarnations of two nodes, in any order."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.nodes = Nodes(grace=10)
+        self.nodes = Nodes(grace=10, stall=math.inf)
         self.members: dict[bytes, tuple[int, float]] = {}
         self.told: list[bytes] = []
         self.now = 0.0
@@ -105,7 +139,9 @@ class NodesModel(RuleBasedStateMachine):
     @rule(node=st.sampled_from([A, B]), incarnation=st.integers(1, 2))
     def hear(self, node: bytes, incarnation: int) -> None:
         is_member = self.members.get(node, (0, 0))[0] == incarnation
-        assert self.nodes.heard(node, incarnation, self.now) == is_member
+        standing = self.nodes.heard(node, incarnation, self.now)
+        assert (standing is Standing.MEMBER) == is_member
+        assert (standing is Standing.UNKNOWN) == (node not in self.members)
         if is_member:
             self.members[node] = (incarnation, self.now)
 
@@ -128,6 +164,14 @@ class NodesModel(RuleBasedStateMachine):
             del self.members[node]
         self.perform(effects)
 
+    @rule()
+    def restart(self) -> None:
+        self.nodes = Nodes(grace=10, stall=math.inf)
+        for node in self.told:
+            incarnation, _ = self.members[node]
+            self.nodes.restored(node, incarnation, self.now)
+            self.members[node] = (incarnation, self.now)
+
     def perform(self, effects: list[Effect]) -> None:
         for effect in effects:
             match effect:
@@ -141,6 +185,8 @@ class NodesModel(RuleBasedStateMachine):
     def who_was_told_is_alive(self) -> None:
         assert self.nodes.alive() == self.told
         assert sorted(self.told) == sorted(self.members)
+        for node, (incarnation, _) in self.members.items():
+            assert self.nodes.is_member(node, incarnation)
 
 
 TestNodesModel = NodesModel.TestCase

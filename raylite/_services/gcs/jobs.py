@@ -1,65 +1,149 @@
 """The Job service: one row a driver, from its start to its end."""
 
-from raylite._kernel.link import Link
-from raylite._kernel.seams import wall
-from raylite._kernel.service import Service, handles
-from raylite._protocol import gcs
-from raylite._services.gcs.storage import Storage
-from raylite._wire.messages import gcs as msg
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import replace
 
-_TABLE = "jobs"
+from raylite._kernel.link import Link
+from raylite._kernel.seams import now, wall
+from raylite._kernel.service import Service, every, handles
+from raylite._protocol import gcs
+from raylite._services.gcs.epoch import Epoch
+from raylite._services.gcs.storage import Storage, StorageError, Write
+from raylite._services.gcs.table import Change, Table
+from raylite._wire.messages import gcs as msg
+from raylite.exceptions import LinkClosedError, UnavailableError
+
+logger = logging.getLogger(__name__)
+
+RECLAIM = 60.0  # seconds that drivers have after a restart of the GCS to say that they are there
+
+_COUNTER = ("counters", b"jobs")
 
 
 class JobService(Service, serves=(gcs.Jobs,)):
-    """Numbers jobs from 1 and notes when they end: by their word, or with their driver."""
+    """Numbers jobs from 1 and notes when they end: by their word, or with their driver.
 
-    def __init__(self, storage: Storage) -> None:
+    A number is never given twice, though jobs that ended long ago are forgotten.
+    """
+
+    def __init__(self, storage: Storage, epoch: Epoch) -> None:
         self._storage = storage
-        self._rows: dict[bytes, msg.Job] = {}
+        self._epoch = epoch
+        self._table = Table(storage, "jobs", msg.Job.parse, lambda row: row.finished)
         self._last = 0
+        self._links: dict[bytes, Link] = {}
+        self._gone: dict[bytes, None] = {}  # jobs whose driver is, and whose row does not say so
+        self._reclaimable: dict[bytes, None] = {}
+        self._reclaim_until = 0.0
 
     async def started(self) -> None:
-        for key, value in await self._storage.scan(_TABLE):
-            self._rows[key] = msg.Job.parse(value)
-            self._last = max(self._last, int.from_bytes(key, "little"))
+        await self._epoch.begin()
+        await self._table.load()
+        table, key = _COUNTER
+        counter = (await self._storage.load(table)).get(key, b"")
+        numbers = [int.from_bytes(job_id, "little") for job_id in self._table.rows]
+        self._last = max([int.from_bytes(counter, "little"), *numbers])
+        running = (job_id for job_id, row in self._table.rows.items() if not row.finished)
+        self._reclaimable = dict.fromkeys(running)
+        self._reclaim_until = now() + RECLAIM
 
     @handles(gcs.Jobs.add)
     async def add(self, request: msg.AddJob) -> msg.JobAdded:
-        link = self.caller
-        for row in self._rows.values():
-            if row.driver_id == request.driver_id:
-                return msg.JobAdded(row.job_id)
-        self._last += 1
-        job_id = self._last.to_bytes(4, "little")
-        row = self._rows[job_id] = msg.Job(
-            job_id=job_id,
-            driver_id=request.driver_id,
-            driver_pid=request.driver_pid,
-            entrypoint=request.entrypoint,
-            namespace=request.namespace,
-            started_at=wall(),
-        )
-        await self._storage.put(_TABLE, job_id, bytes(row))
-        link.on_end(lambda ended: self._driver_left(ended, job_id))
-        return msg.JobAdded(job_id)
+        row = self._of(request.driver_id)
+        if row is None:
+            self._last += 1
+            row = _row(self._last.to_bytes(4, "little"), request)
+            self._follow(self.caller, row.job_id)
+            counter = Write(*_COUNTER, self._last.to_bytes(4, "little"))
+            await self._table.write([Change(row.job_id, row)], also=[counter])
+        elif row.finished:
+            raise UnavailableError(f"the job of this driver, {row.job_id.hex()}, has ended")
+        else:
+            self._follow(self.caller, row.job_id)
+            await self._table.durable(row.job_id)
+        return msg.JobAdded(row.job_id, self._epoch.message)
 
     @handles(gcs.Jobs.finish)
     async def finish(self, request: msg.FinishJob) -> msg.JobFinished:
-        await self._finish(request.job_id)
+        row = self._table.latest(request.job_id)
+        if row is None or row.finished:
+            await self._table.durable(request.job_id)
+        else:
+            await self._table.write([_ended(row, msg.JobState.SUCCEEDED)])
         return msg.JobFinished()
 
     @handles(gcs.Jobs.list)
     def list_jobs(self, request: msg.ListJobs) -> msg.JobList:
-        return msg.JobList([*self._rows.values()])
+        return msg.JobList([*self._table.rows.values()], self._epoch.message)
 
-    def _driver_left(self, link: Link, job_id: bytes) -> None:
-        if not self.scope.is_closed:
-            self.spawn(self._finish(job_id), "finish job")
+    @handles(gcs.Jobs.watch)
+    async def watch(self, request: msg.WatchJobs) -> AsyncIterator[msg.JobEvent]:
+        present = [Change(job_id, row) for job_id, row in self._table.rows.items()]
+        with self._table.changes.subscribe(present) as changes:
+            async for change in changes:
+                yield msg.JobEvent(change.row)
 
-    async def _finish(self, job_id: bytes) -> None:
-        row = self._rows.get(job_id)
-        if row is None or row.finished:
-            return
-        row.finished = True
-        row.finished_at = wall()
-        await self._storage.put(_TABLE, job_id, bytes(row))
+    @every(seconds=1.0)
+    async def sweep(self) -> None:
+        if now() >= self._reclaim_until:
+            self._gone |= self._reclaimable
+            self._reclaimable = {}
+        await self._end_gone()
+
+    async def _end_gone(self) -> None:
+        """End the jobs whose drivers are gone; when the storage fails, the sweep tries again."""
+        rows = [row for job_id in self._gone if (row := self._table.latest(job_id)) is not None]
+        dead = [_ended(row, msg.JobState.DEAD) for row in rows if not row.finished]
+        try:
+            if dead:
+                await self._table.write(dead)
+        except StorageError as error:
+            logger.warning("%d jobs that ended are not in the table yet: %s", len(dead), error)
+        over = [job_id for job_id in self._gone if self._is_over(job_id)]
+        for job_id in over:
+            del self._gone[job_id]
+
+    def _is_over(self, job_id: bytes) -> bool:
+        """Whether nothing is left to be written about a job."""
+        row = self._table.rows.get(job_id)
+        return row.finished if row is not None else self._table.latest(job_id) is None
+
+    def _of(self, driver_id: bytes) -> msg.Job | None:
+        return next((r for _, r in self._table.all_latest() if r.driver_id == driver_id), None)
+
+    def _follow(self, link: Link, job_id: bytes) -> None:
+        """Take the end of the session that the driver came on last for the driver's."""
+
+        def ended(link: Link) -> None:
+            if self._links.get(job_id) is not link:
+                return
+            del self._links[job_id]
+            if isinstance(link.error, LinkClosedError) or self.scope.is_closed:
+                return  # it is the GCS that ends
+            self._gone[job_id] = None
+            self.spawn(self._end_gone(), "end a job")
+
+        self._reclaimable.pop(job_id, None)
+        self._gone.pop(job_id, None)
+        if self._links.get(job_id) is not link:
+            self._links[job_id] = link
+            link.on_end(ended)
+
+
+def _row(job_id: bytes, request: msg.AddJob) -> msg.Job:
+    return msg.Job(
+        job_id=job_id,
+        driver_id=request.driver_id,
+        driver_pid=request.driver_pid,
+        driver_address=request.driver_address,
+        node_id=request.node_id,
+        entrypoint=request.entrypoint,
+        namespace=request.namespace,
+        config=request.config,
+        started_at=wall(),
+    )
+
+
+def _ended(row: msg.Job, state: msg.JobState) -> Change[msg.Job]:
+    return Change(row.job_id, replace(row, finished=True, state=state, finished_at=wall()))

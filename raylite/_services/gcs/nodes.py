@@ -1,73 +1,163 @@
 """The Node service: the GCS's view of the cluster's members."""
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
-from raylite._kernel.seams import now
+from raylite._kernel.link import Link
+from raylite._kernel.seams import now, wall
 from raylite._kernel.service import Service, every, handles
-from raylite._kernel.topic import Topic
-from raylite._machines.nodes import Effect, NodeDied, NodeJoined, Nodes as Membership
+from raylite._machines.nodes import Effect, NodeDied, NodeJoined, Nodes as Membership, Standing
 from raylite._protocol import gcs
+from raylite._services.gcs.epoch import Epoch
+from raylite._services.gcs.storage import Storage, StorageError
+from raylite._services.gcs.table import Change, Table
 from raylite._wire.messages import gcs as msg
+from raylite.exceptions import LinkClosedError
+
+logger = logging.getLogger(__name__)
+
+SWEEP = 0.5  # seconds by which a death may be declared late
 
 
 class NodeService(Service, serves=(gcs.Nodes,)):
-    """Keeps the node table. `Nodes` decides who is alive; this class carries it out."""
+    """Keeps the node table. `Nodes` decides who is alive; this class carries it out.
 
-    def __init__(self, membership: Membership) -> None:
-        self._membership = membership
-        self._rows: dict[bytes, msg.Node] = {}
-        self._events: Topic[msg.NodeEvent] = Topic()
+    A row that says alive of who is no member is a death still to be told. The sweep tells it
+    again and again, until the storage has taken it: then watchers learn of it.
+    """
+
+    def __init__(self, membership: Membership, storage: Storage, epoch: Epoch) -> None:
+        self.membership = membership
+        self.loaded = asyncio.Event()
+        self._epoch = epoch
+        self._table = Table(storage, "nodes", msg.Node.parse, lambda row: not row.alive)
+        self._available: dict[bytes, dict[str, float]] = {}  # by heartbeat, so not worth keeping
+        self._reasons: dict[bytes, str] = {}
+        self._links: dict[bytes, Link] = {}
+
+    async def started(self) -> None:
+        await self._epoch.begin()
+        await self._table.load()
+        for node_id, row in self._table.rows.items():
+            if row.alive:
+                self.membership.restored(node_id, row.incarnation, now())
+        self.loaded.set()
 
     @handles(gcs.Nodes.register)
-    def register(self, request: msg.RegisterNode) -> msg.Registered:
-        self._rows[request.node_id] = msg.Node(
-            node_id=request.node_id,
-            address=request.address,
-            hostname=request.hostname,
-            pid=request.pid,
-            alive=True,
-            head=request.head,
-            resources=dict(request.resources),
-            available=dict(request.resources),
-            labels=dict(request.labels),
-        )
-        self._perform(self._membership.joined(request.node_id, request.incarnation, now()))
+    async def register(self, request: msg.RegisterNode) -> msg.Registered:
         node_id, incarnation = request.node_id, request.incarnation
-        self.caller.on_end(lambda link: self._left(node_id, incarnation))
-        return msg.Registered()
+        self._note(self.membership.joined(node_id, incarnation, now()))
+        self._follow(self.caller, node_id, incarnation)
+        changes = [Change(node_id, _row(request))]
+        known = self._table.latest(node_id)
+        if known is not None and known.alive:
+            if known.incarnation == incarnation:
+                changes = [Change(node_id, replace(_row(request), started_at=known.started_at))]
+            else:
+                changes.insert(0, self._obituary(known))
+        self._available.pop(node_id, None)
+        await self._table.write(changes)
+        return msg.Registered(epoch=self._epoch.message)
 
     @handles(gcs.Nodes.heartbeat)
     def heartbeat(self, beat: msg.Heartbeat) -> None:
-        if self._membership.heard(beat.node_id, beat.incarnation, now()):
-            row = self._rows[beat.node_id]
-            self._rows[beat.node_id] = replace(row, available=dict(beat.available))
+        self._hear(beat)
+
+    @handles(gcs.Nodes.sync)
+    def sync(self, beat: msg.Heartbeat) -> msg.Synced:
+        is_unknown = self._hear(beat) is Standing.UNKNOWN
+        return msg.Synced(epoch=self._epoch.message, register_again=is_unknown)
 
     @handles(gcs.Nodes.list)
     def list_nodes(self, request: msg.ListNodes) -> msg.NodeList:
-        return msg.NodeList([*self._rows.values()])
+        nodes = [self._current(row) for row in self._table.rows.values()]
+        return msg.NodeList(nodes, self._epoch.message)
 
     @handles(gcs.Nodes.watch)
     async def watch(self, request: msg.WatchNodes) -> AsyncIterator[msg.NodeEvent]:
-        present = [msg.NodeEvent(self._rows[id]) for id in self._membership.alive()]
-        with self._events.subscribe(present) as events:
-            async for event in events:
-                yield event
+        rows = self._table.rows
+        present = [Change(node_id, row) for node_id, row in rows.items() if row.alive]
+        with self._table.changes.subscribe(present) as changes:
+            async for change in changes:
+                if change.row is not None:
+                    yield msg.NodeEvent(self._current(change.row))
 
-    @every(seconds=1.0)
-    def sweep(self) -> None:
-        self._perform(self._membership.expire(now()))
+    @every(seconds=SWEEP)
+    async def sweep(self) -> None:
+        self._note(self.membership.expire(now()))
+        await self._tell_deaths()
 
-    def _left(self, node_id: bytes, incarnation: int) -> None:
-        reason = "its raylet ended the session"
-        self._perform(self._membership.left(node_id, incarnation, reason))
+    async def _tell_deaths(self) -> None:
+        members = set(self.membership.alive())
+        dead = [
+            self._obituary(row)
+            for node_id, row in self._table.all_latest()
+            if row.alive and node_id not in members
+        ]
+        if not dead:
+            return
+        try:
+            await self._table.write(dead)
+        except StorageError as error:
+            logger.warning("%d dead nodes are not in the table yet: %s", len(dead), error)
 
-    def _perform(self, effects: list[Effect]) -> None:
+    def _hear(self, beat: msg.Heartbeat) -> Standing:
+        standing = self.membership.heard(beat.node_id, beat.incarnation, now())
+        if standing is Standing.MEMBER:
+            self._available[beat.node_id] = dict(beat.available)
+        return standing
+
+    def _follow(self, link: Link, node_id: bytes, incarnation: int) -> None:
+        """Take the end of the session that a node registered on last for the node's."""
+
+        def ended(link: Link) -> None:
+            if self._links.get(node_id) is not link:
+                return
+            del self._links[node_id]
+            if isinstance(link.error, LinkClosedError) or self.scope.is_closed:
+                return  # it is the GCS that ends
+            reason = "its raylet ended the session"
+            self._note(self.membership.left(node_id, incarnation, reason))
+            self.spawn(self._tell_deaths(), "tell of a node's end")
+
+        if self._links.get(node_id) is not link:
+            self._links[node_id] = link
+            link.on_end(ended)
+
+    def _note(self, effects: list[Effect]) -> None:
         for effect in effects:
             match effect:
                 case NodeJoined(node_id):
-                    row = self._rows[node_id] = replace(self._rows[node_id], alive=True)
-                    self._events.publish(msg.NodeEvent(row))
-                case NodeDied(node_id, _):
-                    row = self._rows[node_id] = replace(self._rows[node_id], alive=False)
-                    self._events.publish(msg.NodeEvent(row))
+                    logger.info("node %s joined", node_id.hex())
+                case NodeDied(node_id, reason):
+                    logger.info("node %s died: %s", node_id.hex(), reason)
+                    self._reasons[node_id] = reason
+
+    def _obituary(self, row: msg.Node) -> Change[msg.Node]:
+        self._available.pop(row.node_id, None)
+        reason = self._reasons.get(row.node_id, "")
+        dead = replace(row, alive=False, ended_at=wall(), death_reason=reason)
+        return Change(row.node_id, dead)
+
+    def _current(self, row: msg.Node) -> msg.Node:
+        if (available := self._available.get(row.node_id)) is None or not row.alive:
+            return row
+        return replace(row, available=available)
+
+
+def _row(request: msg.RegisterNode) -> msg.Node:
+    return msg.Node(
+        node_id=request.node_id,
+        address=request.address,
+        hostname=request.hostname,
+        pid=request.pid,
+        incarnation=request.incarnation,
+        alive=True,
+        head=request.head,
+        resources=dict(request.resources),
+        available=dict(request.resources),
+        labels=dict(request.labels),
+        started_at=wall(),
+    )

@@ -5,14 +5,18 @@
 
 __all__ = (
     "AddJob",
+    "Epoch",
     "FinishJob",
     "Heartbeat",
     "Job",
     "JobAdded",
+    "JobEvent",
     "JobFinished",
     "JobList",
+    "JobState",
     "KvDelete",
     "KvDeleted",
+    "KvEvent",
     "KvGet",
     "KvKeyList",
     "KvKeys",
@@ -21,12 +25,21 @@ __all__ = (
     "KvValue",
     "ListJobs",
     "ListNodes",
+    "ListWorkers",
     "Node",
     "NodeEvent",
     "NodeList",
     "RegisterNode",
     "Registered",
+    "ReportWorkers",
+    "Synced",
+    "WatchJobs",
+    "WatchKv",
     "WatchNodes",
+    "WatchWorkers",
+    "Worker",
+    "WorkerEvent",
+    "WorkerList",
 )
 
 from dataclasses import dataclass
@@ -39,12 +52,42 @@ _COMPILER_VERSION = "0.10.1"
 betterproto2.check_compiler_version(_COMPILER_VERSION)
 
 
-@dataclass(eq=False, repr=False)
-class AddJob(betterproto2.Message):
+class JobState(betterproto2.Enum):
     """
     Job: one driver's stay.
     """
 
+    RUNNING = 0
+
+    SUCCEEDED = 1
+    """
+    its driver said so
+    """
+
+    DEAD = 2
+    """
+    its driver left without a word
+    """
+
+    @classmethod
+    def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
+        return {
+            0: "JOB_STATE_RUNNING",
+            1: "JOB_STATE_SUCCEEDED",
+            2: "JOB_STATE_DEAD",
+        }
+
+    @classmethod
+    def betterproto_renamed_proto_names_to_value(cls) -> dict[str, int]:
+        return {
+            "JOB_STATE_RUNNING": 0,
+            "JOB_STATE_SUCCEEDED": 1,
+            "JOB_STATE_DEAD": 2,
+        }
+
+
+@dataclass(eq=False, repr=False)
+class AddJob(betterproto2.Message):
     driver_id: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
 
     driver_pid: "int" = betterproto2.field(2, betterproto2.TYPE_UINT32)
@@ -53,8 +96,31 @@ class AddJob(betterproto2.Message):
 
     namespace: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
 
+    driver_address: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
+
+    node_id: "bytes" = betterproto2.field(6, betterproto2.TYPE_BYTES)
+
+    config: "bytes" = betterproto2.field(7, betterproto2.TYPE_BYTES)
+    """
+    the driver's; the GCS does not read it
+    """
+
 
 default_message_pool.register_message("raylite.gcs", "AddJob", AddJob)
+
+
+@dataclass(eq=False, repr=False)
+class Epoch(betterproto2.Message):
+    """
+    Which life of the GCS this is, of which cluster. The number grows with every start.
+    """
+
+    number: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
+
+    cluster_id: "bytes" = betterproto2.field(2, betterproto2.TYPE_BYTES)
+
+
+default_message_pool.register_message("raylite.gcs", "Epoch", Epoch)
 
 
 @dataclass(eq=False, repr=False)
@@ -101,6 +167,16 @@ class Job(betterproto2.Message):
 
     finished_at: "float" = betterproto2.field(8, betterproto2.TYPE_DOUBLE)
 
+    driver_address: "str" = betterproto2.field(9, betterproto2.TYPE_STRING)
+
+    node_id: "bytes" = betterproto2.field(10, betterproto2.TYPE_BYTES)
+
+    state: "JobState" = betterproto2.field(
+        11, betterproto2.TYPE_ENUM, default_factory=lambda: JobState(0)
+    )
+
+    config: "bytes" = betterproto2.field(12, betterproto2.TYPE_BYTES)
+
 
 default_message_pool.register_message("raylite.gcs", "Job", Job)
 
@@ -109,8 +185,20 @@ default_message_pool.register_message("raylite.gcs", "Job", Job)
 class JobAdded(betterproto2.Message):
     job_id: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
 
+    epoch: "Epoch | None" = betterproto2.field(
+        2, betterproto2.TYPE_MESSAGE, optional=True
+    )
+
 
 default_message_pool.register_message("raylite.gcs", "JobAdded", JobAdded)
+
+
+@dataclass(eq=False, repr=False)
+class JobEvent(betterproto2.Message):
+    job: "Job | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
+
+
+default_message_pool.register_message("raylite.gcs", "JobEvent", JobEvent)
 
 
 @dataclass(eq=False, repr=False)
@@ -124,6 +212,10 @@ default_message_pool.register_message("raylite.gcs", "JobFinished", JobFinished)
 @dataclass(eq=False, repr=False)
 class JobList(betterproto2.Message):
     jobs: "list[Job]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
+
+    epoch: "Epoch | None" = betterproto2.field(
+        2, betterproto2.TYPE_MESSAGE, optional=True
+    )
 
 
 default_message_pool.register_message("raylite.gcs", "JobList", JobList)
@@ -147,6 +239,21 @@ class KvDeleted(betterproto2.Message):
 
 
 default_message_pool.register_message("raylite.gcs", "KvDeleted", KvDeleted)
+
+
+@dataclass(eq=False, repr=False)
+class KvEvent(betterproto2.Message):
+    key: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
+
+    value: "bytes | None" = betterproto2.field(
+        2, betterproto2.TYPE_BYTES, optional=True
+    )
+    """
+    none: it was deleted
+    """
+
+
+default_message_pool.register_message("raylite.gcs", "KvEvent", KvEvent)
 
 
 @dataclass(eq=False, repr=False)
@@ -230,6 +337,14 @@ default_message_pool.register_message("raylite.gcs", "ListNodes", ListNodes)
 
 
 @dataclass(eq=False, repr=False)
+class ListWorkers(betterproto2.Message):
+    pass
+
+
+default_message_pool.register_message("raylite.gcs", "ListWorkers", ListWorkers)
+
+
+@dataclass(eq=False, repr=False)
 class Node(betterproto2.Message):
     """
     Node: who is in the cluster.
@@ -271,6 +386,14 @@ class Node(betterproto2.Message):
         ),
     )
 
+    incarnation: "int" = betterproto2.field(10, betterproto2.TYPE_UINT64)
+
+    started_at: "float" = betterproto2.field(11, betterproto2.TYPE_DOUBLE)
+
+    ended_at: "float" = betterproto2.field(12, betterproto2.TYPE_DOUBLE)
+
+    death_reason: "str" = betterproto2.field(13, betterproto2.TYPE_STRING)
+
 
 default_message_pool.register_message("raylite.gcs", "Node", Node)
 
@@ -291,13 +414,19 @@ class NodeList(betterproto2.Message):
         1, betterproto2.TYPE_MESSAGE, repeated=True
     )
 
+    epoch: "Epoch | None" = betterproto2.field(
+        2, betterproto2.TYPE_MESSAGE, optional=True
+    )
+
 
 default_message_pool.register_message("raylite.gcs", "NodeList", NodeList)
 
 
 @dataclass(eq=False, repr=False)
 class Registered(betterproto2.Message):
-    pass
+    epoch: "Epoch | None" = betterproto2.field(
+        1, betterproto2.TYPE_MESSAGE, optional=True
+    )
 
 
 default_message_pool.register_message("raylite.gcs", "Registered", Registered)
@@ -338,8 +467,118 @@ default_message_pool.register_message("raylite.gcs", "RegisterNode", RegisterNod
 
 
 @dataclass(eq=False, repr=False)
+class ReportWorkers(betterproto2.Message):
+    node_id: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
+
+    incarnation: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
+
+    workers: "list[Worker]" = betterproto2.field(
+        3, betterproto2.TYPE_MESSAGE, repeated=True
+    )
+
+    complete: "bool" = betterproto2.field(4, betterproto2.TYPE_BOOL)
+    """
+    these are all that live: who is not among them is dead
+    """
+
+
+default_message_pool.register_message("raylite.gcs", "ReportWorkers", ReportWorkers)
+
+
+@dataclass(eq=False, repr=False)
+class Synced(betterproto2.Message):
+    epoch: "Epoch | None" = betterproto2.field(
+        1, betterproto2.TYPE_MESSAGE, optional=True
+    )
+
+    register_again: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
+    """
+    the GCS does not know the node: it was taken for dead, or forgotten
+    """
+
+
+default_message_pool.register_message("raylite.gcs", "Synced", Synced)
+
+
+@dataclass(eq=False, repr=False)
+class WatchJobs(betterproto2.Message):
+    pass
+
+
+default_message_pool.register_message("raylite.gcs", "WatchJobs", WatchJobs)
+
+
+@dataclass(eq=False, repr=False)
+class WatchKv(betterproto2.Message):
+    namespace: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
+
+    prefix: "bytes" = betterproto2.field(2, betterproto2.TYPE_BYTES)
+
+
+default_message_pool.register_message("raylite.gcs", "WatchKv", WatchKv)
+
+
+@dataclass(eq=False, repr=False)
 class WatchNodes(betterproto2.Message):
     pass
 
 
 default_message_pool.register_message("raylite.gcs", "WatchNodes", WatchNodes)
+
+
+@dataclass(eq=False, repr=False)
+class WatchWorkers(betterproto2.Message):
+    pass
+
+
+default_message_pool.register_message("raylite.gcs", "WatchWorkers", WatchWorkers)
+
+
+@dataclass(eq=False, repr=False)
+class Worker(betterproto2.Message):
+    """
+    Worker: a process that runs tasks. Its raylet is the truth about it.
+    """
+
+    worker_id: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
+
+    node_id: "bytes" = betterproto2.field(2, betterproto2.TYPE_BYTES)
+
+    pid: "int" = betterproto2.field(3, betterproto2.TYPE_UINT32)
+
+    job_id: "bytes" = betterproto2.field(4, betterproto2.TYPE_BYTES)
+
+    alive: "bool" = betterproto2.field(5, betterproto2.TYPE_BOOL)
+
+    exit_cause: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
+
+    started_at: "float" = betterproto2.field(7, betterproto2.TYPE_DOUBLE)
+
+    ended_at: "float" = betterproto2.field(8, betterproto2.TYPE_DOUBLE)
+
+
+default_message_pool.register_message("raylite.gcs", "Worker", Worker)
+
+
+@dataclass(eq=False, repr=False)
+class WorkerEvent(betterproto2.Message):
+    worker: "Worker | None" = betterproto2.field(
+        1, betterproto2.TYPE_MESSAGE, optional=True
+    )
+
+
+default_message_pool.register_message("raylite.gcs", "WorkerEvent", WorkerEvent)
+
+
+@dataclass(eq=False, repr=False)
+class WorkerList(betterproto2.Message):
+    workers: "list[Worker]" = betterproto2.field(
+        1, betterproto2.TYPE_MESSAGE, repeated=True
+    )
+
+    epoch: "Epoch | None" = betterproto2.field(
+        2, betterproto2.TYPE_MESSAGE, optional=True
+    )
+
+
+default_message_pool.register_message("raylite.gcs", "WorkerList", WorkerList)

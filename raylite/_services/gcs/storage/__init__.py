@@ -1,0 +1,7 @@
+"""Where the cluster's tables are kept: in memory, in a SQLite file, or in Redis."""
+
+from raylite._services.gcs.storage.interface import Storage, StorageError, Write
+from raylite._services.gcs.storage.memory import MemoryStorage
+from raylite._services.gcs.storage.url import open_storage
+
+__all__ = ["MemoryStorage", "Storage", "StorageError", "Write", "open_storage"]

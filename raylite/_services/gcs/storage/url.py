@@ -1,0 +1,57 @@
+"""Storages by URL. The modules of those that were not asked for are not imported."""
+
+from importlib import import_module
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+from raylite._services.gcs.storage.interface import Storage, StorageError
+from raylite._services.gcs.storage.memory import MemoryStorage
+
+_PACKAGE = "raylite._services.gcs.storage"
+
+ALLOWED = (
+    "a storage is `memory`, a file (`sqlite:///var/lib/raylite/gcs.db`, or only its path), "
+    "or `redis://host:port/db?cluster=name`"
+)
+
+
+async def open_storage(url: str) -> Storage:
+    """Return the storage at a URL, open.
+
+    Clusters that share a Redis are told apart by ``cluster``, which is ``default`` if not given.
+    What stands after ``sqlite://`` is the file's path, absolute; its directory must exist.
+
+    Raises:
+        ValueError: The URL is none of those allowed.
+        StorageError: What is there cannot be opened, or is not a storage of this raylite.
+    """
+    if url == "memory":
+        return MemoryStorage()
+    if url.startswith(("redis://", "rediss://")):
+        return await _open_redis(url)
+    path = url.removeprefix("sqlite://")
+    if "://" in path or not path.strip("/.") or not ("/" in path or "." in path):
+        raise ValueError(f"{url!r} is not a storage: {ALLOWED}")
+    storage: Storage = await import_module(f"{_PACKAGE}.sqlite").SqliteStorage.open(Path(path))
+    return storage
+
+
+async def _open_redis(url: str) -> Storage:
+    try:
+        parts = urlsplit(url)
+        query = parse_qs(parts.query, strict_parsing=bool(parts.query))
+        port, database = parts.port, int(parts.path.strip("/") or 0)
+        cluster = query.pop("cluster", ["default"])[-1]
+        if not parts.hostname or port == 0 or database < 0 or query:
+            raise ValueError("not what is allowed")
+    except ValueError as error:  # the URL itself may hold a password, and is not repeated
+        raise ValueError(f"this redis:// URL is not a storage: {ALLOWED}") from error
+    address = parts._replace(path=f"/{database}", query="").geturl()
+    try:
+        module = import_module(f"{_PACKAGE}.redis")
+    except ModuleNotFoundError as error:
+        raise StorageError(
+            f"redis:// needs {error.name}, which is not installed: pip install 'raylite[redis]'"
+        ) from error
+    storage: Storage = await module.RedisStorage.open(address, cluster)
+    return storage

@@ -1,0 +1,90 @@
+"""The Worker service: the processes that run tasks, as their raylets tell of them."""
+
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+from raylite._kernel.seams import wall
+from raylite._kernel.service import Service, every, handles
+from raylite._protocol import gcs
+from raylite._services.gcs.epoch import Epoch
+from raylite._services.gcs.nodes import NodeService
+from raylite._services.gcs.storage import Storage, StorageError
+from raylite._services.gcs.table import Change, Table
+from raylite._wire.messages import gcs as msg
+
+logger = logging.getLogger(__name__)
+
+
+class WorkerService(Service, serves=(gcs.Workers,)):
+    """Keeps the worker table: what a member's raylet reports, and that workers die with their node.
+
+    A report that the storage did not take is lost, as one is that a restart of the GCS overtook:
+    the next complete one makes up for both.
+    """
+
+    def __init__(self, storage: Storage, epoch: Epoch, nodes: NodeService) -> None:
+        self._epoch = epoch
+        self._nodes = nodes
+        self._table = Table(storage, "workers", msg.Worker.parse, lambda row: not row.alive)
+
+    async def started(self) -> None:
+        await self._epoch.begin()
+        await self._nodes.loaded.wait()
+        await self._table.load()
+
+    @handles(gcs.Workers.report)
+    async def report(self, report: msg.ReportWorkers) -> None:
+        if not self._nodes.membership.is_member(report.node_id, report.incarnation):
+            return  # it will be asked to register, and reports again then
+        rows = [self._reported(report.node_id, worker) for worker in report.workers]
+        if report.complete:
+            listed = {row.worker_id for row in rows}
+            rows += [
+                _dead(row, "its raylet knows of it no more")
+                for worker_id, row in self._table.all_latest()
+                if row.alive and row.node_id == report.node_id and worker_id not in listed
+            ]
+        await self._write([row for row in rows if row != self._table.latest(row.worker_id)])
+
+    @handles(gcs.Workers.list)
+    def list_workers(self, request: msg.ListWorkers) -> msg.WorkerList:
+        return msg.WorkerList([*self._table.rows.values()], self._epoch.message)
+
+    @handles(gcs.Workers.watch)
+    async def watch(self, request: msg.WatchWorkers) -> AsyncIterator[msg.WorkerEvent]:
+        present = [Change(worker_id, row) for worker_id, row in self._table.rows.items()]
+        with self._table.changes.subscribe(present) as changes:
+            async for change in changes:
+                yield msg.WorkerEvent(change.row)
+
+    @every(seconds=1.0)
+    async def sweep(self) -> None:
+        members = set(self._nodes.membership.alive())
+        dead = [
+            _dead(row, "its node died")
+            for _, row in self._table.all_latest()
+            if row.alive and row.node_id not in members
+        ]
+        try:
+            await self._write(dead)
+        except StorageError as error:
+            logger.warning("%d dead workers are not in the table yet: %s", len(dead), error)
+
+    async def _write(self, rows: list[msg.Worker]) -> None:
+        if rows:
+            await self._table.write([Change(row.worker_id, row) for row in rows])
+
+    def _reported(self, node_id: bytes, worker: msg.Worker) -> msg.Worker:
+        """Return the row that a report makes of a worker: the times are the table's own."""
+        row = replace(worker, node_id=node_id, started_at=wall(), ended_at=0.0)
+        known = self._table.latest(worker.worker_id)
+        if known is not None:
+            row = replace(row, started_at=known.started_at, ended_at=known.ended_at)
+        if row.alive:
+            return replace(row, ended_at=0.0)
+        return replace(row, ended_at=row.ended_at or wall())
+
+
+def _dead(row: msg.Worker, cause: str) -> msg.Worker:
+    return replace(row, alive=False, exit_cause=cause, ended_at=wall())

@@ -1,0 +1,264 @@
+"""The Node service: who is in the cluster, over restarts of the GCS too."""
+
+import anyio
+import pytest
+
+from raylite._kernel.host import Host
+from raylite._kernel.seams import now
+from raylite._protocol.gcs import Nodes
+from raylite._runtime.components import build_gcs
+from raylite._services.gcs.storage import MemoryStorage
+from raylite._wire.messages import gcs as msg
+from raylite.exceptions import UnavailableError
+from raylite.testing.loop import SimLoop
+from raylite.testing.sim import SimNetwork, World
+from tests.services.rig import Client, life, node, simulated, take
+from tests.services.storages import GatedStorage
+
+
+async def rows(client: Client) -> dict[bytes, msg.Node]:
+    return {row.node_id: row for row in (await client.nodes.list(msg.ListNodes())).nodes}
+
+
+async def beat(client: Client, seconds: float, node_id: bytes = b"n") -> None:
+    for _ in range(int(seconds)):
+        client.nodes.heartbeat(msg.Heartbeat(node_id, 1, {"CPU": 2.0}))
+        await anyio.sleep(1)
+
+
+@simulated
+async def test_a_registration_is_answered_when_it_is_durable() -> None:
+    storage = GatedStorage()
+    async with life(storage) as gcs:
+        raylet, other = gcs.client(), gcs.client()
+        await rows(other)
+        answers: list[msg.Registered] = []
+
+        async def register() -> None:
+            answers.append(await raylet.nodes.register(node()))
+
+        storage.is_holding = True
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(register)
+            await anyio.sleep(1)
+            assert await rows(other) == {}
+            assert not answers
+            storage.release()
+        assert len(answers) == 1
+        assert (await rows(other))[b"n"].alive
+
+
+@simulated
+async def test_a_watcher_sees_the_members_and_then_every_change() -> None:
+    async with life(MemoryStorage()) as gcs:
+        raylet, watcher = gcs.client(), gcs.client()
+        await raylet.nodes.register(node(b"a"))
+        events = aiter(watcher.nodes.watch(msg.WatchNodes()))
+        second = gcs.client()
+        assert (await anext(events)).node == (await rows(raylet))[b"a"]
+        await second.nodes.register(node(b"b"))
+        await second.leave()
+        seen = [event.node for event in await take(events, 2) if event.node is not None]
+        assert [(row.node_id, row.alive) for row in seen] == [(b"b", True), (b"b", False)]
+        assert seen[1].death_reason == "its raylet ended the session"
+        assert seen[1].ended_at > 0
+
+
+@simulated
+async def test_a_new_incarnation_follows_the_death_of_the_old() -> None:
+    async with life(MemoryStorage()) as gcs:
+        raylet = gcs.client()
+        await raylet.nodes.register(node(incarnation=1, address="old"))
+        events = aiter(raylet.nodes.watch(msg.WatchNodes()))
+        first = await anext(events)
+        await raylet.nodes.register(node(incarnation=2, address="new"))
+        seen = [e.node for e in [first, *await take(events, 2)] if e.node is not None]
+        told = [(row.address, row.alive) for row in seen]
+        assert told == [("old", True), ("old", False), ("new", True)]
+        assert seen[1].death_reason == "it was replaced by a new incarnation"
+
+
+@simulated
+async def test_an_old_session_of_a_node_ends_unnoticed() -> None:
+    async with life(MemoryStorage()) as gcs:
+        old, new = gcs.client(), gcs.client()
+        await old.nodes.register(node())
+        await new.nodes.register(node())
+        await old.leave()
+        assert (await rows(new))[b"n"].alive
+
+
+@simulated
+async def test_a_silent_node_dies_after_ten_seconds() -> None:
+    async with life(MemoryStorage()) as gcs:
+        raylet = gcs.client()
+        await raylet.nodes.register(node())
+        await beat(raylet, 30)
+        last = now() - 1
+        events = aiter(raylet.nodes.watch(msg.WatchNodes()))
+        await take(events, 2)
+        assert 10 <= now() - last <= 10.6
+        row = (await rows(raylet))[b"n"]
+        assert (row.alive, row.death_reason) == (False, "it was silent for 10 s")
+
+
+@simulated
+async def test_heartbeats_tell_what_is_available() -> None:
+    async with life(MemoryStorage()) as gcs:
+        raylet = gcs.client()
+        await raylet.nodes.register(node())
+        assert (await rows(raylet))[b"n"].available == {"CPU": 4.0}
+        await beat(raylet, 1)
+        assert (await rows(raylet))[b"n"].available == {"CPU": 2.0}
+
+
+@simulated
+async def test_who_is_unknown_is_asked_to_register_and_who_is_stale_is_ignored() -> None:
+    async with life(MemoryStorage()) as gcs:
+        raylet = gcs.client()
+        unknown = await raylet.nodes.sync(msg.Heartbeat(b"n", 1))
+        await raylet.nodes.register(node(incarnation=2))
+        stale = await raylet.nodes.sync(msg.Heartbeat(b"n", 1, {"CPU": 0.5}))
+        member = await raylet.nodes.sync(msg.Heartbeat(b"n", 2, {"CPU": 1.5}))
+        answers = [answer.register_again for answer in (unknown, stale, member)]
+        assert answers == [True, False, False]
+        assert (await rows(raylet))[b"n"].available == {"CPU": 1.5}
+
+
+@simulated
+async def test_a_death_is_told_once_the_storage_takes_it() -> None:
+    storage = GatedStorage()
+    async with life(storage) as gcs:
+        raylet, watcher = gcs.client(), gcs.client()
+        await raylet.nodes.register(node())
+        events = aiter(watcher.nodes.watch(msg.WatchNodes()))
+        await anext(events)
+        storage.fails = True
+        await raylet.leave()
+        await anyio.sleep(3)
+        assert (await rows(watcher))[b"n"].alive
+        storage.fails = False
+        event = await anext(events)
+        assert event.node is not None
+        assert not event.node.alive
+
+
+@simulated
+async def test_a_registration_that_cannot_be_kept_is_refused_and_may_be_tried_again() -> None:
+    storage = GatedStorage()
+    async with life(storage) as gcs:
+        raylet = gcs.client()
+        await rows(raylet)
+        storage.fails = True
+        with pytest.raises(UnavailableError, match="the disk is full"):
+            await raylet.nodes.register(node())
+        assert await rows(raylet) == {}
+        storage.fails = False
+        await raylet.nodes.register(node())
+        assert (await rows(raylet))[b"n"].alive
+
+
+# ---- restarts ----------------------------------------------------------------------------
+
+
+@simulated
+async def test_a_restart_keeps_the_members_and_grows_the_epoch() -> None:
+    storage = MemoryStorage()
+    async with life(storage) as gcs:
+        first = await gcs.client().nodes.register(node())
+    async with life(storage) as gcs:
+        raylet = gcs.client()
+        listed = await raylet.nodes.list(msg.ListNodes())
+        assert [row.alive for row in listed.nodes] == [True]
+        assert first.epoch is not None
+        assert listed.epoch is not None
+        assert (first.epoch.number, listed.epoch.number) == (1, 2)
+        assert first.epoch.cluster_id == listed.epoch.cluster_id
+        assert len(first.epoch.cluster_id) == 16
+        synced = await raylet.nodes.sync(msg.Heartbeat(b"n", 1))
+        assert (synced.register_again, synced.epoch) == (False, listed.epoch)
+
+
+@simulated
+async def test_after_a_restart_members_have_a_fresh_grace_and_then_die() -> None:
+    storage = MemoryStorage()
+    async with life(storage) as gcs:
+        for node_id in (b"beats", b"silent"):
+            await gcs.client().nodes.register(node(node_id))
+        await anyio.sleep(9)
+    async with life(storage) as gcs:
+        raylet = gcs.client()
+        await beat(raylet, 9, b"beats")
+        assert {row.alive for row in (await rows(raylet)).values()} == {True}
+        await beat(raylet, 2, b"beats")
+        alive = {node_id: row.alive for node_id, row in (await rows(raylet)).items()}
+        assert alive == {b"beats": True, b"silent": False}
+
+
+@simulated
+async def test_a_member_that_registers_again_after_a_restart_is_not_replaced() -> None:
+    storage = MemoryStorage()
+    async with life(storage) as gcs:
+        await gcs.client().nodes.register(node())
+    async with life(storage) as gcs:
+        raylet, watcher = gcs.client(), gcs.client()
+        events = aiter(watcher.nodes.watch(msg.WatchNodes()))
+        before = await anext(events)
+        await raylet.nodes.register(node())
+        after = await anext(events)
+        assert before == after
+        await raylet.leave()
+        ended = await anext(events)
+        assert ended.node is not None
+        assert not ended.node.alive
+
+
+@simulated
+async def test_the_dead_stay_dead_over_a_restart() -> None:
+    storage = MemoryStorage()
+    async with life(storage) as gcs:
+        raylet = gcs.client()
+        await raylet.nodes.register(node())
+        await raylet.leave()
+    async with life(storage) as gcs:
+        assert not (await rows(gcs.client()))[b"n"].alive
+
+
+# ---- partitions --------------------------------------------------------------------------
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("seed", range(5))
+def test_a_silent_partition_is_declared_after_ten_seconds(seed: int) -> None:
+    async def main() -> float:
+        world = World(seed)
+        there = SimNetwork(world, "gcs")
+        await there.listen("gcs")
+        host: Host = build_gcs(there)
+        running = host.start("gcs")
+        raylet = Nodes(SimNetwork(world, "raylet").connect("gcs"))
+        watcher = Nodes(SimNetwork(world, "watcher").connect("gcs"))
+
+        async def beats() -> None:
+            while True:
+                raylet.heartbeat(msg.Heartbeat(b"n", 1))
+                await anyio.sleep(1)
+
+        await raylet.register(node())
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(beats)
+            await anyio.sleep(20 + seed / 7)
+            events = aiter(watcher.watch(msg.WatchNodes()))
+            await anext(events)
+            world.cut("raylet", "gcs", silently=True)
+            began = now()
+            event = await anext(events)
+            assert event.node is not None
+            assert not event.node.alive
+            took = now() - began
+            tasks.cancel_scope.cancel()
+        host.stop()
+        await running
+        return took
+
+    assert 9 <= SimLoop().run(main()) <= 11
