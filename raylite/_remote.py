@@ -5,7 +5,7 @@ import inspect
 import logging
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
 
 from raylite._machines.submitter import LaneKey
 from raylite._options import TaskOptions, update_options, validate_task_options
@@ -18,7 +18,14 @@ from raylite._services.worker.submit import OwnedTask
 from raylite._types.keys import ObjectKey, TaskKey
 from raylite._types.resources import Resources
 from raylite._types.signature import Signature
-from raylite._wire import hot, pickling
+from raylite._types.strategies import (
+    DefaultStrategy,
+    Labels,
+    Placement,
+    SpreadStrategy,
+    Strategy,
+)
+from raylite._wire import hot, pickling, placement
 
 logger = logging.getLogger("raylite")
 
@@ -44,7 +51,7 @@ class _Submission:
         self.function = function
         self.name = name
         demand = Resources.from_mapping(options.demand(), exact=False)
-        self.key = LaneKey(demand, core.job, depth)
+        self.key = LaneKey(demand, core.job, depth, placement.encode(placement_of(options, demand)))
         self.returns = _count(options.num_returns)
         self.retries = options.max_retries
         self.retry_on = b"" if not self.retries else _retry_on(options.retry_exceptions)
@@ -284,6 +291,32 @@ def _put_large(
             stored.append((place, ref._entry))
             refs.append(ref)
     return stored
+
+
+class _HasStrategy(Protocol):
+    """The classes of `raylite.util.scheduling_strategies`."""
+
+    def to_strategy(self) -> Strategy: ...
+
+
+def placement_of(options: TaskOptions, demand: Resources) -> Placement:
+    """Return what a task needs of its node, as the options say."""
+    named = options.scheduling_strategy
+    strategy: Strategy = DefaultStrategy()
+    if named == "SPREAD":
+        strategy = SpreadStrategy()
+    elif named not in (None, "DEFAULT"):
+        if not hasattr(named, "to_strategy"):
+            raise ValueError(
+                f"Invalid scheduling_strategy value {show(named)}. Valid values are "
+                '["DEFAULT" | "SPREAD" | NodeAffinitySchedulingStrategy '
+                "| NodeLabelSchedulingStrategy]"
+            )
+        strategy = cast(_HasStrategy, named).to_strategy()
+    selectors = [
+        Labels.parse(each.get("label_selector") or {}) for each in options.fallback_strategy
+    ]
+    return Placement(demand, strategy, Labels.parse(options.label_selector or {}), tuple(selectors))
 
 
 def _count(num_returns: object) -> int:

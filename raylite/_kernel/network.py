@@ -128,6 +128,12 @@ class Network(ABC):
             if link.peer == address:
                 link.confirm_dead(reason)
 
+    def confirm_node_dead(self, mark: str, reason: str) -> None:
+        """Every process whose address bears this mark is known to be gone."""
+        for link in self.links:
+            if f";{mark}=" in link.peer:
+                link.confirm_dead(reason)
+
     @abstractmethod
     async def listen(self, address: str) -> None:
         """Accept wires at an address, which becomes this process's own."""

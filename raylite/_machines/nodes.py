@@ -109,3 +109,7 @@ class Nodes:
     def alive(self) -> list[bytes]:
         """Return the members, in the order they joined."""
         return list(self._members)
+
+    def members(self) -> list[tuple[bytes, int]]:
+        """Return the members and their incarnations, in the order they joined."""
+        return [(node_id, member.incarnation) for node_id, member in self._members.items()]

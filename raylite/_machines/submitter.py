@@ -53,6 +53,8 @@ class LaneKey:
     demand: Resources
     environment: Hashable
     depth: int
+    #: What the tasks ask of their node besides resources; only compared here.
+    where: Hashable = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,12 +230,13 @@ class Submitter:
         return self._advance([lane], now)
 
     def lost(
-        self, worker: WorkerKey, last_task: TaskKey, now: float
+        self, worker: WorkerKey, last_task: TaskKey | None, now: float
     ) -> tuple[list[Pending], list[Effect]]:
         """A worker died. Return the tasks it had begun; the others are queued again.
 
         A worker runs what it is sent in order, so everything up to the task it started last may
-        have run, and nothing after it has.
+        have run, and nothing after it has. None is for a worker that nobody can say this of, since
+        its whole node is gone: then any of them may have begun.
         """
         known = self._workers.pop(worker, None)
         if known is None:
@@ -241,7 +244,7 @@ class Submitter:
         lane = known.lane
         del lane.workers[worker]
         sent = list(known.sent.values())
-        begun = 0
+        begun = len(sent) if last_task is None else 0
         for position, task in enumerate(sent):
             task.worker = None
             if task.id == last_task:

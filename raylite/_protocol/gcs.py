@@ -5,6 +5,7 @@ A change that was answered is durable. A watcher is told the present rows, then 
 """
 
 from raylite._kernel.interface import Interface, call, feed, post
+from raylite._wire import hot
 from raylite._wire.messages import gcs as msg
 
 
@@ -16,6 +17,13 @@ class Nodes(Interface):
     sync = call(msg.Heartbeat, msg.Synced)  # a heartbeat that asks whether it was one of a member
     list = call(msg.ListNodes, msg.NodeList)
     watch = feed(msg.WatchNodes, msg.NodeEvent)  # the present members, then every change
+
+
+class Views(Interface):
+    """What every node has of resources, and what of it is free: as versioned deltas."""
+
+    report = call(hot.ViewDelta, hot.ViewWanted)  # a raylet's own, a tenth of a second apart
+    watch = feed(hot.WatchViews, hot.ViewDeltas)  # all that is known, then what changes
 
 
 class Jobs(Interface):

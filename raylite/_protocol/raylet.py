@@ -32,6 +32,7 @@ class Holder(Interface):
 
     granted = batch(hot.LeaseGrant, bulk=False)
     problem = batch(hot.LeaseProblem, bulk=False)
+    spilled = batch(hot.Spilled, bulk=False)  # ask another raylet
     lost = batch(hot.WorkerLost, bulk=False)
     wanted = post(bytes)  # others wait: give idle leases back at once
     unwanted = post(bytes)
@@ -50,4 +51,5 @@ class Process(Interface):
     """What the raylet tells every process of its node."""
 
     died = post(hot.Death)  # another one ended; answer with `viewless` when nothing of it is viewed
+    node_died = post(hot.NodeDeath)  # another node, with all its processes
     leave = post(hot.Leave)  # to workers: exit, when nobody needs you

@@ -57,6 +57,12 @@ class ProcessService(Service, serves=(raylet.Process,)):
         self._viewed[death.id] = viewed
         self._check_views()
 
+    @handles(raylet.Process.node_died)
+    def node_died(self, death: hot.NodeDeath) -> None:
+        self._network.confirm_node_dead(death.mark, death.cause)
+        for address in self._owner.known_at(death.mark):
+            self._owner.process_died(address)
+
     @handles(raylet.Process.leave)
     def leave(self, leave: hot.Leave) -> None:
         self._is_leaving = True
@@ -192,7 +198,7 @@ def _assemble(
     link = network.connect(raylet_address)
     owner = OwnerService(network, link)
     submitter = Submitter(WorkerKey(id), max(int(cpus * UNIT), UNIT))
-    submit = SubmitService(network, link, owner, submitter, job)
+    submit = SubmitService(network, link, owner, submitter, job, id)
     process = ProcessService(network, link, owner, submit)
     core = Core(id, job, loop, network, arena, owner, submit, link, wake)
     services: list[Service] = [owner, submit, process]

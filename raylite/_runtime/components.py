@@ -13,6 +13,7 @@ from raylite._kernel.service import Service, every
 from raylite._machines.leases import Leases
 from raylite._machines.memory import Memory
 from raylite._machines.nodes import Nodes as Membership
+from raylite._machines.picker import Picker
 from raylite._machines.pool import Pool
 from raylite._protocol import gcs
 from raylite._services.gcs.epoch import Epoch
@@ -20,12 +21,15 @@ from raylite._services.gcs.jobs import JobService
 from raylite._services.gcs.kv import KvService
 from raylite._services.gcs.nodes import NodeService
 from raylite._services.gcs.storage import MemoryStorage, Storage
+from raylite._services.gcs.views import ViewService
 from raylite._services.gcs.workers import WorkerService
+from raylite._services.raylet.cluster import ClusterService
 from raylite._services.raylet.leases import LeaseService
 from raylite._services.raylet.pool import Member, PoolService, WorkerSource
 from raylite._services.store.objects import ObjectService
 from raylite._types import board
 from raylite._types.resources import Resources
+from raylite._types.strategies import NodeKey, NodeView
 from raylite._wire import hot
 from raylite._wire.messages import gcs as msg
 
@@ -39,7 +43,8 @@ def build_gcs(network: Network, storage: Storage | None = None) -> Host:
     epoch = Epoch(kept, network.seams.random("cluster"))
     nodes = NodeService(Membership(), kept, epoch)
     workers = WorkerService(kept, epoch, nodes)
-    return Host(network, nodes, JobService(kept, epoch), workers, KvService(kept))
+    views = ViewService(nodes)
+    return Host(network, nodes, views, JobService(kept, epoch), workers, KvService(kept))
 
 
 class MemberService(Service):
@@ -74,6 +79,7 @@ class Raylet:
     pool: PoolService
     leases: LeaseService
     objects: ObjectService
+    cluster: ClusterService
 
     def show(self, token: int, pid: int, name: str, is_stderr: bool, lines: list[str]) -> bool:
         """Forward what a worker printed to its job's drivers; False while they cannot keep up."""
@@ -96,12 +102,14 @@ def build_raylet(
     labels: Mapping[str, str],
     is_head: bool,
     store_grace: float = STORE_GRACE,
+    node_id: bytes = b"",
 ) -> Raylet:
     """Return a raylet, to be run.
 
-    An object that finds the store full waits `store_grace` seconds for room.
+    An object that finds the store full waits `store_grace` seconds for room. The node gets an id
+    unless it has one, which the addresses of its processes are marked with.
     """
-    node_id = network.seams.random("node").randbytes(28)
+    node_id = node_id or network.seams.random("node").randbytes(28)
     amounts = {"CPU": num_cpus, **resources, "node:127.0.0.1": 1.0}
     if is_head:
         amounts["node:__internal_head__"] = 1.0
@@ -110,7 +118,19 @@ def build_raylet(
     machine = Pool(soft_limit=cpus, prestart=min(cpus, PRESTART))
     pool = PoolService(network, machine, source, node_id, gcs_address)
     pool.arena_size = arena.capacity
-    leases = LeaseService(network, Leases(total), pool)
+    incarnation = int.from_bytes(network.incarnation[:8], "little")
+    lent = Leases(total)
+
+    def view() -> NodeView:
+        return NodeView(
+            NodeKey(node_id), incarnation, network.address, total, lent.available(), labels,
+            sum(lent.waiting().values()),
+        )  # fmt: skip
+
+    cluster = ClusterService(network, gcs_address, view, pool)
+    picker = Picker(NodeKey(node_id), network.seams.random("picker").random)
+    leases = LeaseService(network, lent, picker, pool, cluster.nodes)
+    cluster.on_change.append(leases.reconsider)
     memory = Memory(arena.capacity - board.SIZE, grace=store_grace)
 
     def readers() -> list[bytes]:
@@ -127,14 +147,14 @@ def build_raylet(
         address=network.address,
         hostname=socket.gethostname(),
         pid=os.getpid(),
-        incarnation=int.from_bytes(network.incarnation[:8], "little"),
+        incarnation=incarnation,
         head=is_head,
         resources=total.to_floats(),
         labels=dict(labels),
     )
     membership = MemberService(network, gcs_address, row, leases)
-    host = Host(network, pool, leases, objects, membership)
-    return Raylet(host, node_id, pool, leases, objects)
+    host = Host(network, pool, leases, objects, membership, cluster)
+    return Raylet(host, node_id, pool, leases, objects, cluster)
 
 
 async def run_until(host: Host, stopping: asyncio.Event) -> None:

@@ -102,13 +102,40 @@ class GivenBack(msgspec.Struct, array_like=True, frozen=True, gc=False):
     attempt: int
 
 
+class Where(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What a task asks of its node besides resources: see `_wire/placement.py`."""
+
+    strategy: int = 0
+    node: bytes = b""
+    flags: int = 0
+    hard: tuple[tuple[str, int, tuple[str, ...]], ...] = ()
+    soft: tuple[tuple[str, int, tuple[str, ...]], ...] = ()
+    selectors: tuple[tuple[tuple[str, int, tuple[str, ...]], ...], ...] = ()
+
+
 class LeaseRequest(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """A wish for a worker. `demand` is in ten-thousandths, by resource."""
+    """A wish for a worker. `demand` is in ten-thousandths, by resource.
+
+    `holder` is the asking process's id: a raylet of another node does not know it by its link.
+    `visited` are the nodes whose raylets have sent it on.
+    """
 
     lease: bytes
     demand: dict[str, int]
     key: bytes
     depth: int
+    holder: bytes = b""
+    where: Where | None = None
+    visited: tuple[bytes, ...] = ()
+
+
+class Spilled(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Ask another raylet for this lease; this one keeps nothing of the request."""
+
+    lease: bytes
+    node: bytes
+    address: str
+    visited: tuple[bytes, ...]
 
 
 class LeaseGrant(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -141,6 +168,55 @@ class Death(msgspec.Struct, array_like=True, frozen=True, gc=False):
     id: bytes
     address: str
     cause: str
+
+
+class NodeDeath(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A node ended, with every process whose address bears its mark."""
+
+    node: bytes
+    mark: str
+    cause: str
+
+
+class Profile(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What seldom changes of a node. Amounts are in ten-thousandths."""
+
+    address: str
+    total: dict[str, int]
+    labels: dict[str, str]
+    draining: bool
+
+
+class Load(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What changes with every lease of a node."""
+
+    available: dict[str, int]
+    backlog: int
+
+
+class ViewDelta(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What changed of a node's view after version `base`: see `_machines/views.py`."""
+
+    node: bytes
+    incarnation: int
+    base: int
+    version: int
+    profile: Profile | None
+    load: Load | None
+
+
+class ViewDeltas(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    deltas: tuple[ViewDelta, ...]
+
+
+class ViewWanted(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """The answer to a delta: whether the whole view is to be sent, for news of it was missed."""
+
+    is_full: bool
+
+
+class WatchViews(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A wish for all views, then for what changes of them."""
 
 
 class Leave(msgspec.Struct, array_like=True, frozen=True, gc=False):

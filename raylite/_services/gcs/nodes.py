@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
 from raylite._kernel.link import Link
@@ -36,6 +36,17 @@ class NodeService(Service, serves=(gcs.Nodes,)):
         self._available: dict[bytes, dict[str, float]] = {}  # by heartbeat, so not worth keeping
         self._reasons: dict[bytes, str] = {}
         self._links: dict[bytes, Link] = {}
+        self._on_joined: list[Callable[[bytes, int], None]] = []
+        self._on_left: list[Callable[[bytes], None]] = []
+
+    def follow(
+        self, joined: Callable[[bytes, int], None], left: Callable[[bytes], None]
+    ) -> None:
+        """Be told of members as they are decided on, before that is durable; of those there are now."""
+        for node_id, incarnation in self.membership.members():
+            joined(node_id, incarnation)
+        self._on_joined.append(joined)
+        self._on_left.append(left)
 
     async def started(self) -> None:
         await self._epoch.begin()
@@ -49,6 +60,8 @@ class NodeService(Service, serves=(gcs.Nodes,)):
     async def register(self, request: msg.RegisterNode) -> msg.Registered:
         node_id, incarnation = request.node_id, request.incarnation
         self._note(self.membership.joined(node_id, incarnation, now()))
+        for joined in self._on_joined:
+            joined(node_id, incarnation)
         self._follow(self.caller, node_id, incarnation)
         changes = [Change(node_id, _row(request))]
         known = self._table.latest(node_id)
@@ -134,6 +147,8 @@ class NodeService(Service, serves=(gcs.Nodes,)):
                 case NodeDied(node_id, reason):
                     logger.info("node %s died: %s", node_id.hex(), reason)
                     self._reasons[node_id] = reason
+                    for left in self._on_left:
+                        left(node_id)
 
     def _obituary(self, row: msg.Node) -> Change[msg.Node]:
         self._available.pop(row.node_id, None)

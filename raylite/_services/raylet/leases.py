@@ -1,11 +1,13 @@
 """The Lease service: who may run tasks on this node, and on which worker."""
 
 import logging
+from collections.abc import Callable, Mapping
 
 from raylite._kernel.alarm import Alarm
 from raylite._kernel.network import Network
 from raylite._kernel.seams import now
-from raylite._kernel.service import Service, handles
+from raylite._kernel.service import Service, every, handles
+from raylite._machines import picker as picking
 from raylite._machines.leases import (
     Effect,
     Grant,
@@ -16,11 +18,13 @@ from raylite._machines.leases import (
     Unwanted,
     Wanted,
 )
+from raylite._machines.picker import Ask, Keep, Picker, Refuse, Spill
 from raylite._protocol import raylet
 from raylite._services.raylet.pool import Member, PoolService
 from raylite._types.keys import HolderKey, LeaseID, WorkerKey
 from raylite._types.resources import Resources
-from raylite._wire import hot
+from raylite._types.strategies import NodeKey, NodeView
+from raylite._wire import hot, placement
 from raylite._wire.messages import raylet as msg
 
 logger = logging.getLogger(__name__)
@@ -30,13 +34,26 @@ _KNOWN_WORKERS = 16  # of a holder, that it is lent again first: it has links to
 
 
 class LeaseService(Service, serves=(raylet.Leases,)):
-    """Carries out what `Leases` decides, with workers from the pool."""
+    """Carries out what `Picker` and `Leases` decide, with workers from the pool.
 
-    def __init__(self, network: Network, leases: Leases, pool: PoolService) -> None:
+    `Picker` says on which node a request is served, `Leases` when, if that is this one.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        leases: Leases,
+        picker: Picker,
+        pool: PoolService,
+        views: Callable[[], Mapping[NodeKey, NodeView]],
+    ) -> None:
         self._network = network
         self._leases = leases
+        self._picker = picker
         self._pool = pool
+        self._views = views
         self._keys: dict[LeaseID, tuple[Member, bytes]] = {}
+        self._requests: dict[LeaseID, Request] = {}
         self._lease_of: dict[bytes, LeaseID] = {}  # by worker
         self._told: dict[
             bytes, None
@@ -55,13 +72,25 @@ class LeaseService(Service, serves=(raylet.Leases,)):
 
     @handles(raylet.Leases.request)
     def request(self, requests: list[hot.LeaseRequest]) -> None:
-        holder = self._pool.member(self.caller)
+        link, views, moment = self.caller, self._views(), now()
         for wish in requests:
-            lease = LeaseID(wish.lease)
+            holder = self._pool.holder(link, wish.holder)
+            lease, key = LeaseID(wish.lease), HolderKey(holder.id)
             self._keys[lease] = holder, wish.key
             demand = self._demand(wish.demand)
-            asked = Request(lease, HolderKey(holder.id), demand, wish.depth)
-            self._perform(self._leases.request(asked))
+            self._requests[lease] = Request(lease, key, demand, wish.depth)
+            visited = tuple(NodeKey(node) for node in wish.visited)
+            ask = Ask(lease, key, placement.decode(demand, wish.where), visited)
+            self._place(self._picker.request(ask, views, moment))
+
+    def reconsider(self) -> None:
+        """Other nodes have changed: what waits here may be better off there."""
+        self._place(self._picker.changed(self._views(), now()))
+
+    @every(seconds=1.0)
+    def look_again(self) -> None:
+        """Views promise less as they age; see `Picker.changed`."""
+        self.reconsider()
 
     @handles(raylet.Leases.release)
     def release(self, leases: list[bytes]) -> None:
@@ -87,10 +116,36 @@ class LeaseService(Service, serves=(raylet.Leases,)):
         available = self._leases.available().to_floats()
         return msg.ResourceView(self._leases.total.to_floats(), available)
 
+    def _place(self, effects: list[picking.Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Keep(ask):
+                    if (request := self._requests.get(ask.lease)) is not None:
+                        self._perform(self._leases.request(request))
+                case Spill(lease, _, node, address, visited):
+                    known = self._forget(lease)
+                    if known is not None and not known[0].link.is_ended:
+                        known[0].holder.spilled(hot.Spilled(lease, node, address, visited))
+                case Refuse(lease, _, message):
+                    self._tell(lease, message, is_final=True)
+                    self._forget(lease)
+                case picking.Infeasible(lease, _, message):
+                    logger.warning("%s", message)
+                    self._tell(lease, message, is_final=False)
+                    self._perform(self._leases.release(lease))
+
+    def _forget(self, lease: LeaseID) -> tuple[Member, bytes] | None:
+        """Drop a request that is not granted: it is served elsewhere, or nowhere."""
+        known = self._keys.pop(lease, None)
+        self._requests.pop(lease, None)
+        self._perform(self._leases.release(lease))
+        return known
+
     def _perform(self, effects: list[Effect]) -> None:
         for effect in effects:
             match effect:
                 case Grant(lease, _, demand):
+                    self._picker.granted(lease)
                     if lease in self._keys and self._pool.worker_of(lease) is None:
                         holder, key = self._keys[lease]
                         self._pool.lend(lease, key, demand.units("CPU"), holder)
@@ -137,6 +192,8 @@ class LeaseService(Service, serves=(raylet.Leases,)):
 
     def _end(self, lease: LeaseID) -> None:
         self._keys.pop(lease, None)
+        self._requests.pop(lease, None)
+        self._picker.ended(lease)
         worker = self._pool.worker_of(lease)
         if worker is not None:
             self._lease_of.pop(worker, None)
@@ -147,6 +204,7 @@ class LeaseService(Service, serves=(raylet.Leases,)):
     def _revoke(self, lease: LeaseID) -> None:
         """Its holder died: what runs on it is nobody's work."""
         self._keys.pop(lease, None)
+        self._requests.pop(lease, None)
         worker = self._pool.worker_of(lease)
         if worker is None:
             self._pool.returned(lease)
@@ -160,6 +218,8 @@ class LeaseService(Service, serves=(raylet.Leases,)):
 
     def _lost(self, lease: LeaseID, worker: Member, cause: str, last_task: bytes) -> None:
         known = self._keys.pop(lease, None)
+        self._requests.pop(lease, None)
+        self._picker.ended(lease)
         self._lease_of.pop(worker.id, None)
         if known is not None and not known[0].link.is_ended:
             known[0].holder.lost(hot.WorkerLost(lease, worker.id, worker.address, cause, last_task))
@@ -170,7 +230,9 @@ class LeaseService(Service, serves=(raylet.Leases,)):
         for lease in [lease for lease, known in self._keys.items() if known[0] is member]:
             if self._pool.worker_of(lease) is None:
                 self._keys.pop(lease)
+                self._requests.pop(lease, None)
                 self._pool.returned(lease)
+        self._picker.holder_died(HolderKey(member.id))
         self._perform(self._leases.holder_died(HolderKey(member.id)))
 
     def _tell(self, lease: LeaseID, message: str, *, is_final: bool) -> None:
@@ -181,7 +243,7 @@ class LeaseService(Service, serves=(raylet.Leases,)):
     def _members(self, ids: tuple[HolderKey, ...]) -> list[Member]:
         return [
             member
-            for member in self._pool.members()
+            for member in self._pool.holders()
             if HolderKey(member.id) in ids and not member.link.is_ended
         ]
 

@@ -45,7 +45,7 @@ class SourceListener(Protocol):
 
 @dataclass(slots=True)
 class Member:
-    """A process of this node: a worker, or a driver (`token` None)."""
+    """A process of this node: a worker, or a driver (`token` None). Or a guest: one of another node."""
 
     id: bytes
     address: str
@@ -71,6 +71,7 @@ class PoolService(Service, serves=(raylet.Pool,)):
         self._gcs = gcs
         self._workers: dict[bytes, Member] = {}
         self._drivers: dict[bytes, Member] = {}
+        self._guests: dict[bytes, Member] = {}  # of other nodes, who hold or want leases here
         self._by_link: dict[Link, Member] = {}
         self._ids: dict[int, bytes] = {}  # workers by the token they were started with
         self._alarm = Alarm(self._expire)
@@ -126,6 +127,23 @@ class PoolService(Service, serves=(raylet.Pool,)):
         if member is None:
             raise UnavailableError(f"{link.peer} has not registered with this raylet")
         return member
+
+    def holder(self, link: Link, id: bytes) -> Member:
+        """Return who asks for leases on a link: a process of this node, or a guest of that id."""
+        member = self._by_link.get(link)
+        if member is not None:
+            return member
+        if not id:
+            raise UnavailableError(f"{link.peer} has not registered with this raylet")
+        guest = self._guests[id] = self._by_link[link] = Member(
+            id, link.peer, 0, link, None, raylet.Process(link), raylet.Holder(link)
+        )
+        link.on_end(lambda link: self._guest_left(guest))
+        return guest
+
+    def holders(self) -> list[Member]:
+        """The members, and the guests."""
+        return [*self.members(), *self._guests.values()]
 
     def members(self) -> list[Member]:
         return [*self._workers.values(), *self._drivers.values()]
@@ -202,6 +220,13 @@ class PoolService(Service, serves=(raylet.Pool,)):
         for key in bound:
             if isinstance(key, bytes) and key[:4] == driver.job:
                 self._perform(self._pool.retire_key(key, now()))
+
+    def _guest_left(self, guest: Member) -> None:
+        self._by_link.pop(guest.link, None)
+        if self._guests.get(guest.id) is guest:
+            del self._guests[guest.id]
+            for listener in self.on_gone:
+                listener(guest, "its link has ended")
 
     def _gone(self, member: Member, cause: str) -> None:
         self._network.confirm_dead(member.address, cause)

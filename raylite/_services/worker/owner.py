@@ -11,6 +11,7 @@ from raylite._machines.refs import Effect, Free, GiveUp, Refs
 from raylite._protocol import raylet, worker
 from raylite._services.worker.objects import Entry, Keeper
 from raylite._types.keys import ObjectKey
+from raylite._types.marks import mark_of
 from raylite._wire import hot, pickling
 from raylite._wire.hot import Contained, Form, Value
 from raylite.exceptions import ObjectLostError, OwnerDiedError, PeerLostError, RayError
@@ -181,6 +182,15 @@ class OwnerService(Service, serves=(worker.Owner,)):
             self.perform(self.refs.borrower_died(address))
             self.owner_died(address)
             self.on_released()
+
+    def known_at(self, mark: str) -> list[str]:
+        """The processes of a node that own what is borrowed here, or borrow what is owned here."""
+        known: dict[str, None] = {}
+        for reference in self.refs.table.values():
+            for address in (reference.owner, *(reference.borrowers or ())):
+                if address and mark_of(address) == mark:
+                    known[address] = None
+        return list(known)
 
     def borrowed_from(self, owner: str) -> list[Entry]:
         """What this process borrows from one owner."""

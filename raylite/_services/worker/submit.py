@@ -101,13 +101,18 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         owner: OwnerService,
         submitter: Submitter,
         environment: bytes,
+        id: bytes,
     ) -> None:
         self._network = network
         self._owner = owner
         self._submitter = submitter
         self.environment = environment
-        self._leases = raylet.Leases(raylet_link)
+        self._id = id
         self._raylet = raylet_link
+        self._raylets: dict[Link, raylet.Leases] = {raylet_link: raylet.Leases(raylet_link)}
+        self._homes: dict[LeaseID, Link] = {}  # which raylet was asked for a lease, or gave it
+        self._wishes: dict[LeaseID, LaneKey] = {}  # what was asked for and is not granted
+        self._wanting: dict[Link, None] = {}  # the raylets where others wait
         self._random: Random = network.seams.random("retries")
         self._tasks: dict[TaskKey, OwnedTask] = {}
         self._peers: dict[WorkerKey, _Peer] = {}
@@ -204,6 +209,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
     def granted(self, grants: list[hot.LeaseGrant]) -> None:
         for grant in grants:
             key, lease = WorkerKey(grant.worker), LeaseID(grant.lease)
+            self._wishes.pop(lease, None)
             link = self._network.connect(grant.address)
             if link not in self._defined_on:
                 self._defined_on[link] = set()
@@ -213,10 +219,20 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
             self._peers[key] = self._by_link[link] = peer
             self._perform(self._submitter.granted(lease, key, now()))
 
+    @handles(raylet.Holder.spilled)
+    def spilled(self, spills: list[hot.Spilled]) -> None:
+        """A raylet knows a better one for a lease: ask that one."""
+        for spill in spills:
+            lease = LeaseID(spill.lease)
+            if lease in self._wishes and self._homes.get(lease) is self.caller:
+                self._request(lease, self._network.connect(spill.address), spill.visited)
+
     @handles(raylet.Holder.problem)
     def problem(self, problems: list[hot.LeaseProblem]) -> None:
         for problem in problems:
             if problem.is_final:
+                self._wishes.pop(LeaseID(problem.lease), None)
+                self._homes.pop(LeaseID(problem.lease), None)
                 failed, effects = self._submitter.refused(LeaseID(problem.lease), now())
                 self._perform(effects)
                 for task in failed:
@@ -229,28 +245,18 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
     @handles(raylet.Holder.lost)
     def lost(self, losses: list[hot.WorkerLost]) -> None:
         for loss in losses:
-            key = WorkerKey(loss.worker)
-            self._peers.pop(key, None)
-            begun, effects = self._submitter.lost(key, TaskKey(loss.last_task), now())
-            self._perform(effects)
-            self._network.confirm_dead(loss.address, loss.cause)
-            for task in begun:
-                assert isinstance(task, OwnedTask)
-                if task.id not in self._tasks:
-                    continue  # its result came before the news of the death
-                self._free_returns(task)
-                if task.retries:
-                    self._retry(task)
-                else:
-                    self._fail(task, WorkerCrashedError(self._crash_text(task, loss.cause)))
+            self._lost(WorkerKey(loss.worker), TaskKey(loss.last_task), loss.address, loss.cause)
 
     @handles(raylet.Holder.wanted)
     def wanted(self, nothing: bytes) -> None:
+        self._wanting[self.caller] = None
         self._perform(self._submitter.wanted(True))
 
     @handles(raylet.Holder.unwanted)
     def unwanted(self, nothing: bytes) -> None:
-        self._perform(self._submitter.wanted(False))
+        self._wanting.pop(self.caller, None)
+        if not self._wanting:
+            self._perform(self._submitter.wanted(False))
 
     @handles(raylet.Holder.output)
     def output(self, lines: hot.OutputLines) -> None:
@@ -279,15 +285,62 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
                 case Push(key, tasks):
                     self._push(self._peers[key], tasks)
                 case RequestLease(lease, key):
-                    demand = key.demand.to_units()
-                    self._leases.request(
-                        hot.LeaseRequest(lease, demand, self.environment, key.depth)
-                    )
+                    self._wishes[lease] = key
+                    self._request(lease, self._raylet)
                 case ReturnLease(lease):
                     self._return(lease)
                 case AskBack(key):
                     self._peers[key].execute.give_back(b"")
         self._alarm.set(self._submitter.next_expiry(now()))
+
+    def _request(self, lease: LeaseID, home: Link, visited: tuple[bytes, ...] = ()) -> None:
+        """Ask a raylet for a lease: this node's, or one that the last asked has named."""
+        if home not in self._raylets:
+            self._raylets[home] = raylet.Leases(home)
+            home.on_end(self._home_ended)
+        self._homes[lease] = home
+        key = self._wishes[lease]
+        demand, where = key.demand.to_units(), key.where
+        assert where is None or isinstance(where, hot.Where)
+        if not home.is_ended:
+            self._raylets[home].request(
+                hot.LeaseRequest(
+                    lease, demand, self.environment, key.depth, self._id, where, visited
+                )
+            )
+
+    def _home_ended(self, home: Link) -> None:
+        """Another node's raylet is gone, and with it the workers it lent: the local one is asked."""
+        self._raylets.pop(home, None)
+        self._wanting.pop(home, None)
+        leases = [lease for lease, at in self._homes.items() if at is home]
+        cause = str(home.error)
+        for peer in [peer for peer in self._peers.values() if peer.lease in leases]:
+            self._lost(peer.key, None, peer.address, cause)
+        for lease in leases:
+            del self._homes[lease]
+            if lease in self._wishes and not self._raylet.is_ended:
+                self._request(lease, self._raylet)
+
+    def _lost(
+        self, worker: WorkerKey, last_task: TaskKey | None, address: str, cause: str
+    ) -> None:
+        """A leased worker died: what it had begun is retried, or has failed."""
+        peer = self._peers.pop(worker, None)
+        if peer is not None:
+            self._homes.pop(peer.lease, None)
+        begun, effects = self._submitter.lost(worker, last_task, now())
+        self._perform(effects)
+        self._network.confirm_dead(address, cause)
+        for task in begun:
+            assert isinstance(task, OwnedTask)
+            if task.id not in self._tasks:
+                continue  # its result came before the news of the death
+            self._free_returns(task)
+            if task.retries:
+                self._retry(task)
+            else:
+                self._fail(task, WorkerCrashedError(self._crash_text(task, cause)))
 
     def _push(self, peer: _Peer, tasks: list[Pending]) -> None:
         run, defined = peer.execute.run, peer.defined
@@ -322,7 +375,10 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         )  # fmt: skip
 
     def _return(self, lease: LeaseID) -> None:
-        self._leases.release(lease)
+        self._wishes.pop(lease, None)
+        home = self._homes.pop(lease, None)
+        if home is not None and not home.is_ended:
+            self._raylets[home].release(lease)
         for key, peer in self._peers.items():
             if peer.lease == lease:
                 del self._peers[key]

@@ -1,0 +1,151 @@
+"""The Cluster service: the other nodes, as this raylet knows them, and this one as they shall."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+from raylite._kernel.network import Network
+from raylite._kernel.seams import now
+from raylite._kernel.service import Service
+from raylite._machines.views import ResourceViews, ViewPublisher
+from raylite._protocol import gcs, views as wire
+from raylite._services.raylet.pool import PoolService
+from raylite._types.marks import mark_of_node
+from raylite._types.strategies import NodeKey, NodeView
+from raylite._wire import hot
+from raylite._wire.messages import gcs as msg
+from raylite.exceptions import RayError
+
+logger = logging.getLogger(__name__)
+
+REPORT = 0.1  # seconds between two reports of what changed here
+AGAIN = 0.5  # seconds after which a feed that broke is asked for again
+
+
+class ClusterService(Service):
+    """Collects the views of all nodes, reports this node's, and tells its processes of deaths.
+
+    A GCS that cannot be reached changes nothing: the views get older, and are as good as that.
+
+    Args:
+        network: The raylet's.
+        gcs_address: Where the GCS is.
+        view: Says what this node is like now.
+        pool: This node's processes.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        gcs_address: str,
+        view: Callable[[], NodeView],
+        pool: PoolService,
+    ) -> None:
+        self._network = network
+        self._gcs = gcs_address
+        self._view = view
+        self._pool = pool
+        self._views = ResourceViews()
+        self._raylets: dict[NodeKey, tuple[int, str]] = {}  # incarnation and address
+        self.local = view().node
+        self.on_change: list[Callable[[], None]] = []
+        self.on_node_died: list[Callable[[NodeKey], None]] = []
+
+    async def started(self) -> None:
+        self.spawn(self._repeat(self._watch_nodes), "watch nodes")
+        self.spawn(self._repeat(self._watch_views), "watch views")
+        self.spawn(self._repeat(self._report), "report the view")
+
+    def nodes(self) -> Mapping[NodeKey, NodeView]:
+        """The views of all nodes; this one's is exact."""
+        if not self._raylets:
+            return {self.local: self._view()}
+        return {**self._views.nodes(), self.local: self._view()}
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other node is known."""
+        return not self._raylets
+
+    # ---- inside --------------------------------------------------------------------------
+
+    async def _repeat(self, work: Callable[[], Any]) -> None:
+        """Do something that lasts as long as the GCS does, again and again."""
+        while True:
+            try:
+                await work()
+            except RayError as error:
+                logger.info("the GCS cannot be asked: %s", error)
+            await asyncio.sleep(AGAIN)
+
+    async def _watch_nodes(self) -> None:
+        nodes = gcs.Nodes(self._network.connect(self._gcs))
+        events: AsyncIterator[msg.NodeEvent] = nodes.watch(msg.WatchNodes())
+        listed = (await nodes.list(msg.ListNodes())).nodes
+        alive = {NodeKey(row.node_id): row for row in listed if row.alive}
+        for node, (incarnation, _) in list(self._raylets.items()):
+            if node not in alive or alive[node].incarnation != incarnation:
+                self._died(node, "it left while the GCS could not be asked")
+        for row in alive.values():
+            self._joined(row)
+        async for event in events:
+            if event.node is None:
+                continue
+            if event.node.alive:
+                self._joined(event.node)
+            else:
+                self._ended(event.node)
+
+    async def _watch_views(self) -> None:
+        views = gcs.Views(self._network.connect(self._gcs))
+        feed: AsyncIterator[hot.ViewDeltas] = views.watch(hot.WatchViews())
+        async for news in feed:
+            changed = [self._views.apply(wire.decode(delta), now()) for delta in news.deltas]
+            if any(changed):
+                self._tell_change()
+
+    async def _report(self) -> None:
+        publisher = ViewPublisher(self._view())
+        views = gcs.Views(self._network.connect(self._gcs))
+        while True:
+            publisher.update(self._view())
+            if (delta := publisher.changes()) is not None:
+                wanted = await views.report(wire.encode(delta))
+                if wanted.is_full:
+                    publisher.resume(0)
+            await asyncio.sleep(REPORT)
+
+    def _joined(self, row: msg.Node) -> None:
+        node = NodeKey(row.node_id)
+        if node == self.local:
+            return
+        known = self._raylets.get(node)
+        if known is not None and known[0] != row.incarnation:
+            self._died(node, "it was replaced by a new incarnation")
+        self._raylets[node] = row.incarnation, row.address
+        self._views.joined(node, row.incarnation, now())
+
+    def _ended(self, row: msg.Node) -> None:
+        node = NodeKey(row.node_id)
+        known = self._raylets.get(node)
+        if known is not None and known[0] == row.incarnation:
+            self._died(node, row.death_reason or "it died")
+
+    def _died(self, node: NodeKey, reason: str) -> None:
+        """A node is gone, and every process of it."""
+        incarnation, address = self._raylets.pop(node)
+        self._views.died(node, incarnation)
+        death = hot.NodeDeath(node, mark_of_node(node), f"its node died: {reason}")
+        self._network.confirm_dead(address, death.cause)
+        self._network.confirm_node_dead(death.mark, death.cause)
+        for member in self._pool.members():
+            if not member.link.is_ended:
+                member.process.node_died(death)
+        for listener in self.on_node_died:
+            listener(node)
+        self._tell_change()
+
+    def _tell_change(self) -> None:
+        for listener in self.on_change:
+            listener()
