@@ -41,7 +41,7 @@ def build_gcs(network: Network, storage: Storage | None = None) -> Host:
     """Return the GCS, to be run; the storage, if one is given, is for the caller to close."""
     kept = storage or MemoryStorage()
     epoch = Epoch(kept, network.seams.random("cluster"))
-    nodes = NodeService(Membership(), kept, epoch)
+    nodes = NodeService(Membership(), kept, epoch, network.is_refused)
     workers = WorkerService(kept, epoch, nodes)
     views = ViewService(nodes)
     return Host(network, nodes, views, JobService(kept, epoch), workers, KvService(kept))
@@ -56,12 +56,14 @@ class MemberService(Service):
         self._nodes = gcs.Nodes(network.connect(gcs_address))
         self._row = row
         self._leases = leases
+        self.joined = asyncio.Event()
 
     async def started(self) -> None:
         self.spawn(self._join(), "join the cluster")
 
     async def _join(self) -> None:
         await self._nodes.register(self._row)
+        self.joined.set()
 
     @every(seconds=1.0)
     def beat(self) -> None:
@@ -80,6 +82,7 @@ class Raylet:
     leases: LeaseService
     objects: ObjectService
     cluster: ClusterService
+    joined: asyncio.Event
 
     def show(self, token: int, pid: int, name: str, is_stderr: bool, lines: list[str]) -> bool:
         """Forward what a worker printed to its job's drivers; False while they cannot keep up."""
@@ -103,12 +106,14 @@ def build_raylet(
     is_head: bool,
     store_grace: float = STORE_GRACE,
     node_id: bytes = b"",
+    address: str = "",
 ) -> Raylet:
     """Return a raylet, to be run.
 
     An object that finds the store full waits `store_grace` seconds for room. The node gets an id
     unless it has one, which the addresses of its processes are marked with.
     """
+    network.address = network.address or address
     node_id = node_id or network.seams.random("node").randbytes(28)
     amounts = {"CPU": num_cpus, **resources, "node:127.0.0.1": 1.0}
     if is_head:
@@ -154,7 +159,7 @@ def build_raylet(
     )
     membership = MemberService(network, gcs_address, row, leases)
     host = Host(network, pool, leases, objects, membership, cluster)
-    return Raylet(host, node_id, pool, leases, objects, cluster)
+    return Raylet(host, node_id, pool, leases, objects, cluster, membership.joined)
 
 
 async def run_until(host: Host, stopping: asyncio.Event) -> None:
