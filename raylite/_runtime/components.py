@@ -134,8 +134,7 @@ def build_raylet(
 
     cluster = ClusterService(network, gcs_address, view, pool)
     picker = Picker(NodeKey(node_id), network.seams.random("picker").random)
-    leases = LeaseService(network, lent, picker, pool, cluster.nodes)
-    cluster.on_change.append(leases.reconsider)
+    leases = LeaseService(network, lent, picker, pool, cluster)
     memory = Memory(arena.capacity - board.SIZE, grace=store_grace)
 
     def readers() -> list[bytes]:

@@ -66,6 +66,11 @@ class ClusterService(Service):
             return {self.local: self._view()}
         return {**self._views.nodes(), self.local: self._view()}
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other node is known."""
+        return not self._raylets
+
     async def wait_known(self, nodes: Iterable[NodeKey]) -> None:
         """Wait until the views of these have come."""
         while not set(nodes) <= self.nodes().keys():
