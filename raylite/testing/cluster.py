@@ -28,6 +28,7 @@ from raylite._runtime.context import Place
 from raylite._runtime.local import SessionOptions, start_node
 from raylite._runtime.session import Session
 from raylite._types import board
+from raylite._wire import hot
 from raylite.testing.threads import ThreadWorkers
 
 Workers = Literal["processes", "threads"]
@@ -166,7 +167,7 @@ class ThreadCluster:
             secrets.token_bytes(28),
             cpus=cpus,
             entrypoint="LocalCluster",
-            namespace=options.namespace,
+            config=hot.JobConfig(options.namespace),
         )
         place = Place(self._attachment.core, self._attachment.node_id)
         place.namespace = options.namespace

@@ -79,6 +79,7 @@ class PoolService(Service, serves=(raylet.Pool,)):
         self.on_failed: Callable[[LeaseID, str], None] = _ignore
         self.on_lost: Callable[[LeaseID, Member, str, bytes], None] = _ignore
         self.on_gone: list[Callable[[Member, str], None]] = []
+        self.on_driver: Callable[[Member], None] = _ignore
         self._ending: dict[bytes, str] = {}
         self._stillborn: dict[int, None] = {}  # tokens of workers that ended and may yet register
         source.listener = self
@@ -113,7 +114,8 @@ class PoolService(Service, serves=(raylet.Pool,)):
         member = self._member(request.driver_id, request.address, request.pid, None)
         member.job = request.job_id
         self._drivers[member.id] = member
-        self.caller.on_end(lambda link: self._driver_left(member))
+        self.caller.on_end(lambda link: self.driver_ended(member))
+        self.on_driver(member)
         return msg.DriverRegistered(self._node_id, self._gcs, self.arena_size)
 
     @handles(raylet.Pool.flush_output)
@@ -129,6 +131,9 @@ class PoolService(Service, serves=(raylet.Pool,)):
 
     def members(self) -> list[Member]:
         return [*self._workers.values(), *self._drivers.values()]
+
+    def workers(self) -> list[Member]:
+        return list(self._workers.values())
 
     def drivers(self) -> list[Member]:
         return list(self._drivers.values())
@@ -190,7 +195,8 @@ class PoolService(Service, serves=(raylet.Pool,)):
         self._gone(member, cause)
         self._perform([effect for effect in effects if not isinstance(effect, Lost)])
 
-    def _driver_left(self, driver: Member) -> None:
+    def driver_ended(self, driver: Member) -> None:
+        """A driver said goodbye, or somebody saw it end: its job is nobody's. Once is enough."""
         if self._drivers.pop(driver.id, None) is None:
             return
         self._by_link.pop(driver.link, None)
