@@ -41,12 +41,18 @@ UNOWNED_METHODS = {"call_later", "call_at", "create_task", "run_in_executor"}
 SEAMS = {"random", "secrets", "socket", "subprocess", "time", "uuid"}
 
 OUTSIDE_THE_KERNEL = {
+    (
+        "raylite/_runtime/addresses.py",
+        "socket",
+    ): "asks what a host's addresses are, before there is a loop",
     ("raylite/_runtime/components.py", "socket"): "asks for the host's name, nothing else",
     ("raylite/_runtime/forkserver.py", "time"): "has no event loop, on purpose: it forks",
     ("raylite/_runtime/forkserver.py", "socket"): "has no event loop, on purpose: it forks",
+    ("raylite/_runtime/guest.py", "socket"): "receives a descriptor, before there is a loop",
     ("raylite/_runtime/launch.py", "socket"): "hands listening sockets to the fork server",
     ("raylite/_runtime/launch.py", "subprocess"): "starts the fork server",
     ("raylite/_runtime/launch.py", "time"): "waits for the fork server before there is a loop",
+    ("raylite/_runtime/listeners.py", "socket"): "binds what the processes of a node inherit",
     ("raylite/_runtime/node.py", "socket"): "adopts sockets that the fork server made",
     ("raylite/_runtime/output.py", "threading"): "prints on a thread, for a terminal can block",
     ("raylite/_services/worker/runner.py", "time"): "measures user code on a thread of its own",

@@ -65,6 +65,7 @@ class LeaseService(Service, serves=(raylet.Leases,)):
         pool.on_failed = self._failed
         pool.on_lost = self._lost
         pool.on_gone.append(self._gone)
+        pool.on_guest_left = self._guest_left
 
     @property
     def leases(self) -> Leases:
@@ -117,13 +118,8 @@ class LeaseService(Service, serves=(raylet.Leases,)):
 
     @handles(raylet.Leases.resources)
     def resources(self, request: msg.GetResources) -> msg.ResourceView:
-        """Add up what all nodes have, and what of it is free, as far as that is known here."""
-        total, available = Resources(), Resources()
-        for view in self._cluster.nodes().values():
-            total += view.total
-            available += view.available
-        free = {name: amount for name, amount in available.to_floats().items() if amount > 0}
-        return msg.ResourceView(total.to_floats(), free)
+        available = self._leases.available().to_floats()
+        return msg.ResourceView(self._leases.total.to_floats(), available)
 
     def _place(self, effects: list[picking.Effect]) -> None:
         for effect in effects:
@@ -233,6 +229,9 @@ class LeaseService(Service, serves=(raylet.Leases,)):
         if known is not None and not known[0].link.is_ended:
             known[0].holder.lost(hot.WorkerLost(lease, worker.id, worker.address, cause, last_task))
         self._perform(self._leases.release(lease))
+
+    def _guest_left(self, guest: Member) -> None:
+        self._gone(guest, "its link has ended")
 
     def _gone(self, member: Member, cause: str) -> None:
         self._told.pop(member.id, None)
