@@ -13,6 +13,7 @@ import msgspec
 from raylite._kernel import processes
 from raylite._runtime import folders
 from raylite._runtime.node import RECORD, NodeConfig, clear
+from raylite._runtime.remains import sweep
 
 
 class NodeRecord(msgspec.Struct, frozen=True):
@@ -40,6 +41,12 @@ class NodeRecord(msgspec.Struct, frozen=True):
     def is_living(self) -> bool:
         """Whether the node is there."""
         return processes.birth(self.pid) == self.birth
+
+    @property
+    def is_of_this_boot(self) -> bool:
+        """Whether processes of the node may be left, and its arena's inode be still its own."""
+        boot, _, _ = processes.birth(os.getpid()).partition(":")
+        return self.birth.startswith(f"{boot}:")
 
 
 def write(config: NodeConfig, inode: int) -> None:
@@ -76,7 +83,7 @@ def living(temp_dir: str = "") -> list[NodeRecord]:
 
 
 def tidy(temp_dir: str = "") -> int:
-    """Remove what sessions left whose processes are gone; return how many recorded nodes that were.
+    """End and remove what is left of sessions that are over; return how many nodes had a record.
 
     Logs with text in them stay.
     """
@@ -86,7 +93,10 @@ def tidy(temp_dir: str = "") -> int:
         if record is None and processes.birth(folders.maker_of(session)):
             continue  # a driver's own cluster, or one that is being made
         if record is None or not record.is_living:
-            count += record is not None
+            if record is not None:
+                count += 1
+                if record.is_of_this_boot:
+                    sweep(record.session_dir, record.inode)
             with suppress(OSError):
                 clear(NodeConfig(0, 0, session_dir=str(session)))
     return count

@@ -317,3 +317,24 @@ def test_a_driver_hears_that_its_node_was_stopped() -> None:
             assert "local raylet died" in driver.hear()
             code, errors = driver.end()
             assert (code, "the node was stopped" in errors) == (0, True)
+
+
+def test_programs_of_tasks_that_survive_their_node_are_ended_by_the_next_command() -> None:
+    with TemporaryDirectory(prefix="rl-") as folder:
+        raylite("start", "--head", "--port=0", f"--temp-dir={folder}")
+        (node,) = records.living(folder)
+        with Driver(f"""
+        import subprocess
+        @ray.remote
+        def spawn():
+            return subprocess.Popen(["sleep", "1000"], start_new_session=True).pid
+        ray.init(_temp_dir={folder!r})
+        say(ray.get(spawn.remote()))
+        hear()
+        """) as driver:
+            watched = Watch(int(driver.hear()))
+            os.kill(node.pid, signal.SIGKILL)
+            assert eventually(lambda: not node.is_living)
+            assert "after 1 node" in raylite("stop", f"--temp-dir={folder}").stdout
+            assert watched.left_after(2.0) == []
+            watched.close()

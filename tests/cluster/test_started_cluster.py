@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from raylite._kernel import processes
-from raylite._runtime import folders, records
+from raylite._runtime import folders, node, records
 from raylite._runtime.records import NodeRecord
 from tests.cluster.started import begin, component, epoch, nodes, raylite, start
 from tests.cluster.watching import SOON, Watch, eventually, title, titled, tree
@@ -52,9 +52,7 @@ def test_a_head_outlives_the_command_that_started_it_and_says_how_to_go_on() -> 
     assert "raylite stop" in done.stdout
     assert title(head.pid) == "raylite: node"
     assert os.getsid(head.pid) == head.pid
-    assert Path(head.session_dir).parent.joinpath(folders.LATEST).resolve() == Path(
-        head.session_dir
-    )
+    assert Path(head.session_dir).parent.joinpath(node.LATEST).resolve() == Path(head.session_dir)
 
 
 def test_a_node_joins_by_the_heads_address_and_by_its_session() -> None:
