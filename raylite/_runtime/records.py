@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from raylite._kernel import processes
-from raylite._runtime import folders
+from raylite._runtime import folders, listeners
 from raylite._runtime.node import RECORD, NodeConfig, clear
 from raylite._runtime.remains import sweep
 
@@ -89,14 +89,15 @@ def tidy(temp_dir: str = "") -> int:
     """
     count = 0
     for session in folders.sessions(temp_dir):
-        record = read(session)
+        config, record = NodeConfig(0, 0, session_dir=str(session)), read(session)
         if record is None and processes.birth(folders.maker_of(session)):
             continue  # a driver's own cluster, or one that is being made
-        if record is None or not record.is_living:
-            if record is not None:
-                count += 1
-                if record.is_of_this_boot:
-                    sweep(record.session_dir, record.inode)
-            with suppress(OSError):
-                clear(NodeConfig(0, 0, session_dir=str(session)))
+        if (record is not None and record.is_living) or listeners.is_open(config.door):
+            continue  # of a container that shares the directory, but no pids, only the door tells
+        if record is not None:
+            count += 1
+            if record.is_of_this_boot:
+                sweep(record.session_dir, record.inode)
+        with suppress(OSError):
+            clear(config)
     return count

@@ -269,6 +269,16 @@ def test_a_session_that_was_half_made_is_cleared_up_by_the_next_start() -> None:
     assert not half.exists()
 
 
+def test_a_node_whose_process_cannot_be_seen_is_left_alone_while_its_door_is_open() -> None:
+    head = start("--head", "--port=0")
+    path = Path(head.session_dir, "node.json")
+    record = path.read_text()
+    path.write_text(record.replace(head.birth, "another boot:1"))  # so it looks from a container
+    assert records.tidy() == 0
+    assert Path(head.session_dir, "sockets").exists()
+    path.write_text(record)
+
+
 def test_a_record_is_not_believed_of_another_process_with_the_pid() -> None:
     head = start("--head", "--port=0")
     path = Path(head.session_dir, "node.json")
