@@ -45,6 +45,8 @@ class RayContext(Mapping[str, Any]):
             "raylet_socket_name": f"{place.session_dir}/sockets/raylet.sock",
             "webui_url": "",
             "session_dir": place.session_dir,
+            "metrics_export_port": None,
+            "dashboard_agent_listen_port": None,
             "gcs_address": place.cluster,
             "address": place.cluster,
             "node_id": place.node_id.hex(),

@@ -10,6 +10,7 @@ from tempfile import gettempdir
 
 from raylite._runtime.node import LATEST, NodeConfig
 
+_LONGEST_NAME = "w0123456789abcdef.sock"  # a worker's
 _PATH_LIMIT = 107  # bytes of a unix socket's path, by the size of `sockaddr_un`
 
 
@@ -65,7 +66,8 @@ def _private(temp_dir: Path, session: str) -> Path:
     so the second user gets another.
     """
     for directory in _candidates(temp_dir):
-        socket_path = NodeConfig(0, 0, session_dir=str(directory / session)).raylet_address
+        sockets = NodeConfig(0, 0, session_dir=str(directory / session)).sockets
+        socket_path = str(sockets / _LONGEST_NAME)
         if len(os.fsencode(socket_path)) > _PATH_LIMIT:
             raise OSError(
                 f"AF_UNIX path length cannot exceed {_PATH_LIMIT} bytes: {socket_path!r}; "

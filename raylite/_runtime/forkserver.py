@@ -6,7 +6,7 @@ process does: the arena, and the listening sockets, where connections queue unti
 
 Every child leads a session of its own. When a child ends, its group and its orphans end with it;
 when the raylet or the owner ends, everything does. So it is with a GCS whose tables are in memory;
-one whose tables are kept is started again. A node that its owner has released has no owner.
+one whose tables are kept is started again.
 
 Other processes of this user come in by the door, a unix socket: each is told what the owner was and
 given the arena, and hears when the node ends.
@@ -68,7 +68,7 @@ class ForkServer:
 
     Args:
         owner: The way to the process that launched the node; its end is the node's end, unless it
-            has released it.
+            has said that the node outlives it.
         start: What the owner asked for.
         roles: The functions that the children run, by name: gcs, raylet, worker.
         arena: The node's shared memory.

@@ -66,6 +66,16 @@ def door(path: str) -> socket.socket:
     return _listening(socket.AF_UNIX, path, socket.SOCK_SEQPACKET)
 
 
+def is_open(path: str) -> bool:
+    """Whether somebody listens at a door."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as visitor:
+        try:
+            visitor.connect(path)
+        except OSError:
+            return False
+    return True
+
+
 def host_port(ip: str, port: int) -> str:
     """Write an address as users do: an IPv6 address in brackets."""
     return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"

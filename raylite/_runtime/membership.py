@@ -136,8 +136,13 @@ class DriverService(Service):
 
     async def add(self) -> bytes:
         """Make the job known, or known again; return its id."""
-        self._link = self._network.connect(self._gcs_address)
-        return (await gcs.Jobs(self._link).add(self._row)).job_id
+        while True:
+            self._link = self._network.connect(self._gcs_address)
+            try:
+                return (await gcs.Jobs(self._link).add(self._row)).job_id
+            except PeerLostError as error:
+                if not error.confirmed:
+                    raise  # else another GCS takes the place of the one that was asked
 
     async def finish(self, job_id: bytes) -> None:
         """Say that the job has come to its end."""

@@ -11,8 +11,9 @@ from pathlib import Path
 import msgspec
 
 from raylite._kernel import processes
-from raylite._runtime import folders
+from raylite._runtime import folders, listeners
 from raylite._runtime.node import RECORD, NodeConfig, clear
+from raylite._runtime.remains import sweep
 
 
 class NodeRecord(msgspec.Struct, frozen=True):
@@ -40,6 +41,12 @@ class NodeRecord(msgspec.Struct, frozen=True):
     def is_living(self) -> bool:
         """Whether the node is there."""
         return processes.birth(self.pid) == self.birth
+
+    @property
+    def is_of_this_boot(self) -> bool:
+        """Whether processes of the node may be left, and its arena's inode be still its own."""
+        boot, _, _ = processes.birth(os.getpid()).partition(":")
+        return self.birth.startswith(f"{boot}:")
 
 
 def write(config: NodeConfig, inode: int) -> None:
@@ -76,17 +83,21 @@ def living(temp_dir: str = "") -> list[NodeRecord]:
 
 
 def tidy(temp_dir: str = "") -> int:
-    """Remove what sessions left whose processes are gone; return how many recorded nodes that were.
+    """End and remove what is left of sessions that are over; return how many nodes had a record.
 
     Logs with text in them stay.
     """
     count = 0
     for session in folders.sessions(temp_dir):
-        record = read(session)
+        config, record = NodeConfig(0, 0, session_dir=str(session)), read(session)
         if record is None and processes.birth(folders.maker_of(session)):
             continue  # a driver's own cluster, or one that is being made
-        if record is None or not record.is_living:
-            count += record is not None
-            with suppress(OSError):
-                clear(NodeConfig(0, 0, session_dir=str(session)))
+        if (record is not None and record.is_living) or listeners.is_open(config.door):
+            continue  # of a container that shares the directory, but no pids, only the door tells
+        if record is not None:
+            count += 1
+            if record.is_of_this_boot:
+                sweep(record.session_dir, record.inode)
+        with suppress(OSError):
+            clear(config)
     return count

@@ -14,6 +14,7 @@ from raylite._runtime.node import wait_readable
 from raylite._runtime.starting import LOOPBACK, NodeOptions, Started, start_node
 from raylite.cli.errors import explained
 from raylite.cli.ports import PORT, PORTS, check_ports
+from raylite.exceptions import RaySystemError
 
 PORT_OF_HEADS = 6379  # Ray's
 
@@ -145,14 +146,14 @@ def start(
                 storage,
             )
         )
+        if block:
+            _watch(started)
         try:
             click.echo(_describe(started))
-            started.node.accept(outlives=not block)
+            started.node.accept(outlives=True)
         except BaseException:
             started.node.stop()
             raise
-    if block:
-        _watch(started)
 
 
 def _offered(
@@ -204,10 +205,12 @@ def _describe(started: Started) -> str:
 
 
 def _watch(started: Started) -> NoReturn:
-    """Wait for the node's end, or be told to bring it about."""
+    """Stay until the node ends, or this process is told to bring its end about."""
     node = started.node
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        click.echo(_describe(started))
+        node.accept(outlives=False)
         while (reason := node.failure()) is None:
             wait_readable(node.fileno(), None)
     except KeyboardInterrupt:
@@ -217,4 +220,4 @@ def _watch(started: Started) -> NoReturn:
     node.stop()
     if was_stopped:
         sys.exit(0)
-    raise click.ClickException(f"{reason}\nNothing of the node is left.")
+    raise RaySystemError(reason)

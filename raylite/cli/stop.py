@@ -22,7 +22,7 @@ def stop(force: bool, grace_period: float, temp_dir: str) -> None:
     """End the nodes that `raylite start` began on this machine, yours only.
 
     Other nodes end before heads. Programs that use the cluster are not ended: what they ask of it
-    then fails. Clusters that programs started for themselves end with these.
+    then fails. A cluster that a program started for itself ends with that program.
     """
     with explained():
         stopped = stop_nodes(temp_dir, grace_period, force=force)
