@@ -28,11 +28,12 @@ class MemoryNetwork(Network):
         super().__init__(seams, config)
         self._switch = switch
 
-    async def listen(self, address: str) -> None:
+    async def listen(self, address: str) -> str:
         if address in self._switch.listening:
             raise OSError(f"{address} is taken")
         self._switch.listening[address] = self
         self.address = address
+        return address
 
     async def dial(self, address: str, events: WireEvents) -> Wire:
         peer = self._switch.listening.get(address)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from raylite._kernel.link import FEED_CREDIT, Link
 from raylite._kernel.mailbox import HIGH_WATER
-from raylite._kernel.network import Hello
+from raylite._kernel.opening import Hello
 from raylite._kernel.packet import (
     VERSION,
     Kind,
