@@ -59,7 +59,6 @@ INNER_IMPORTS: dict[str, str] = {}
 """Modules that import inside a function, and why."""
 
 LONG_MODULES: dict[str, str] = {
-    "raylite/_kernel/grpc.py": "one transport and its cures, which share the connection's state",
     "raylite/_kernel/link.py": "a link's calls, feeds, replay and end share one state",
     "raylite/_machines/leases.py": "one machine; its ordering rules are explained beside the code",
     "raylite/_machines/memory.py": "one machine: extents, pins and what waits for room",
@@ -77,7 +76,17 @@ LONG_MODULES: dict[str, str] = {
 
 ABOVE_THE_RUNTIME = tuple(
     f"raylite/{name}"
-    for name in ("__init__", "_api", "_init", "_remote", "aio", "util/", "cli/", "testing/", "dashboard/")
+    for name in (
+        "__init__",
+        "_api",
+        "_init",
+        "_remote",
+        "aio",
+        "util/",
+        "cli/",
+        "testing/",
+        "dashboard/",
+    )
 )
 
 PUBLIC_IN_PRIVATE = {"raylite/_api.py", "raylite/_init.py", "raylite/_remote.py"}
