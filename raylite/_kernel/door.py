@@ -19,9 +19,16 @@ class Door(asyncio.Protocol):
     """
 
     def __init__(
-        self, guard: Guard, place: str, channel: bytes, make: Callable[[], Connection]
+        self,
+        guard: Guard,
+        place: str,
+        channel: bytes,
+        make: Callable[[], Connection],
+        doors: "dict[Door, None]",
     ) -> None:
         self.channel = channel
+        self._doors = doors
+        doors[self] = None
         self._guard, self._place, self._make = guard, place, make
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -30,7 +37,7 @@ class Door(asyncio.Protocol):
         self._heard = 0
         self._is_left = self._has_failed = False
         deadline = guard.admission.deadline
-        self._timer = self._loop.call_later(deadline, self._end, f"no proof within {deadline:g} s")
+        self._timer = self._loop.call_later(deadline, self.end, f"no proof within {deadline:g} s")
 
     @property
     def delay(self) -> float:
@@ -49,28 +56,38 @@ class Door(asyncio.Protocol):
             self._has_failed = True
             self._guard.failed(self._place, reason, self._loop.time())
             self._timer.cancel()
-            self._timer = self._loop.call_later(CLOSING, self._end, reason)
+            self._timer = self._loop.call_later(CLOSING, self.end, reason)
+
+    def end(self, reason: str) -> None:
+        """Turn the peer away at once."""
+        self.failed(reason)
+        self._timer.cancel()
+        if self._transport is not None:
+            self._transport.abort()
 
     def leave(self) -> None:
         """Give the place at the door to another."""
         if not self._is_left:
             self._is_left = True
+            self._doors.pop(self, None)
             self._timer.cancel()
             self._guard.leave(self._place)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's has another base
+        if self._has_failed:
+            self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         self._heard += len(data)
         if self._heard > FIRST_PACKET:
-            self._end(f"no proof in the first {FIRST_PACKET} bytes")
+            self.end(f"no proof in the first {FIRST_PACKET} bytes")
         elif self._connection is not None:
             self._connection.data_received(data)
         else:
             self._early += data
             if self._early[: len(PREFACE)] != PREFACE[: len(self._early)]:
-                self._end("no HTTP/2")
+                self.end("no HTTP/2")
             elif len(self._early) >= len(PREFACE):
                 self._begin()
 
@@ -95,9 +112,3 @@ class Door(asyncio.Protocol):
         connection.connection_made(self._transport)
         early, self._early = self._early, b""
         connection.data_received(early)
-
-    def _end(self, reason: str) -> None:
-        self.failed(reason)
-        self._timer.cancel()
-        if self._transport is not None:
-            self._transport.abort()

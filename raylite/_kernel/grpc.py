@@ -57,7 +57,7 @@ from raylite._kernel.seams import Seams
 from raylite._kernel.tls import TIMES as TLS_TIMES, Tls
 from raylite._kernel.token import Token
 from raylite._kernel.wire import CLOSING, Deaf, Wire, WireEvents
-from raylite._types.address import UnixAddress, place_to_dial
+from raylite._types.address import Place, UnixAddress, place_to_dial
 from raylite.exceptions import AuthenticationError
 
 PATH = "/raylite.Link/Open"
@@ -140,7 +140,8 @@ class GrpcNetwork(Network):
         return listening
 
     async def dial(self, address: str, events: WireEvents) -> Wire:
-        transport, connection, channel = await self._connect(address)
+        place = place_to_dial(address, self.node)
+        transport, connection = await self._connect(place)
         terminated = Terminated()
         try:
             if connection.lost:  # already: the server is full, or does not want this client
@@ -161,6 +162,7 @@ class GrpcNetwork(Network):
             if self._token is None:
                 wire.start()
             else:
+                channel = self._channel(place, transport)
                 wire.events = answering = Answering(wire, self._token, channel, events, address)
                 wire.start()
                 await answering.done
@@ -175,6 +177,9 @@ class GrpcNetwork(Network):
     async def close(self) -> None:
         """Say goodbye on every link, stop accepting, and leave no connection behind."""
         self._reception.close()
+        await asyncio.sleep(
+            0
+        )  # a task that is cancelled before it began would leave its socket open
         await super().close()
         await self._wait_gone(CLOSING)
         for connection in list(self._connections.values()):
@@ -200,13 +205,14 @@ class GrpcNetwork(Network):
         wire = GrpcWire(connection, stream._stream, Deaf())
         try:
             await stream.send_initial_metadata()
-            if door is None or self._token is None:
+            if self._token is not None:
+                assert door is not None, "nobody is let in without a proof"
+                await self._ask(wire, door, self._token)
+            else:
                 if door is not None:
                     door.passed()
                 self.accepted(wire)
                 wire.start()
-            else:
-                await self._ask(wire, door, self._token)
             await wire.gone
         finally:
             wire.abort("the stream was given up")
@@ -228,13 +234,13 @@ class GrpcNetwork(Network):
 
     # ---- connections -------------------------------------------------------------------------
 
-    async def _connect(self, address: str) -> tuple[asyncio.Transport, Connection, Channel]:
-        """Reach an address, and find out what its channel is."""
-        loop, place = asyncio.get_running_loop(), place_to_dial(address, self.node)
+    async def _connect(self, place: Place) -> tuple[asyncio.Transport, Connection]:
+        """Reach a place."""
+        loop = asyncio.get_running_loop()
         transport: asyncio.Transport
         if isinstance(place, UnixAddress):
             transport, connection = await loop.create_unix_connection(self._dialled, place.path)
-            return transport, connection, path_channel(place.path)
+            return transport, connection
         options: dict[str, Any] = {}
         if self._tls is not None:
             options = {"ssl": self._tls.client, "server_hostname": place.host, **TLS_TIMES}
@@ -252,13 +258,22 @@ class GrpcNetwork(Network):
         except ssl.SSLError as error:
             why = getattr(error, "verify_message", "") or error.reason or str(error)
             raise AuthenticationError(
-                f"{address} shows no TLS 1.3 certificate of this cluster to trust: {why}"
+                f"{place} shows no TLS 1.3 certificate of this cluster to trust: {why}"
             ) from error
-        tune(transport.get_extra_info("socket"))
-        if self._tls is None:
-            return transport, connection, tcp_channel(*transport.get_extra_info("peername")[:2])
-        shown = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
-        return transport, connection, tls_channel(shown)
+        if (sock := transport.get_extra_info("socket")) is not None:  # it is, once lost
+            tune(sock)
+        return transport, connection
+
+    def _channel(self, place: Place, transport: asyncio.Transport) -> Channel:
+        """Return what this end sees of a connection that it has opened."""
+        if isinstance(place, UnixAddress):
+            return path_channel(place.path)
+        if self._tls is not None:
+            shown = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
+            return tls_channel(shown)
+        if not (peer := transport.get_extra_info("peername")):
+            raise ConnectionError("the connection was lost at once")
+        return tcp_channel(*peer[:2])
 
     def _dialled(self) -> Connection:
         config = H2Configuration(

@@ -64,6 +64,7 @@ class Reception:
     ) -> None:
         self._rules, self._make, self._scope, self._timeout = rules, make, scope, timeout
         self._listeners: list[Listener] = []
+        self._doors: dict[Door, None] = {}
         self._paths: dict[str, int] = {}  # made here, and the inode that shows whether it still is
         everybody = replace(rules.admission, each=rules.admission.total, tarpit=0.0)
         self._guard = Guard(rules.admission)
@@ -94,9 +95,11 @@ class Reception:
         return str(place)
 
     def close(self) -> None:
-        """Accept no more connections."""
+        """Accept no more connections, and turn away whoever has not proven itself yet."""
         while self._listeners:
             self._listeners.pop().close()
+        for door in list(self._doors):
+            door.end("closing")
 
     def clean(self) -> None:
         """Remove the paths that were made here, unless others listen there now."""
@@ -124,7 +127,7 @@ class Reception:
         if not guard.enter(where):
             sock.close()
             return
-        door = Door(guard, where, channel, self._make)
+        door = Door(guard, where, channel, self._make, self._doors)
         is_tls = isinstance(place, TcpAddress) and self._rules.tls is not None
         self._scope.start(self._serve_stranger(sock, door, is_tls), f"accepted from {where}")
 
@@ -140,8 +143,10 @@ class Reception:
         return str(where), tcp_channel(*sock.getsockname()[:2])
 
     async def _serve(self, sock: socket.socket, connection: Connection) -> None:
-        loop = asyncio.get_running_loop()
-        await loop.connect_accepted_socket(lambda: connection, sock)
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, sock)
+        except OSError:  # it is gone already
+            sock.close()
 
     async def _serve_stranger(self, sock: socket.socket, door: Door, is_tls: bool) -> None:
         """Speak TLS, if it is due; then the door hears what is said."""

@@ -34,6 +34,7 @@ T = TypeVar("T")
 uvloop.new_event_loop().close()  # libuv opens a pipe for signals, once in a process, and keeps it
 
 KINDS = ("memory", "grpc-asyncio", "grpc-uvloop", "grpc-tcp", "grpc-tls", "sim")
+PLAIN = ("memory", "grpc-asyncio", "grpc-uvloop", "sim")  # for what TCP can make no different
 ON_UVLOOP = {"grpc-uvloop", "grpc-tls"}
 QUICK = LinkConfig(redial_first=0.001, redial_last=0.01)
 IMPATIENT = replace(QUICK, ping_after=0.05, silence=0.2, session_timeout=0.4, connect_timeout=0.2)

@@ -1,6 +1,6 @@
 """The guard and its rates: how many strangers, and what those who fail have to wait."""
 
-from hypothesis import given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from raylite._kernel.guard import REMEMBERED, Admission, Guard
@@ -81,7 +81,13 @@ class Strangers(RuleBasedStateMachine):
 
 
 TestStrangers = Strangers.TestCase
-TestStrangers.settings = settings(max_examples=30, stateful_step_count=30)
+TestStrangers.settings = settings(
+    max_examples=30,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    database=None,
+)
 
 
 @given(st.lists(st.floats(0, 0.1), max_size=200))

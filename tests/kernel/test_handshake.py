@@ -475,6 +475,23 @@ def test_strangers_are_so_many_at_a_time_and_no_more(kind: str) -> None:
     run_on(kind, scenario)
 
 
+@SOCKETS
+@pytest.mark.parametrize("begin", [b"", PREFACE])
+def test_strangers_are_turned_away_when_the_network_closes(kind: str, begin: bytes) -> None:
+    async def scenario(rig: Rig) -> None:
+        there = network(rig, cluster_token())
+        await there.listen(rig.address("there"))
+        async with connected(rig.address("there")) as (reader, writer):
+            writer.write(begin)
+            await until(lambda: len(there._reception._doors) == 1)
+            await there.close()
+            assert there._reception._doors == {}
+            await wait_end(reader)
+        assert there.refused == {"closing": 1}
+
+    run_on(kind, scenario)
+
+
 def test_strangers_on_tcp_leave_room_for_those_of_this_machine() -> None:
     async def scenario(rig: Rig) -> None:
         async with serving(rig, ToyService(), Admission(total=2, each=2)) as there:

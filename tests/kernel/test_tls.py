@@ -28,9 +28,10 @@ from tests.kernel.membership import (
     old_client,
     tls_from,
 )
-from tests.kernel.rig import IMPATIENT, QUICK, Rig, Toy, ToyService, run_on, until
+from tests.kernel.rig import QUICK, Rig, Toy, ToyService, run_on, until
 
 LOOPS = pytest.mark.parametrize("kind", ["grpc-asyncio", "grpc-uvloop"])
+SHORT = replace(QUICK, session_timeout=0.5)
 NOWHERE = "tcp:127.0.0.1:0"
 
 
@@ -53,9 +54,9 @@ async def serving(
         await running
 
 
-async def refusal(tls: Tls | None, address: str) -> Exception:
+async def refusal(tls: Tls | None, address: str, config: LinkConfig = QUICK) -> Exception:
     """What becomes of a link to an address."""
-    here = network(tls, IMPATIENT)
+    here = network(tls, config)
     try:
         await Toy(here.connect(address)).echo(b"")
     except (AuthenticationError, PeerLostError) as error:
@@ -151,7 +152,7 @@ def test_a_client_with_the_wrong_certificate_is_refused_and_counted(
         service = ToyService()
         assert callable(client)
         async with serving(service, cluster_tls()) as (there, address):
-            error = await refusal(client(), address)
+            error = await refusal(client(), address, SHORT)
             assert "does not accept this process's certificate" in str(error)
             assert set(there.refused) == {f"TLS: {reason}"}
             assert (service.handled, there.links) == ([], [])
@@ -164,7 +165,7 @@ def test_a_client_with_the_wrong_certificate_is_refused_and_counted(
 def test_a_server_that_speaks_no_tls_is_known_by_its_answer(kind: str) -> None:
     async def scenario(rig: Rig) -> None:
         async with serving(ToyService(), None) as (there, address):
-            error = await refusal(cluster_tls(), address)
+            error = await refusal(cluster_tls(), address, SHORT)
             assert "the TLS handshake broke off" in str(error)
             assert "speaks no TLS" in str(error)
             assert set(there.refused) == {"no HTTP/2"}
