@@ -65,7 +65,6 @@ INNER_IMPORTS: dict[str, str] = {}
 """Modules that import inside a function, and why."""
 
 LONG_MODULES: dict[str, str] = {
-    "raylite/_kernel/grpc.py": "one transport and its cures, which share the connection's state",
     "raylite/_kernel/link.py": "a link's calls, feeds, replay and end share one state",
     "raylite/_kernel/network.py": "a session's opening, from both sides, is one conversation",
     "raylite/_machines/pulls.py": "one machine: an object's way here, from the wish to the last chunk",
