@@ -5,11 +5,12 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
+from raylite._kernel.link import Link
 from raylite._kernel.network import Network
 from raylite._kernel.seams import now
 from raylite._kernel.service import Service
 from raylite._machines.views import ResourceViews, ViewPublisher
-from raylite._protocol import gcs, views as wire
+from raylite._protocol import gcs, raylet, views as wire
 from raylite._services.raylet.pool import PoolService
 from raylite._types.marks import mark_of_node
 from raylite._types.strategies import NodeKey, NodeView
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 REPORT = 0.1  # seconds between two reports of what changed here
 AGAIN = 0.5  # seconds after which a feed that broke is asked for again
+_DEAD_KEPT = 10_000  # nodes remembered as dead
 
 
 class ClusterService(Service):
@@ -51,6 +53,8 @@ class ClusterService(Service):
         self.local = view().node
         self.on_change: list[Callable[[], None]] = []
         self.on_node_died: list[Callable[[NodeKey], None]] = []
+        self.on_node_joined: list[Callable[[NodeKey], None]] = []
+        self._dead: dict[NodeKey, hot.NodeDeath] = {}
 
     async def started(self) -> None:
         self.spawn(self._repeat(self._watch_nodes), "watch nodes")
@@ -62,6 +66,18 @@ class ClusterService(Service):
         if not self._raylets:
             return {self.local: self._view()}
         return {**self._views.nodes(), self.local: self._view()}
+
+    def address_of(self, node: NodeKey) -> str | None:
+        """Return where another node's raylet is; None if the node is dead, or not known yet."""
+        known = self._raylets.get(node)
+        return known[1] if known is not None else None
+
+    def remind(self, link: Link, node: NodeKey) -> bool:
+        """Tell a process of this node, once more, that a node is dead; False if that is not known."""
+        death = self._dead.get(node)
+        if death is not None and not link.is_ended:
+            raylet.Process(link).node_died(death)
+        return death is not None
 
     @property
     def is_alone(self) -> bool:
@@ -87,6 +103,9 @@ class ClusterService(Service):
         for node, (incarnation, _) in list(self._raylets.items()):
             if node not in alive or alive[node].incarnation != incarnation:
                 self._died(node, "it left while the GCS could not be asked")
+        for row in listed:
+            if not row.alive:
+                self._note_dead(NodeKey(row.node_id), row.death_reason)
         for row in alive.values():
             self._joined(row)
         async for event in events:
@@ -125,6 +144,9 @@ class ClusterService(Service):
             self._died(node, "it was replaced by a new incarnation")
         self._raylets[node] = row.incarnation, row.address
         self._views.joined(node, row.incarnation, now())
+        if known is None or known[0] != row.incarnation:
+            for listener in self.on_node_joined:
+                listener(node)
 
     def _ended(self, row: msg.Node) -> None:
         node = NodeKey(row.node_id)
@@ -136,7 +158,7 @@ class ClusterService(Service):
         """A node is gone, and every process of it."""
         incarnation, address = self._raylets.pop(node)
         self._views.died(node, incarnation)
-        death = hot.NodeDeath(node, mark_of_node(node), f"its node died: {reason}")
+        death = self._note_dead(node, reason)
         self._network.confirm_dead(address, death.cause)
         self._network.confirm_node_dead(death.mark, death.cause)
         for member in self._pool.members():
@@ -145,6 +167,13 @@ class ClusterService(Service):
         for listener in self.on_node_died:
             listener(node)
         self._tell_change()
+
+    def _note_dead(self, node: NodeKey, reason: str) -> hot.NodeDeath:
+        death = hot.NodeDeath(node, mark_of_node(node), f"its node died: {reason}")
+        self._dead[node] = death
+        if len(self._dead) > _DEAD_KEPT:
+            del self._dead[next(iter(self._dead))]
+        return death
 
     def _tell_change(self) -> None:
         for listener in self.on_change:

@@ -225,8 +225,7 @@ class PoolService(Service, serves=(raylet.Pool,)):
         self._by_link.pop(guest.link, None)
         if self._guests.get(guest.id) is guest:
             del self._guests[guest.id]
-            for listener in self.on_gone:
-                listener(guest, "its link has ended")
+            self._gone(guest, "its link has ended")  # what it owned here goes: readers must know
 
     def _gone(self, member: Member, cause: str) -> None:
         self._network.confirm_dead(member.address, cause)
