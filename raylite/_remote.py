@@ -51,7 +51,9 @@ class _Submission:
         self.function = function
         self.name = name
         demand = Resources.from_mapping(options.demand(), exact=False)
-        self.key = LaneKey(demand, core.job, depth, placement.encode(placement_of(options, demand)))
+        wanted = placement_of(options, demand)
+        is_scattered = isinstance(wanted.strategy, SpreadStrategy)
+        self.key = LaneKey(demand, core.job, depth, placement.encode(wanted), is_scattered)
         self.returns = _count(options.num_returns)
         self.retries = options.max_retries
         self.retry_on = b"" if not self.retries else _retry_on(options.retry_exceptions)

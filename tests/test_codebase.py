@@ -62,6 +62,8 @@ INNER_IMPORTS: dict[str, str] = {}
 LONG_MODULES: dict[str, str] = {
     "raylite/_kernel/grpc.py": "one transport and its cures, which share the connection's state",
     "raylite/_kernel/link.py": "a link's calls, feeds, replay and end share one state",
+    "raylite/_kernel/network.py": "a session's opening, from both sides, is one conversation",
+    "raylite/_machines/pulls.py": "one machine: an object's way here, from the wish to the last chunk",
     "raylite/_machines/leases.py": "one machine; its ordering rules are explained beside the code",
     "raylite/_machines/memory.py": "one machine: extents, pins and what waits for room",
     "raylite/_machines/pool.py": "one machine: a worker's whole life",
@@ -79,7 +81,17 @@ LONG_MODULES: dict[str, str] = {
 
 ABOVE_THE_RUNTIME = tuple(
     f"raylite/{name}"
-    for name in ("__init__", "_api", "_init", "_remote", "aio", "util/", "cli/", "testing/", "dashboard/")
+    for name in (
+        "__init__",
+        "_api",
+        "_init",
+        "_remote",
+        "aio",
+        "util/",
+        "cli/",
+        "testing/",
+        "dashboard/",
+    )
 )
 
 PUBLIC_IN_PRIVATE = {"raylite/_api.py", "raylite/_init.py", "raylite/_remote.py"}

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Iterable
 
 from raylite._kernel.link import LinkConfig
 from raylite._kernel.network import Network
@@ -13,10 +14,35 @@ HIGH_WATER = 1024 * 1024  # bytes in flight above which a wire is not writable
 
 
 class Switch:
-    """Which network listens at which address."""
+    """Which network listens at which address, and who can reach whom."""
 
     def __init__(self) -> None:
-        self.listening: dict[str, Network] = {}
+        self.listening: dict[str, MemoryNetwork] = {}
+        self._island: set[MemoryNetwork] = set()
+
+    def cut(self, island: Iterable["MemoryNetwork"]) -> None:
+        """Let nothing pass between these and all others; neither side is told. Replaces an earlier cut."""
+        self.heal()
+        self._island = set(island)
+
+    def heal(self) -> None:
+        """Let everything pass again; connections that lost something on the way break."""
+        self._island = set()
+        for network in set(self.listening.values()):
+            for wire in list(network.wires):
+                if wire.has_lost:
+                    wire.abort("something was lost on the way")
+
+    def unplug(self, network: "MemoryNetwork") -> None:
+        """End a network as a killed process's is: nobody says goodbye, nobody answers."""
+        self.listening.pop(network.address, None)
+        for wire in list(network.wires):
+            wire.abort("the connection was reset")
+        network.is_unplugged = True
+
+    def passes(self, one: "MemoryNetwork", other: "MemoryNetwork") -> bool:
+        """Say whether anything passes between two networks."""
+        return (one in self._island) == (other in self._island)
 
 
 class MemoryNetwork(Network):
@@ -27,6 +53,8 @@ class MemoryNetwork(Network):
     ) -> None:
         super().__init__(seams, config)
         self._switch = switch
+        self.wires: dict[SwitchedWire, None] = {}
+        self.is_unplugged = False
 
     async def listen(self, address: str) -> None:
         if address in self._switch.listening:
@@ -36,9 +64,11 @@ class MemoryNetwork(Network):
 
     async def dial(self, address: str, events: WireEvents) -> Wire:
         peer = self._switch.listening.get(address)
-        if peer is None:
+        if peer is None or self.is_unplugged:
             raise ConnectionRefusedError(f"nobody listens at {address}")
-        here, there = MemoryWire(), MemoryWire()
+        if not self._switch.passes(self, peer):
+            await asyncio.get_running_loop().create_future()  # nobody answers; the dialler gives up
+        here, there = SwitchedWire(self._switch, self, peer), SwitchedWire(self._switch, peer, self)
         here.peer, there.peer = there, here
         here.events = events
         peer.accepted(there)
@@ -139,3 +169,30 @@ class MemoryWire:
             self.events.packet(packet)
         if was_full and self._arriving_bytes < HIGH_WATER:
             self.peer.events.writable()
+
+
+class SwitchedWire(MemoryWire):
+    """One end of a pair that a `Switch` may cut."""
+
+    def __init__(self, switch: Switch, own: MemoryNetwork, other: MemoryNetwork) -> None:
+        super().__init__()
+        self.has_lost = False
+        self._switch, self._own, self._other = switch, own, other
+        own.wires[self] = None
+
+    def carry(self, item: bytes | None) -> None:
+        if self._switch.passes(self._own, self._other) and not self.has_lost:
+            super().carry(item)
+        else:
+            self.has_lost = True
+
+    def abort(self, reason: str) -> None:
+        """Break both ends, or only this one if the other cannot hear of it."""
+        if self._switch.passes(self._own, self._other):
+            super().abort(reason)
+        else:
+            self.break_end(reason)
+
+    def _break(self, reason: str) -> None:
+        self._own.wires.pop(self, None)
+        super()._break(reason)

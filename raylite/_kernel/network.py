@@ -128,6 +128,18 @@ class Network(ABC):
             if link.peer == address:
                 link.confirm_dead(reason)
 
+    async def is_refused(self, address: str) -> bool:
+        """Try to reach an address: True if nobody listens there, False if that cannot be told."""
+        try:
+            async with asyncio.timeout(self.config.connect_timeout):
+                wire = await self.dial(address, Deaf())
+        except (ConnectionRefusedError, FileNotFoundError):
+            return True
+        except (OSError, TimeoutError):
+            return False
+        wire.abort("it was only tried")
+        return False
+
     def confirm_node_dead(self, mark: str, reason: str) -> None:
         """Every process whose address bears this mark is known to be gone."""
         for link in self.links:

@@ -101,6 +101,14 @@ class Nodes:
             del self._members[node_id]
         return [NodeDied(node_id, f"it was silent for {self._grace:g} s") for node_id in silent]
 
+    def silent(self, seconds: float, now: float) -> list[tuple[bytes, int]]:
+        """Return the members and incarnations that were last heard so long ago."""
+        return [
+            (node_id, member.incarnation)
+            for node_id, member in self._members.items()
+            if now - member.heard_at >= seconds
+        ]
+
     def is_member(self, node_id: bytes, incarnation: int) -> bool:
         """Whether this incarnation of a node is in the cluster."""
         member = self._members.get(node_id)

@@ -140,6 +140,16 @@ class Picker:
         self._parked[ask.lease] = None
         return self._settle(entry, self._decide(entry, views, now), now, views)
 
+    def keep(self, ask: Ask, now: float) -> list[Effect]:
+        """Take a request in that is served here because there is no other node to look at."""
+        entry = self._entries.get(ask.lease)
+        if entry is None:
+            entry = self._entries[ask.lease] = _Entry(ask, now)
+            self._leases_of.setdefault(ask.holder, {})[ask.lease] = None
+        if entry.standing is _Standing.PARKED:
+            self._stand(entry, _Standing.WAITING)
+        return [Keep(entry.ask)]
+
     def granted(self, lease: LeaseID) -> None:
         """It was granted here, so it stays until it has ended."""
         entry = self._entries.get(lease)

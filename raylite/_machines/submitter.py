@@ -28,6 +28,7 @@ LINGER_SECONDS = 1.0  # how long an idle lease is kept
 TURN_SECONDS = 0.1  # how long a lease is used while others wait; its last task may take longer
 REFUSED_SECONDS = 1.0  # how long a lane makes do with its workers after a lease was refused
 EARLY_SECONDS = 0.001  # alarms may ring early, by a rounding error or the clock's resolution
+SCATTERED_REQUESTS = 10  # at a time, of tasks each of which is to be placed by itself
 FUNCTIONS_KNOWN = 1000  # run times remembered
 
 
@@ -55,6 +56,8 @@ class LaneKey:
     depth: int
     #: What the tasks ask of their node besides resources; only compared here.
     where: Hashable = None
+    #: Every task gets a lease of its own: a strategy is to choose a node for each.
+    scattered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +115,9 @@ class _Pace(Enum):
 class _Worker:
     """A leased worker and what it was sent, oldest first."""
 
-    __slots__ = ("idle_since", "key", "lane", "lease", "pace", "progress_at", "sent", "turn_ends")
+    __slots__ = (
+        "idle_since", "is_spent", "key", "lane", "lease", "pace", "progress_at", "sent", "turn_ends",
+    )  # fmt: skip
 
     def __init__(self, key: WorkerKey, lease: LeaseID, lane: "_Lane", now: float) -> None:
         self.key = key
@@ -122,11 +127,12 @@ class _Worker:
         self.pace = _Pace.FLOWING
         self.progress_at = self.idle_since = now
         self.turn_ends = now + TURN_SECONDS
+        self.is_spent = False  # it has done all that it is to do
 
     def takes_more(self, now: float) -> bool:
         """Say whether it idles, or makes progress: nothing is sent behind a sleeper."""
         if not self.sent:
-            return True
+            return not self.is_spent
         return self.pace is _Pace.FLOWING and now < self.progress_at + STALLED_SECONDS
 
     def due(self) -> float | None:
@@ -206,6 +212,7 @@ class Submitter:
         if known is not None and known.sent.pop(task.id, None) is not None:
             task.worker = None
             known.progress_at = now
+            known.is_spent = known.lane.key.scattered
             if not known.sent:
                 known.idle_since = now
 
@@ -341,7 +348,8 @@ class Submitter:
         if lane is None:
             # A demand of little or no CPU would start as many processes as there are tasks.
             cpu = max(key.demand.units("CPU"), UNIT)
-            lane = self._lanes[key] = _Lane(key, max(1, -(-self._cpus // cpu)))
+            limit = max(SCATTERED_REQUESTS if key.scattered else 1, -(-self._cpus // cpu))
+            lane = self._lanes[key] = _Lane(key, limit)
         return lane
 
     def _advance(self, lanes: Iterable[_Lane], now: float) -> list[Effect]:
@@ -351,7 +359,7 @@ class Submitter:
             if lane.queue and lane.workers:
                 self._fill(lane, effects, now)
             self._settle(lane, effects)
-            if self._is_wanted:
+            if self._is_wanted or lane.key.scattered:
                 self._return_idle(lane, effects)
         return effects
 
@@ -376,7 +384,9 @@ class Submitter:
                 known.progress_at = now
             function = queue[0].function
             room = self._room(sent, function)
-            if not room:
+            if lane.key.scattered:
+                room = min(room, 1 - len(sent))
+            if room <= 0:
                 continue
             tasks: list[Pending] = []
             for _ in range(share):
@@ -423,7 +433,7 @@ class Submitter:
         requested = lane.requested
         wished = 0
         if lane.queue and not (lane.workers and lane in self._paused):
-            depth = self._depth(lane.queue[0].function)
+            depth = 1 if lane.key.scattered else self._depth(lane.queue[0].function)
             wished = min(-(-len(lane.queue) // depth), lane.limit)
         while len(requested) < wished:
             self._leases += 1

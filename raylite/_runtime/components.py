@@ -43,7 +43,7 @@ def build_gcs(network: Network, storage: Storage | None = None) -> Host:
     """Return the GCS, to be run; the storage, if one is given, is for the caller to close."""
     kept = storage or MemoryStorage()
     epoch = Epoch(kept, network.seams.random("cluster"))
-    nodes = NodeService(Membership(), kept, epoch)
+    nodes = NodeService(Membership(), kept, epoch, network.is_refused)
     workers = WorkerService(kept, epoch, nodes)
     views = ViewService(nodes)
     return Host(network, nodes, views, JobService(kept, epoch), workers, KvService(kept))
@@ -58,12 +58,14 @@ class MemberService(Service):
         self._nodes = gcs.Nodes(network.connect(gcs_address))
         self._row = row
         self._leases = leases
+        self.joined = asyncio.Event()
 
     async def started(self) -> None:
         self.spawn(self._join(), "join the cluster")
 
     async def _join(self) -> None:
         await self._nodes.register(self._row)
+        self.joined.set()
 
     @every(seconds=1.0)
     def beat(self) -> None:
@@ -84,6 +86,7 @@ class Raylet:
     cluster: ClusterService
     copies: CopyService
     transfers: TransferService
+    joined: asyncio.Event
 
     def show(self, token: int, pid: int, name: str, is_stderr: bool, lines: list[str]) -> bool:
         """Forward what a worker printed to its job's drivers; False while they cannot keep up."""
@@ -107,12 +110,14 @@ def build_raylet(
     is_head: bool,
     store_grace: float = STORE_GRACE,
     node_id: bytes = b"",
+    address: str = "",
 ) -> Raylet:
     """Return a raylet, to be run.
 
     An object that finds the store full waits `store_grace` seconds for room. The node gets an id
     unless it has one, which the addresses of its processes are marked with.
     """
+    network.address = network.address or address
     node_id = node_id or network.seams.random("node").randbytes(28)
     amounts = {"CPU": num_cpus, **resources, "node:127.0.0.1": 1.0}
     if is_head:
@@ -133,8 +138,7 @@ def build_raylet(
 
     cluster = ClusterService(network, gcs_address, view, pool)
     picker = Picker(NodeKey(node_id), network.seams.random("picker").random)
-    leases = LeaseService(network, lent, picker, pool, cluster.nodes)
-    cluster.on_change.append(leases.reconsider)
+    leases = LeaseService(network, lent, picker, pool, cluster)
     memory = Memory(arena.capacity - board.SIZE, grace=store_grace)
 
     def readers() -> list[bytes]:
@@ -166,7 +170,9 @@ def build_raylet(
     )
     membership = MemberService(network, gcs_address, row, leases)
     host = Host(network, pool, leases, objects, copies, transfers, membership, cluster)
-    return Raylet(host, node_id, pool, leases, objects, cluster, copies, transfers)
+    return Raylet(
+        host, node_id, pool, leases, objects, cluster, copies, transfers, membership.joined
+    )
 
 
 async def run_until(host: Host, stopping: asyncio.Event) -> None:

@@ -41,9 +41,7 @@ def encode(placement: Placement) -> Where | None:
             flags = soft * _SOFT | spill * _SPILL | fail * _FAIL
             return Where(_AFFINITY, node, flags, selectors=selectors)
         case NodeLabels(hard, soft_labels):
-            return Where(
-                _LABELS, hard=_terms(hard), soft=_terms(soft_labels), selectors=selectors
-            )
+            return Where(_LABELS, hard=_terms(hard), soft=_terms(soft_labels), selectors=selectors)
 
 
 def decode(demand: Resources, where: Where | None) -> Placement:

@@ -11,28 +11,18 @@ Example:
 """
 
 import asyncio
-import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Literal, Self
 
-from raylite._kernel.arena import HeapArena
-from raylite._kernel.host import Host
-from raylite._kernel.memory import MemoryNetwork, Switch
-from raylite._kernel.threads import LoopThread
 from raylite._runtime import context
-from raylite._runtime.attach import Attachment, attach_driver
-from raylite._runtime.components import Raylet, build_gcs, build_raylet
 from raylite._runtime.context import Place
 from raylite._runtime.local import SessionOptions, start_node
 from raylite._runtime.session import Session
-from raylite._types import board
-from raylite.testing.threads import ThreadWorkers
+from raylite.testing.inprocess import STORE, InProcessCluster, LocalNode, NodeSpec
 
 Workers = Literal["processes", "threads"]
-
-STORE = 64 * 1024 * 1024
 
 
 class LocalCluster:
@@ -42,7 +32,10 @@ class LocalCluster:
     the innermost. Several may stand side by side: see `use`. When the block ends, nothing is left.
 
     Args:
-        num_cpus: CPUs that tasks may occupy together.
+        num_cpus: CPUs that tasks may occupy together, on a cluster of one node.
+        nodes: Several nodes instead, the first with this process as its driver: each the number of
+            its CPUs, or a dictionary with ``num_cpus``, ``num_gpus``, ``resources``, ``labels``,
+            ``object_store_memory``. They need ``workers="threads"``.
         workers: ``"processes"`` is what production does, up in a third of a second.
             ``"threads"`` is up in milliseconds, and a debugger can step into tasks; but a task
             cannot be killed, and tasks share the interpreter's globals with the test.
@@ -55,6 +48,7 @@ class LocalCluster:
         self,
         *,
         num_cpus: float = 2,
+        nodes: Sequence[float | Mapping[str, object]] | None = None,
         workers: Workers = "processes",
         resources: Mapping[str, float] | None = None,
         object_store_memory: int = STORE,
@@ -62,6 +56,19 @@ class LocalCluster:
     ) -> None:
         if workers not in ("processes", "threads"):
             raise ValueError(f"workers must be 'processes' or 'threads', not {workers!r}")
+        if nodes is not None and workers != "threads":
+            raise ValueError(
+                "several nodes in one process need workers='threads'; "
+                "for nodes that are processes, use raylite.cluster_utils.Cluster"
+            )
+        only = {
+            "num_cpus": num_cpus,
+            "resources": resources or {},
+            "object_store_memory": object_store_memory,
+        }
+        self._specs = [NodeSpec.of(each) for each in ([only] if nodes is None else nodes)]
+        if not self._specs:
+            raise ValueError("a cluster has at least one node")
         self._options = SessionOptions(
             num_cpus=num_cpus,
             resources=resources,
@@ -69,7 +76,7 @@ class LocalCluster:
             namespace=namespace,
         )
         self._workers = workers
-        self._running: Session | ThreadCluster | None = None
+        self._running: Session | InProcessCluster | None = None
 
     def start(self) -> Self:
         """Start the cluster; what ``with`` does."""
@@ -78,7 +85,7 @@ class LocalCluster:
         if self._workers == "processes":
             self._running = Session(self._options, start_node(self._options))
         else:
-            self._running = ThreadCluster(self._options)
+            self._running = InProcessCluster(self._specs, self._options.namespace)
         return self
 
     def stop(self) -> None:
@@ -86,6 +93,52 @@ class LocalCluster:
         running, self._running = self._running, None
         if running is not None:
             running.close()
+
+    @property
+    def nodes(self) -> list[LocalNode]:
+        """The nodes that were neither removed nor killed, the first one first."""
+        return self._many.nodes
+
+    def add_node(
+        self,
+        *,
+        num_cpus: float = 2,
+        num_gpus: float = 0,
+        resources: Mapping[str, float] | None = None,
+        labels: Mapping[str, str] | None = None,
+        object_store_memory: int = STORE,
+    ) -> LocalNode:
+        """Let another node join; it can be given tasks when this returns."""
+        spec = NodeSpec(num_cpus, num_gpus, resources or {}, labels or {}, object_store_memory)
+        return self._many.add_node(spec)
+
+    def remove_node(self, node: LocalNode) -> None:
+        """End a node in order: the cluster knows at once."""
+        self._many.remove_node(node)
+
+    def kill_node(self, node: LocalNode) -> None:
+        """End a node as a power cut does: nobody is told, connections to it are reset."""
+        self._many.kill_node(node)
+
+    def partition(self, *nodes: LocalNode) -> None:
+        """Let nothing pass between these nodes and all others, silently, until `heal`.
+
+        The GCS and this process are on the first node's side.
+        """
+        self._many.partition(nodes)
+
+    def heal(self) -> None:
+        """End a partition."""
+        self._many.heal()
+
+    @property
+    def _many(self) -> InProcessCluster:
+        if not isinstance(self._running, InProcessCluster):
+            raise RuntimeError(
+                "this LocalCluster is not running, or its workers are not threads: "
+                "its nodes cannot be told apart"
+            )
+        return self._running
 
     @contextmanager
     def use(self) -> Iterator[Self]:
@@ -120,80 +173,3 @@ class LocalCluster:
         trace: TracebackType | None,
     ) -> None:
         await asyncio.shield(asyncio.to_thread(self.stop))
-
-
-class ThreadCluster:
-    """GCS, raylet, store and driver as services on one loop thread, workers as threads."""
-
-    def __init__(self, options: SessionOptions) -> None:
-        self._options = options
-        self._thread = LoopThread("raylite-cluster")
-        try:
-            self.place = self._thread.run(self._start(), 30.0)
-        except BaseException:
-            self._thread.stop()
-            raise
-        context.enter(self.place)
-
-    async def _start(self) -> Place:
-        options = self._options
-        cpus = float(options.num_cpus or 1)
-        switch = Switch()
-        self._arena = HeapArena((options.object_store_memory or STORE) + board.SIZE)
-        gcs_network, raylet_network = MemoryNetwork(switch), MemoryNetwork(switch)
-        await gcs_network.listen("memory:gcs")
-        await raylet_network.listen("memory:raylet")
-        self._gcs = build_gcs(gcs_network)
-        self._source = ThreadWorkers(switch, "memory:raylet", self._arena, cpus, options.namespace)
-        self._node: Raylet = build_raylet(
-            raylet_network,
-            "memory:gcs",
-            self._source,
-            self._arena,
-            num_cpus=cpus,
-            resources=options.resources or {},
-            labels={},
-            is_head=True,
-        )
-        self._hosts = [_run(self._gcs), _run(self._node.host)]
-        driver_network = MemoryNetwork(switch)
-        await driver_network.listen("memory:driver")
-        self._attachment: Attachment = await attach_driver(
-            driver_network,
-            "memory:raylet",
-            "memory:gcs",
-            self._arena,
-            secrets.token_bytes(28),
-            cpus=cpus,
-            entrypoint="LocalCluster",
-            namespace=options.namespace,
-        )
-        place = Place(self._attachment.core, self._attachment.node_id)
-        place.namespace = options.namespace
-        place.gcs_address = "memory:gcs"
-        return place
-
-    def close(self) -> None:
-        """End everything."""
-        context.leave(self.place)
-        self.place.core.close()
-        try:
-            self._thread.run(self._stop(), 10.0)
-        finally:
-            self._thread.stop()
-            for thread in self._source.threads:
-                thread.join(1.0)
-            self._arena.close()
-
-    async def _stop(self) -> None:
-        await self._attachment.detach()
-        await self._source.close()
-        self._node.host.stop()
-        self._gcs.stop()
-        await asyncio.wait(self._hosts)
-        for host in self._hosts:
-            host.result()
-
-
-def _run(host: Host) -> "asyncio.Task[None]":
-    return host.start("host")

@@ -26,13 +26,20 @@ class ThreadWorkers:
     listener: SourceListener
 
     def __init__(
-        self, switch: Switch, raylet_address: str, arena: Arena, cpus: float, namespace: str
+        self,
+        switch: Switch,
+        raylet_address: str,
+        arena: Arena,
+        cpus: float,
+        namespace: str,
+        address_of: Callable[[str], str],
     ) -> None:
         self._switch = switch
         self._raylet = raylet_address
         self._arena = arena
         self._cpus = cpus
         self._namespace = namespace
+        self._address_of = address_of
         self._loop = asyncio.get_running_loop()
         self._workers: dict[int, _ThreadWorker] = {}
         self._starting: dict[asyncio.Task[None], None] = {}
@@ -55,6 +62,11 @@ class ThreadWorkers:
     def flush_output(self) -> None:
         """Threads print on the program's own output."""
 
+    @property
+    def networks(self) -> list[MemoryNetwork]:
+        """Those of the workers that live."""
+        return [worker.network for worker in self._workers.values()]
+
     async def close(self) -> None:
         for starting in list(self._starting):
             starting.cancel()
@@ -67,13 +79,13 @@ class ThreadWorkers:
 
     async def _start(self, token: int) -> None:
         network = MemoryNetwork(self._switch)
-        await network.listen(f"memory:worker-{token}")
+        await network.listen(self._address_of(f"worker-{token}"))
         executor = QueueExecutor(self._loop)
         id = secrets.token_bytes(28)
         attachment = await attach_worker(
             network, self._raylet, self._arena, id, token, executor, self._cpus
         )
-        worker = self._workers[token] = _ThreadWorker(attachment, executor)
+        worker = self._workers[token] = _ThreadWorker(attachment, executor, network)
         place = Place(attachment.core, attachment.node_id)
         place.namespace = self._namespace
         place.gcs_address = attachment.gcs_address
@@ -108,8 +120,11 @@ class ThreadWorkers:
 
 
 class _ThreadWorker:
-    def __init__(self, attachment: Attachment, executor: QueueExecutor) -> None:
+    def __init__(
+        self, attachment: Attachment, executor: QueueExecutor, network: MemoryNetwork
+    ) -> None:
         self.attachment = attachment
+        self.network = network
         self.executor = executor
         self.last_task = b""
 

@@ -262,3 +262,33 @@ def test_a_silent_partition_is_declared_after_ten_seconds(seed: int) -> None:
         return took
 
     assert 9 <= SimLoop().run(main()) <= 11
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize(("listens", "earliest", "latest"), [(False, 1, 2.5), (True, 9, 11)])
+def test_a_raylet_that_refuses_connections_is_dead_and_a_silent_one_may_live(
+    listens: bool, earliest: float, latest: float
+) -> None:
+    async def main() -> float:
+        world = World(1)
+        there, its = SimNetwork(world, "gcs"), SimNetwork(world, "raylet")
+        await there.listen("gcs")
+        await its.listen("raylet:1")
+        host: Host = build_gcs(there)
+        running = host.start("gcs")
+        await Nodes(its.connect("gcs")).register(node(address="raylet:1"))
+        watcher = Nodes(SimNetwork(world, "watcher").connect("gcs"))
+        events = aiter(watcher.watch(msg.WatchNodes()))
+        await anext(events)
+        began = now()
+        if not listens:
+            world.kill("raylet:1")
+        event = await anext(events)
+        assert event.node is not None
+        assert not event.node.alive
+        took = now() - began
+        host.stop()
+        await running
+        return took
+
+    assert earliest <= SimLoop().run(main()) <= latest

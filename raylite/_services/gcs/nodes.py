@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
 from raylite._kernel.link import Link
@@ -19,6 +19,8 @@ from raylite.exceptions import LinkClosedError
 logger = logging.getLogger(__name__)
 
 SWEEP = 0.5  # seconds by which a death may be declared late
+SUSPECT = 1.25  # seconds without a heartbeat after which a raylet's listener is tried
+TRIES, BETWEEN = 3, 0.1  # refusals in a row that are taken for its end, and the seconds between two
 
 
 class NodeService(Service, serves=(gcs.Nodes,)):
@@ -28,8 +30,16 @@ class NodeService(Service, serves=(gcs.Nodes,)):
     again and again, until the storage has taken it: then watchers learn of it.
     """
 
-    def __init__(self, membership: Membership, storage: Storage, epoch: Epoch) -> None:
+    def __init__(
+        self,
+        membership: Membership,
+        storage: Storage,
+        epoch: Epoch,
+        is_refused: Callable[[str], Awaitable[bool]],
+    ) -> None:
         self.membership = membership
+        self._is_refused = is_refused
+        self._probing: dict[bytes, None] = {}
         self.loaded = asyncio.Event()
         self._epoch = epoch
         self._table = Table(storage, "nodes", msg.Node.parse, lambda row: not row.alive)
@@ -39,9 +49,7 @@ class NodeService(Service, serves=(gcs.Nodes,)):
         self._on_joined: list[Callable[[bytes, int], None]] = []
         self._on_left: list[Callable[[bytes], None]] = []
 
-    def follow(
-        self, joined: Callable[[bytes, int], None], left: Callable[[bytes], None]
-    ) -> None:
+    def follow(self, joined: Callable[[bytes, int], None], left: Callable[[bytes], None]) -> None:
         """Be told of members as they are decided on, before that is durable; of those there are now."""
         for node_id, incarnation in self.membership.members():
             joined(node_id, incarnation)
@@ -100,7 +108,29 @@ class NodeService(Service, serves=(gcs.Nodes,)):
     @every(seconds=SWEEP)
     async def sweep(self) -> None:
         self._note(self.membership.expire(now()))
+        for node_id, incarnation in self.membership.silent(SUSPECT, now()):
+            row = self._table.latest(node_id)
+            if row is not None and row.address and node_id not in self._probing:
+                self._probing[node_id] = None
+                self.spawn(self._probe(row.address, node_id, incarnation), "try a silent raylet")
         await self._tell_deaths()
+
+    async def _probe(self, address: str, node_id: bytes, incarnation: int) -> None:
+        """Find out whether a silent raylet has ended: the system then refuses connections to it.
+
+        Where nothing answers at all, there is no telling: the raylet has its whole grace.
+        """
+        try:
+            for _ in range(TRIES):
+                if not await self._is_refused(address):
+                    return
+                await asyncio.sleep(BETWEEN)
+            if (node_id, incarnation) in self.membership.silent(SUSPECT, now()):
+                reason = "its raylet has ended: connections to it are refused"
+                self._note(self.membership.left(node_id, incarnation, reason))
+                await self._tell_deaths()
+        finally:
+            del self._probing[node_id]
 
     async def _tell_deaths(self) -> None:
         members = set(self.membership.alive())

@@ -34,6 +34,8 @@ class ViewService(Service, serves=(gcs.Views,)):
 
     @handles(gcs.Views.report)
     def report(self, delta: hot.ViewDelta) -> hot.ViewWanted:
+        if self._incarnations.get(delta.node) != delta.incarnation:
+            return hot.ViewWanted(is_full=True)  # it has not registered yet, or not again
         effects = self._views.apply(wire.decode(delta), now())
         self._news.set()
         return hot.ViewWanted(any(isinstance(effect, AskFull) for effect in effects))

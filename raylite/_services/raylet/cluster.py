@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any
 
 from raylite._kernel.link import Link
@@ -21,6 +21,7 @@ from raylite.exceptions import RayError
 logger = logging.getLogger(__name__)
 
 REPORT = 0.1  # seconds between two reports of what changed here
+SOON = 0.01  # seconds until a report that came too early is made again
 AGAIN = 0.5  # seconds after which a feed that broke is asked for again
 _DEAD_KEPT = 10_000  # nodes remembered as dead
 
@@ -50,7 +51,9 @@ class ClusterService(Service):
         self._pool = pool
         self._views = ResourceViews()
         self._raylets: dict[NodeKey, tuple[int, str]] = {}  # incarnation and address
+        self._early: dict[NodeKey, list[hot.ViewDelta]] = {}  # of nodes not yet known to be members
         self.local = view().node
+        self._changed = asyncio.Event()
         self.on_change: list[Callable[[], None]] = []
         self.on_node_died: list[Callable[[NodeKey], None]] = []
         self.on_node_joined: list[Callable[[NodeKey], None]] = []
@@ -83,6 +86,12 @@ class ClusterService(Service):
     def is_alone(self) -> bool:
         """Whether no other node is known."""
         return not self._raylets
+
+    async def wait_known(self, nodes: Iterable[NodeKey]) -> None:
+        """Wait until the views of these have come."""
+        while not set(nodes) <= self.nodes().keys():
+            self._changed.clear()
+            await self._changed.wait()
 
     # ---- inside --------------------------------------------------------------------------
 
@@ -117,12 +126,20 @@ class ClusterService(Service):
                 self._ended(event.node)
 
     async def _watch_views(self) -> None:
+        self._early.clear()
         views = gcs.Views(self._network.connect(self._gcs))
         feed: AsyncIterator[hot.ViewDeltas] = views.watch(hot.WatchViews())
         async for news in feed:
-            changed = [self._views.apply(wire.decode(delta), now()) for delta in news.deltas]
-            if any(changed):
+            for delta in news.deltas:
+                if NodeKey(delta.node) not in self._raylets:
+                    self._early.setdefault(NodeKey(delta.node), []).append(delta)
+            if self._apply(news.deltas):
                 self._tell_change()
+
+    def _apply(self, deltas: Iterable[hot.ViewDelta]) -> bool:
+        """Take in views; True if that changed any."""
+        changes = [self._views.apply(wire.decode(delta), now()) for delta in deltas]
+        return any(changes)
 
     async def _report(self) -> None:
         publisher = ViewPublisher(self._view())
@@ -133,6 +150,8 @@ class ClusterService(Service):
                 wanted = await views.report(wire.encode(delta))
                 if wanted.is_full:
                     publisher.resume(0)
+                    await asyncio.sleep(SOON)
+                    continue
             await asyncio.sleep(REPORT)
 
     def _joined(self, row: msg.Node) -> None:
@@ -147,6 +166,8 @@ class ClusterService(Service):
         if known is None or known[0] != row.incarnation:
             for listener in self.on_node_joined:
                 listener(node)
+        if self._apply(self._early.pop(node, ())):
+            self._tell_change()
 
     def _ended(self, row: msg.Node) -> None:
         node = NodeKey(row.node_id)
@@ -176,5 +197,6 @@ class ClusterService(Service):
         return death
 
     def _tell_change(self) -> None:
+        self._changed.set()
         for listener in self.on_change:
             listener()

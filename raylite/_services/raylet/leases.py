@@ -1,7 +1,6 @@
 """The Lease service: who may run tasks on this node, and on which worker."""
 
 import logging
-from collections.abc import Callable, Mapping
 
 from raylite._kernel.alarm import Alarm
 from raylite._kernel.network import Network
@@ -20,10 +19,11 @@ from raylite._machines.leases import (
 )
 from raylite._machines.picker import Ask, Keep, Picker, Refuse, Spill
 from raylite._protocol import raylet
+from raylite._services.raylet.cluster import ClusterService
 from raylite._services.raylet.pool import Member, PoolService
 from raylite._types.keys import HolderKey, LeaseID, WorkerKey
 from raylite._types.resources import Resources
-from raylite._types.strategies import NodeKey, NodeView
+from raylite._types.strategies import NodeKey
 from raylite._wire import hot, placement
 from raylite._wire.messages import raylet as msg
 
@@ -45,13 +45,14 @@ class LeaseService(Service, serves=(raylet.Leases,)):
         leases: Leases,
         picker: Picker,
         pool: PoolService,
-        views: Callable[[], Mapping[NodeKey, NodeView]],
+        cluster: ClusterService,
     ) -> None:
         self._network = network
         self._leases = leases
         self._picker = picker
         self._pool = pool
-        self._views = views
+        self._cluster = cluster
+        cluster.on_change.append(self.reconsider)
         self._keys: dict[LeaseID, tuple[Member, bytes]] = {}
         self._requests: dict[LeaseID, Request] = {}
         self._lease_of: dict[bytes, LeaseID] = {}  # by worker
@@ -72,7 +73,7 @@ class LeaseService(Service, serves=(raylet.Leases,)):
 
     @handles(raylet.Leases.request)
     def request(self, requests: list[hot.LeaseRequest]) -> None:
-        link, views, moment = self.caller, self._views(), now()
+        link, moment, total = self.caller, now(), self._leases.total
         for wish in requests:
             holder = self._pool.holder(link, wish.holder)
             lease, key = LeaseID(wish.lease), HolderKey(holder.id)
@@ -81,11 +82,14 @@ class LeaseService(Service, serves=(raylet.Leases,)):
             self._requests[lease] = Request(lease, key, demand, wish.depth)
             visited = tuple(NodeKey(node) for node in wish.visited)
             ask = Ask(lease, key, placement.decode(demand, wish.where), visited)
-            self._place(self._picker.request(ask, views, moment))
+            if self._cluster.is_alone and wish.where is None and demand.fits(total):
+                self._place(self._picker.keep(ask, moment))
+            else:
+                self._place(self._picker.request(ask, self._cluster.nodes(), moment))
 
     def reconsider(self) -> None:
         """Other nodes have changed: what waits here may be better off there."""
-        self._place(self._picker.changed(self._views(), now()))
+        self._place(self._picker.changed(self._cluster.nodes(), now()))
 
     @every(seconds=1.0)
     def look_again(self) -> None:
@@ -113,8 +117,13 @@ class LeaseService(Service, serves=(raylet.Leases,)):
 
     @handles(raylet.Leases.resources)
     def resources(self, request: msg.GetResources) -> msg.ResourceView:
-        available = self._leases.available().to_floats()
-        return msg.ResourceView(self._leases.total.to_floats(), available)
+        """Add up what all nodes have, and what of it is free, as far as that is known here."""
+        total, available = Resources(), Resources()
+        for view in self._cluster.nodes().values():
+            total += view.total
+            available += view.available
+        free = {name: amount for name, amount in available.to_floats().items() if amount > 0}
+        return msg.ResourceView(total.to_floats(), free)
 
     def _place(self, effects: list[picking.Effect]) -> None:
         for effect in effects:

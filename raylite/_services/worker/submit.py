@@ -318,7 +318,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         for peer in [peer for peer in self._peers.values() if peer.lease in leases]:
             self._lost(peer.key, None, peer.address, cause)
         for lease in leases:
-            del self._homes[lease]
+            self._homes.pop(lease, None)
             if lease in self._wishes and not self._raylet.is_ended:
                 self._request(lease, self._raylet)
 

@@ -1,0 +1,70 @@
+"""The pytest plugin: clusters as fixtures, for tests of programs that use raylite.
+
+Installed with raylite, it costs an import of a few milliseconds; a cluster is made when a test
+asks for one. The fixtures are plain ones, so that tests may be sync, async (pytest-asyncio, anyio)
+or methods of `unittest.TestCase`. Under pytest-xdist every worker process has clusters of its own.
+"""
+
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+import pytest
+
+_OPTIONS = {
+    "raylite_workers": ("processes", "Workers of test clusters: processes or threads"),
+    "raylite_num_cpus": ("2", "CPUs of test clusters"),
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the settings of pytest's configuration file."""
+    for name, (default, what) in _OPTIONS.items():
+        parser.addini(name, what, default=default)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the marker known."""
+    config.addinivalue_line(
+        "markers",
+        "raylite(**options): arguments of raylite.testing.LocalCluster for the test's cluster",
+    )
+
+
+@pytest.fixture
+def raylite_cluster(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A cluster for one test, with the test as its driver; the `raylite` marker has its arguments.
+
+    Example:
+        >>> @pytest.mark.raylite(nodes=[1, 1], workers="threads")
+        ... def test_two_nodes(raylite_cluster):
+        ...     assert len(raylite_cluster.nodes) == 2
+    """
+    marker = request.node.get_closest_marker("raylite")
+    with _cluster(request.config, {} if marker is None else marker.kwargs) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def _raylite_session_cluster(request: pytest.FixtureRequest) -> Iterator[Any]:
+    cluster = _cluster(request.config, {}).start()
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+def raylite_shared(_raylite_session_cluster: Any) -> Iterator[Any]:
+    """One cluster for the whole session, started for the first test that asks for it.
+
+    What a test leaves in it, tasks under way for one, is there for the next. Its size is that of
+    the settings ``raylite_num_cpus`` and ``raylite_workers``.
+    """
+    with _raylite_session_cluster.use():
+        yield _raylite_session_cluster
+
+
+def _cluster(config: pytest.Config, options: dict[str, Any]) -> Any:
+    defaults: dict[str, Any] = {"workers": config.getini("raylite_workers")}
+    if "nodes" not in options:
+        defaults["num_cpus"] = float(config.getini("raylite_num_cpus"))
+    return import_module("raylite.testing").LocalCluster(**{**defaults, **options})
