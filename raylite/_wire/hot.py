@@ -261,10 +261,25 @@ class Pull(msgspec.Struct, array_like=True, frozen=True, gc=False):
     objects: tuple[Wanted, ...]
 
 
+class PullFailure(enum.IntEnum):
+    """Why an object will not come."""
+
+    NONE = 0
+    LOST = 1
+    OWNER_DIED = 2
+    NO_ROOM = 3
+
+
 class Pulled(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """Where in the node's arena the objects lie, each pinned until it is let go."""
+    """Where in the node's arena the objects lie, each pinned until it is let go.
+
+    Or why that of this `key` will not come, and so none of them.
+    """
 
     offsets: tuple[int, ...]
+    failure: int = PullFailure.NONE
+    key: bytes = b""
+    message: str = ""
 
 
 class Unpin(msgspec.Struct, array_like=True, frozen=True, gc=False):

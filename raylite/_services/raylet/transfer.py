@@ -34,13 +34,14 @@ from raylite._services.raylet.pool import Member
 from raylite._types.keys import ObjectKey
 from raylite._types.strategies import NodeKey
 from raylite._wire import hot
-from raylite.exceptions import (
-    ObjectLostError,
-    ObjectStoreFullError,
-    OwnerDiedError,
-    RayError,
-    UnavailableError,
-)
+from raylite._wire.hot import PullFailure
+from raylite.exceptions import ObjectStoreFullError, RayError, UnavailableError
+
+_FAILURES = {
+    Failure.LOST: PullFailure.LOST,
+    Failure.OWNER_DIED: PullFailure.OWNER_DIED,
+    Failure.NO_ROOM: PullFailure.NO_ROOM,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class Reader:
 class _Wish:
     """What a process asked for, until it has let go of all of it."""
 
-    done: asyncio.Future[None]
+    done: asyncio.Future[hot.Pulled | None]  # a result is a failure
     missing: dict[ObjectKey, None] = field(default_factory=dict)
     pinned: dict[ObjectKey, Copy] = field(default_factory=dict)
 
@@ -114,12 +115,14 @@ class TransferService(Service, serves=(raylet.Transfers,)):
         wish = self._wishes[id] = _Wish(asyncio.get_running_loop().create_future())
         try:
             self._begin(id, wish, request)
-            if wish.missing:
-                await wish.done
-            copies = [wish.pinned[ObjectKey(each.key)] for each in request.objects]
+            failed = await wish.done
         except BaseException:
             self._end(id)
             raise
+        if failed is not None:
+            self._end(id)
+            return failed
+        copies = [wish.pinned[ObjectKey(each.key)] for each in request.objects]
         return hot.Pulled(tuple(copy.offset for copy in copies))
 
     @handles(raylet.Transfers.unpin)
@@ -173,10 +176,12 @@ class TransferService(Service, serves=(raylet.Transfers,)):
             if (copy := self._copies.copies.pin(key, id)) is not None:
                 wish.pinned[key] = copy
             elif self._copies.owner(each.owner) is None:
-                raise OwnerDiedError(key[:28].hex(), None, "")
+                wish.done.set_result(hot.Pulled((), PullFailure.OWNER_DIED, key))
+                return
             else:
                 owners[key] = each.owner.encode()
         if not owners:
+            wish.done.set_result(None)
             return
         for key in owners:
             wish.missing[key] = None
@@ -196,8 +201,6 @@ class TransferService(Service, serves=(raylet.Transfers,)):
         self._perform(self._pulls.cancel(id, now()))
         for copy in wish.pinned.values():
             self._copies.unpin(copy, id)
-        if wish.done.done() and not wish.done.cancelled():
-            wish.done.exception()  # its process has withdrawn the wish, and will not be told
         self.review()
 
     def _wait_no_more(self, id: Reader, wish: _Wish) -> None:
@@ -236,7 +239,8 @@ class TransferService(Service, serves=(raylet.Transfers,)):
                 case Fulfilled(request):
                     self._settle(request, None)
                 case Failed(request, key, failure, message):
-                    self._settle(request, _error(key, failure, message))
+                    why = _FAILURES[failure]
+                    self._settle(request, hot.Pulled((), why, key, message))
                 case _:
                     assert_never(effect)
         self._alarm.set(self._pulls.next_expiry())
@@ -287,15 +291,11 @@ class TransferService(Service, serves=(raylet.Transfers,)):
         if attempt.has_room:
             self._store.discard(attempt.copy.room)
 
-    def _settle(self, id: Hashable, error: RayError | None) -> None:
+    def _settle(self, id: Hashable, failed: hot.Pulled | None) -> None:
         assert isinstance(id, Reader)
         wish = self._wishes.get(id)
-        if wish is None or wish.done.done():
-            return
-        if error is None:
-            wish.done.set_result(None)
-        else:
-            wish.done.set_exception(error)
+        if wish is not None and not wish.done.done():
+            wish.done.set_result(failed)
 
     def _node_died(self, node: NodeKey) -> None:
         self._perform(self._pulls.node_died(node, now()))
@@ -308,15 +308,3 @@ class TransferService(Service, serves=(raylet.Transfers,)):
 
     async def stopped(self) -> None:
         self._alarm.cancel()
-
-
-def _error(key: ObjectKey, failure: Failure, message: str) -> RayError:
-    match failure:
-        case Failure.LOST:
-            return ObjectLostError(key[:28].hex(), None, "")
-        case Failure.OWNER_DIED:
-            return OwnerDiedError(key[:28].hex(), None, "")
-        case Failure.NO_ROOM:
-            return ObjectStoreFullError(message)
-        case _:
-            assert_never(failure)

@@ -17,10 +17,17 @@ from raylite._kernel.arena import Arena
 from raylite._kernel.link import Link
 from raylite._protocol import raylet
 from raylite._services.worker.objects import Entry, FetchingThread, Views
-from raylite._services.worker.owner import OwnerService, error_of
+from raylite._services.worker.owner import ID, OwnerService, error_of
 from raylite._wire import hot
-from raylite._wire.hot import Value
-from raylite.exceptions import LinkError, LocalRayletDiedError, RayError
+from raylite._wire.hot import PullFailure, Value
+from raylite.exceptions import (
+    LinkError,
+    LocalRayletDiedError,
+    ObjectLostError,
+    ObjectStoreFullError,
+    OwnerDiedError,
+    RayError,
+)
 
 GET, WAIT, ARGUMENT = range(3)
 """Why an object is wanted; lower goes first. As in `_machines/admission.py`."""
@@ -129,6 +136,8 @@ class Copies:
             entry.views += 1
         try:
             pulled = await self._transfers.pull(hot.Pull(number, priority, tuple(wanted)))
+            if pulled.failure:
+                raise _error(pulled)
         except BaseException as error:
             self._unpin(hot.Unpin(number))  # the answer may be on its way
             for entry in entries:
@@ -161,6 +170,17 @@ class Copies:
         self._owner.perform(self._owner.refs.dropped_view(entry))
         if not entry.views:
             self._owner.on_viewless()
+
+
+def _error(pulled: hot.Pulled) -> RayError:
+    id = pulled.key[:ID].hex()
+    match PullFailure(pulled.failure):
+        case PullFailure.OWNER_DIED:
+            return OwnerDiedError(id, None, "")
+        case PullFailure.NO_ROOM:
+            return ObjectStoreFullError(pulled.message)
+        case _:
+            return ObjectLostError(id, None, "")
 
 
 def _wanted(entry: Entry) -> hot.Wanted:
