@@ -167,7 +167,8 @@ def wait(
         refs: Different references.
         num_returns: How many to wait for.
         timeout: Seconds to wait; None waits as long as it takes, 0 only looks.
-        fetch_local: Accepted for Ray's sake: on one node every object is local.
+        fetch_local: An object of another node is there when it has been brought to this one. If
+            not so, it is there as soon as it exists, and is not brought.
 
     Raises:
         TypeError: `refs` is not a list of references.
@@ -201,7 +202,7 @@ def wait(
         )
     if refs[0]._entry.keeper is not core:
         core = _home(refs)
-    return core.wait(refs, num_returns, timeout)
+    return core.wait(refs, num_returns, timeout, fetch_local=fetch_local)
 
 
 def _not_a_list(refs: object) -> str:

@@ -233,6 +233,16 @@ class Memory:
         held = self._objects.get(object_id)
         return held.extent if held else None
 
+    @property
+    def is_short(self) -> bool:
+        """Whether somebody waits for room."""
+        return bool(self._waiting)
+
+    @property
+    def free_bytes(self) -> int:
+        """What nobody has, in however many pieces."""
+        return self._capacity - self._used - self._quarantined
+
     def statistics(self) -> MemoryStatistics:
         """Bytes and counts, for the meters and for whoever decides what to spill."""
         return MemoryStatistics(

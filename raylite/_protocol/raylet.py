@@ -47,6 +47,22 @@ class Objects(Interface):
     viewless = post(bytes)  # from a reader: it views nothing of this dead owner any more
 
 
+class Transfers(Interface):
+    """What a node brings from others: its processes ask, and owners tell where things are."""
+
+    pull = call(hot.Pull, hot.Pulled)  # replies when all are here, and pins them; may be cancelled
+    unpin = batch(hot.Unpin, bulk=False)
+    located = batch(hot.Located, bulk=False)  # from an owner: who has an object now
+    lost = batch(bytes, bulk=False)  # from an owner: nobody has this object, nor will
+
+
+class Copies(Interface):
+    """What a node has of objects: other raylets read it, owners decide on it."""
+
+    read = call(hot.ReadChunk, bytes, bulk=True)  # ObjectLostError: not here, or not all of it
+    order = batch(hot.Order, bulk=False)
+
+
 class Process(Interface):
     """What the raylet tells every process of its node."""
 

@@ -28,3 +28,11 @@ class Owner(Interface):
     borrow = call(hot.Borrow, NoneType)  # acknowledged before the lender lets go
     give_up = batch(hot.Borrow, bulk=False)  # the borrower holds these no more
     received = batch(bytes, bulk=False)  # a value's references have found their new holder
+
+
+class Locations(Interface):
+    """Raylets to an object's owner."""
+
+    locate = batch(hot.Locate, bulk=False)  # answered with `Transfers.located`, now and on changes
+    forget = batch(hot.Locate, bulk=False)
+    news = batch(hot.CopyNews, bulk=False)

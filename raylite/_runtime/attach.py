@@ -16,11 +16,13 @@ from raylite._protocol import raylet
 from raylite._runtime.membership import DriverService
 from raylite._services.worker.core import Core
 from raylite._services.worker.execute import ExecuteService, Executor
+from raylite._services.worker.locations import LocationService
 from raylite._services.worker.objects import Entry
 from raylite._services.worker.owner import OwnerService
 from raylite._services.worker.submit import SubmitService
 from raylite._types.keys import WorkerKey
 from raylite._types.resources import UNIT
+from raylite._types.strategies import NodeKey
 from raylite._wire import hot
 from raylite._wire.messages import gcs as gcs_msg, raylet as raylet_msg
 
@@ -33,13 +35,19 @@ class ProcessService(Service, serves=(raylet.Process,)):
     """What the raylet tells this process: who died, and when to leave."""
 
     def __init__(
-        self, network: Network, raylet_link: Link, owner: OwnerService, submit: SubmitService
+        self,
+        network: Network,
+        raylet_link: Link,
+        owner: OwnerService,
+        submit: SubmitService,
+        locations: LocationService,
     ) -> None:
         self._network = network
         self._raylet = raylet_link
         self._objects = raylet.Objects(raylet_link)
         self._owner = owner
         self._submit = submit
+        self._locations = locations
         self._viewed: dict[bytes, list[Entry]] = {}  # by dead owner: what may still be viewed here
         self.core: Core | None = None
         self.executor: Executor | None = None
@@ -62,6 +70,7 @@ class ProcessService(Service, serves=(raylet.Process,)):
         self._network.confirm_node_dead(death.mark, death.cause)
         for address in self._owner.known_at(death.mark):
             self._owner.process_died(address)
+        self._locations.node_died(NodeKey(death.node))
 
     @handles(raylet.Process.leave)
     def leave(self, leave: hot.Leave) -> None:
@@ -111,6 +120,11 @@ class Attachment:
         if self.driver is not None:
             await self.driver.finish(self.job)
 
+    def settle(self, node_id: bytes) -> None:
+        """Belong to the node that has taken this process in."""
+        self.node_id = node_id
+        self.core.settle(node_id)
+
     async def detach(self) -> None:
         """Say goodbye and end the services."""
         self.host.stop()
@@ -153,7 +167,7 @@ async def attach_driver(
                 driver_id=id, job_id=job, pid=os.getpid(), address=network.address
             )
         )
-    attachment.node_id = registered.node_id
+    attachment.settle(registered.node_id)
     return attachment
 
 
@@ -179,7 +193,7 @@ async def attach_worker(
                 address=network.address,
             )
         )
-    attachment.node_id = registered.node_id
+    attachment.settle(registered.node_id)
     attachment.gcs_address = registered.gcs_address
     return attachment
 
@@ -208,12 +222,13 @@ def _assemble(
 ) -> Attachment:
     loop = asyncio.get_running_loop()
     link = network.connect(raylet_address)
-    owner = OwnerService(network, link)
+    locations = LocationService(network.address, link)
+    owner = OwnerService(network, locations)
     submitter = Submitter(WorkerKey(id), max(int(cpus * UNIT), UNIT))
     submit = SubmitService(network, link, owner, submitter, job, id)
-    process = ProcessService(network, link, owner, submit)
-    core = Core(id, job, loop, network, arena, owner, submit, link, wake)
-    services: list[Service] = [owner, submit, process, *more]
+    process = ProcessService(network, link, owner, submit, locations)
+    core = Core(id, job, loop, network, arena, owner, submit, locations, link, wake)
+    services: list[Service] = [owner, submit, process, locations, *more]
     process.core = core
     if executor is not None:
         execute = ExecuteService(owner, core, executor, link)

@@ -24,8 +24,10 @@ from raylite._services.gcs.storage import MemoryStorage, Storage
 from raylite._services.gcs.views import ViewService
 from raylite._services.gcs.workers import WorkerService
 from raylite._services.raylet.cluster import ClusterService
+from raylite._services.raylet.copies import CopyService
 from raylite._services.raylet.leases import LeaseService
 from raylite._services.raylet.pool import Member, PoolService, WorkerSource
+from raylite._services.raylet.transfer import TransferService
 from raylite._services.store.objects import ObjectService
 from raylite._types import board
 from raylite._types.resources import Resources
@@ -59,6 +61,8 @@ class Raylet:
     leases: LeaseService
     objects: ObjectService
     cluster: ClusterService
+    copies: CopyService
+    transfers: TransferService
     joined: asyncio.Event
 
     def show(self, token: int, pid: int, name: str, is_stderr: bool, lines: list[str]) -> bool:
@@ -118,9 +122,17 @@ def build_raylet(
     def readers() -> list[bytes]:
         return [member.id for member in pool.members()]
 
-    objects = ObjectService(network, memory, arena, pool.member, readers)
+    def owners() -> list[bytes]:
+        return [member.id for member in pool.holders()]
+
+    objects = ObjectService(network, memory, arena, pool.member, readers, owners)
+    copies = CopyService(network, arena, objects, cluster)
+    transfers = TransferService(network, arena, objects, cluster, copies, pool.member)
+    objects.evict, objects.on_freed = copies.evict, transfers.review
 
     def gone(member: Member, cause: str) -> None:
+        copies.process_gone(member.address)
+        transfers.process_gone(member.id)
         objects.process_gone(member.id)
 
     pool.on_gone.append(gone)
@@ -138,8 +150,10 @@ def build_raylet(
         python=platform.python_version(),
     )
     membership = MemberService(network, gcs_address, row, leases, pool)
-    host = Host(network, pool, leases, objects, membership, cluster)
-    return Raylet(host, node_id, pool, leases, objects, cluster, membership.joined)
+    host = Host(network, pool, leases, objects, copies, transfers, membership, cluster)
+    return Raylet(
+        host, node_id, pool, leases, objects, cluster, copies, transfers, membership.joined
+    )
 
 
 async def run_until(host: Host, stopping: asyncio.Event) -> None:

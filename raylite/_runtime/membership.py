@@ -117,6 +117,8 @@ class MemberService(Service):
         )
 
     def _gone(self, member: Member, cause: str) -> None:
+        if member.is_guest:
+            return
         if member.token is None:
             self._left[member.job] = None
             return

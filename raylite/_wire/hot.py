@@ -14,7 +14,7 @@ class Form(enum.IntEnum):
     """How a value is given."""
 
     INLINE = 0  # `data` is the pickled value
-    ARENA = 1  # the pickled value lies in the node's arena, at `offset`
+    ARENA = 1  # the pickled value lies in the arena of `node`, at `offset`
     ERROR = 2  # `data` is a pickled RayError that reading the object raises
 
 
@@ -34,6 +34,7 @@ class Value(msgspec.Struct, array_like=True, frozen=True, gc=False):
     size: int = 0
     contained: tuple[Contained, ...] = ()
     key: bytes = b""  # its name in the arena, if that is not the object's id
+    node: bytes = b""  # where it was stored; other nodes have copies, which only the owner knows
 
 
 class JobConfig(msgspec.Struct, array_like=True, frozen=True):
@@ -250,6 +251,102 @@ class Freed(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Nobody refers to this object any more."""
 
     id: bytes
+
+
+class Wanted(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """An object that is to be brought: its name in arenas, its owner's address, who may have it."""
+
+    key: bytes
+    size: int
+    owner: str
+    nodes: tuple[bytes, ...]
+
+
+class Pull(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A wish for objects of other nodes, all at once. `number` is the process's name for it."""
+
+    number: int
+    priority: int
+    objects: tuple[Wanted, ...]
+
+
+class PullFailure(enum.IntEnum):
+    """Why an object will not come."""
+
+    NONE = 0
+    LOST = 1
+    OWNER_DIED = 2
+    NO_ROOM = 3
+
+
+class Pulled(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Where in the node's arena the objects lie, each pinned until it is let go.
+
+    Or why that of this `key` will not come, and so none of them.
+    """
+
+    offsets: tuple[int, ...]
+    failure: int = PullFailure.NONE
+    key: bytes = b""
+    message: str = ""
+
+
+class Unpin(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A process reads this copy no more; without a key, none of that pull, which may yet go on."""
+
+    number: int
+    key: bytes = b""
+
+
+class ReadChunk(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A wish for some of an object's bytes."""
+
+    key: bytes
+    offset: int
+    size: int
+
+
+class Locate(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """`node` wants to hear who has the object, until it says `forget`; `without` say they have not."""
+
+    key: bytes
+    node: bytes
+    without: tuple[bytes, ...] = ()
+
+
+class Located(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Who has an object now."""
+
+    key: bytes
+    size: int
+    nodes: tuple[bytes, ...]
+
+
+class CopyNews(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """`node` has a copy, or has none; of two that overtook each other, the higher number is true."""
+
+    key: bytes
+    node: bytes
+    size: int
+    number: int
+    is_there: bool
+
+
+class OrderKind(enum.IntEnum):
+    """What an owner may have a node do with its copy."""
+
+    DROP = 0  # nobody refers to the object any more
+    PIN = 1  # keep it: it is the primary from now on
+    VERIFY = 2  # tell whether it is there
+
+
+class Order(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What `owner` (an address) has a node do with its copy; its own raylet sends it on."""
+
+    kind: int
+    key: bytes
+    node: bytes
+    owner: str
 
 
 class Fetch(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -9,6 +9,7 @@ import pytest
 
 import raylite as ray
 from raylite._runtime import context
+from raylite._services.worker.objects import BlockedThread
 from raylite.testing import LocalCluster
 from raylite.testing.cluster import Workers
 
@@ -152,7 +153,7 @@ def test_a_wait_whose_values_came_while_it_began_does_not_block() -> None:
         place = context.current()
         assert place is not None
         pending = never.remote()
-        place.core._await_values([pending._entry], 0, None, raises=False)
+        place.core._await_values([pending._entry], BlockedThread(0, raises=False), None)
 
 
 def test_waits_that_are_over_leave_nothing_with_what_is_not_ready() -> None:

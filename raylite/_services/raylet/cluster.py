@@ -5,11 +5,12 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any
 
+from raylite._kernel.link import Link
 from raylite._kernel.network import Network
 from raylite._kernel.seams import now
 from raylite._kernel.service import Service
 from raylite._machines.views import ResourceViews, ViewPublisher
-from raylite._protocol import gcs, views as wire
+from raylite._protocol import gcs, raylet, views as wire
 from raylite._services.raylet.pool import PoolService
 from raylite._types.marks import mark_of, mark_of_node
 from raylite._types.strategies import NodeKey, NodeView
@@ -20,9 +21,9 @@ from raylite.exceptions import RayError
 logger = logging.getLogger(__name__)
 
 REPORT = 0.1  # seconds between two reports of what changed here
-DEAD_KEPT = 10_000
 SOON = 0.01  # seconds until a report that came too early is made again
 AGAIN = 0.5  # seconds after which a feed that broke is asked for again
+_DEAD_KEPT = 10_000  # nodes remembered as dead
 
 
 class ClusterService(Service):
@@ -53,10 +54,12 @@ class ClusterService(Service):
         self._early: dict[NodeKey, list[hot.ViewDelta]] = {}  # of nodes not yet known to be members
         self.local = view().node
         self._mark = mark_of_node(self.local)
-        self._dead: dict[bytes, None] = {}  # processes of other nodes, against telling them twice
+        self._ended: dict[bytes, None] = {}  # processes of other nodes, against telling them twice
         self._changed = asyncio.Event()
         self.on_change: list[Callable[[], None]] = []
         self.on_node_died: list[Callable[[NodeKey], None]] = []
+        self.on_node_joined: list[Callable[[NodeKey], None]] = []
+        self._dead: dict[NodeKey, hot.NodeDeath] = {}
 
     async def started(self) -> None:
         self.spawn(self._repeat(self._watch_nodes), "watch nodes")
@@ -70,6 +73,18 @@ class ClusterService(Service):
         if not self._raylets:
             return {self.local: self._view()}
         return {**self._views.nodes(), self.local: self._view()}
+
+    def address_of(self, node: NodeKey) -> str | None:
+        """Return where another node's raylet is; None if the node is dead, or not known yet."""
+        known = self._raylets.get(node)
+        return known[1] if known is not None else None
+
+    def remind(self, link: Link, node: NodeKey) -> bool:
+        """Tell a process of this node, once more, that a node is dead; False if that is not known."""
+        death = self._dead.get(node)
+        if death is not None and not link.is_ended:
+            raylet.Process(link).node_died(death)
+        return death is not None
 
     @property
     def is_alone(self) -> bool:
@@ -101,6 +116,9 @@ class ClusterService(Service):
         for node, (incarnation, _) in list(self._raylets.items()):
             if node not in alive or alive[node].incarnation != incarnation:
                 self._died(node, "it left while the GCS could not be asked")
+        for row in listed:
+            if not row.alive:
+                self._note_dead(NodeKey(row.node_id), row.death_reason)
         for row in alive.values():
             self._joined(row)
         async for event in events:
@@ -140,10 +158,10 @@ class ClusterService(Service):
 
     def _process_died(self, id: bytes, address: str, cause: str) -> None:
         """A process has ended: if it was another node's, nobody here need wait for it any more."""
-        if mark_of(address) not in ("", self._mark) and id not in self._dead:
-            self._dead[id] = None
-            if len(self._dead) > DEAD_KEPT:
-                del self._dead[next(iter(self._dead))]
+        if mark_of(address) not in ("", self._mark) and id not in self._ended:
+            self._ended[id] = None
+            if len(self._ended) > _DEAD_KEPT:
+                del self._ended[next(iter(self._ended))]
             self._network.confirm_dead(address, cause)
             self._pool.tell(hot.Death(id, address, cause))
 
@@ -174,6 +192,9 @@ class ClusterService(Service):
             self._died(node, "it was replaced by a new incarnation")
         self._raylets[node] = row.incarnation, row.address
         self._views.joined(node, row.incarnation, now())
+        if known is None or known[0] != row.incarnation:
+            for listener in self.on_node_joined:
+                listener(node)
         if self._apply(self._early.pop(node, ())):
             self._tell_change()
 
@@ -187,7 +208,7 @@ class ClusterService(Service):
         """A node is gone, and every process of it."""
         incarnation, address = self._raylets.pop(node)
         self._views.died(node, incarnation)
-        death = hot.NodeDeath(node, mark_of_node(node), f"its node died: {reason}")
+        death = self._note_dead(node, reason)
         self._network.confirm_dead(address, death.cause)
         self._network.confirm_node_dead(death.mark, death.cause)
         for member in self._pool.members():
@@ -196,6 +217,13 @@ class ClusterService(Service):
         for listener in self.on_node_died:
             listener(node)
         self._tell_change()
+
+    def _note_dead(self, node: NodeKey, reason: str) -> hot.NodeDeath:
+        death = hot.NodeDeath(node, mark_of_node(node), f"its node died: {reason}")
+        self._dead[node] = death
+        if len(self._dead) > _DEAD_KEPT:
+            del self._dead[next(iter(self._dead))]
+        return death
 
     def _tell_change(self) -> None:
         self._changed.set()

@@ -65,7 +65,6 @@ class LeaseService(Service, serves=(raylet.Leases,)):
         pool.on_failed = self._failed
         pool.on_lost = self._lost
         pool.on_gone.append(self._gone)
-        pool.on_guest_left = self._guest_left
 
     @property
     def leases(self) -> Leases:
@@ -229,9 +228,6 @@ class LeaseService(Service, serves=(raylet.Leases,)):
         if known is not None and not known[0].link.is_ended:
             known[0].holder.lost(hot.WorkerLost(lease, worker.id, worker.address, cause, last_task))
         self._perform(self._leases.release(lease))
-
-    def _guest_left(self, guest: Member) -> None:
-        self._gone(guest, "its link has ended")
 
     def _gone(self, member: Member, cause: str) -> None:
         self._told.pop(member.id, None)

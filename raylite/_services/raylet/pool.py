@@ -55,6 +55,7 @@ class Member:
     process: raylet.Process
     holder: raylet.Holder
     job: bytes = b""
+    is_guest: bool = False
     lent: dict[WorkerKey, None] = field(default_factory=dict)  # workers it had, the last one last
 
 
@@ -80,7 +81,6 @@ class PoolService(Service, serves=(raylet.Pool,)):
         self.on_failed: Callable[[LeaseID, str], None] = _ignore
         self.on_lost: Callable[[LeaseID, Member, str, bytes], None] = _ignore
         self.on_gone: list[Callable[[Member, str], None]] = []
-        self.on_guest_left: Callable[[Member], None] = _ignore
         self.on_driver: Callable[[Member], None] = _ignore
         self._ending: dict[bytes, str] = {}
         self._stillborn: dict[int, None] = {}  # tokens of workers that ended and may yet register
@@ -139,8 +139,9 @@ class PoolService(Service, serves=(raylet.Pool,)):
         if not id:
             raise UnavailableError(f"{link.peer} has not registered with this raylet")
         guest = self._guests[id] = self._by_link[link] = Member(
-            id, link.peer, 0, link, None, raylet.Process(link), raylet.Holder(link)
-        )
+            id, link.peer, 0, link, None, raylet.Process(link), raylet.Holder(link),
+            is_guest=True,
+        )  # fmt: skip
         link.on_end(lambda link: self._guest_left(guest))
         return guest
 
@@ -238,7 +239,7 @@ class PoolService(Service, serves=(raylet.Pool,)):
         self._by_link.pop(guest.link, None)
         if self._guests.get(guest.id) is guest:
             del self._guests[guest.id]
-            self.on_guest_left(guest)
+            self._gone(guest, "its link has ended")  # what it owned here goes: readers must know
 
     def _gone(self, member: Member, cause: str) -> None:
         self._network.confirm_dead(member.address, cause)

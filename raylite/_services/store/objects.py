@@ -36,12 +36,18 @@ class ObjectService(Service, serves=(raylet.Objects,)):
         arena: Arena,
         reader_at: Callable[[Link], Reader],
         readers: Callable[[], list[bytes]],
+        owners: Callable[[], list[bytes]],
     ) -> None:
         self._network = network
         self._memory = memory
         self._arena = arena
         self._reader_at = reader_at
         self._readers = readers
+        self._owners = owners
+        #: Called while somebody waits for room: evicts a copy, or returns False.
+        self.evict: Callable[[], bool] = bool
+        #: Called when there may be more room than before.
+        self.on_freed: Callable[[], object] = bool
         self._waiting: dict[Hashable, asyncio.Future[Allocated]] = {}
         self._requests = 0
         self._used_since = 0
@@ -54,12 +60,19 @@ class ObjectService(Service, serves=(raylet.Objects,)):
 
     @handles(raylet.Objects.allocate)
     async def allocate(self, request: hot.Allocate) -> hot.Allocation:
-        if request.owner not in self._readers():
+        if request.owner not in self._owners():
             raise UnavailableError("the object's owner is gone, so nobody could use or free it")
+        return hot.Allocation(await self.reserve(request.id, request.size, request.owner))
+
+    async def reserve(self, id: bytes, size: int, owner: bytes) -> int:
+        """Find room and return where; cancelled, it leaves none behind."""
         self._requests += 1
         number = self._requests
-        future = self._waiting[number] = asyncio.get_running_loop().create_future()
-        self._perform(self._memory.create(request.id, request.size, request.owner, now(), number))
+        future: asyncio.Future[Allocated] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = future
+        self._perform(self._memory.create(id, size, owner, now(), number))
+        while self._memory.is_short and self.evict():
+            pass
         try:
             allocated = await future
             for fresh in allocated.fresh:
@@ -68,19 +81,24 @@ class ObjectService(Service, serves=(raylet.Objects,)):
         except asyncio.CancelledError:
             self._perform(self._memory.cancel(number))
             if future.done() and not future.cancelled() and not future.exception():
-                self._perform(self._memory.free(request.id))
+                self.discard(id)
             raise
         except ObjectStoreFullError:
-            self._perform(self._memory.free(request.id))
+            self.discard(id)
             raise
         finally:
             self._waiting.pop(number, None)
-        return hot.Allocation(allocated.extent.offset)
+        return allocated.extent.offset
+
+    def discard(self, id: bytes) -> None:
+        """Free what nobody reads or writes; whoever waits for room may get it."""
+        self._perform(self._memory.free(id))
 
     @handles(raylet.Objects.free)
     def free(self, freed: list[hot.Freed]) -> None:
         for each in freed:
-            self._perform(self._memory.free(each.id))
+            self.discard(each.id)
+        self.on_freed()
 
     @handles(raylet.Objects.viewless)
     def viewless(self, owner: bytes) -> None:
@@ -91,6 +109,7 @@ class ObjectService(Service, serves=(raylet.Objects,)):
         self._perform(self._memory.reader_died(id))
         readers = frozenset(reader for reader in self._readers() if reader != id)
         self._perform(self._memory.owner_died(id, readers))
+        self.on_freed()
 
     @every(seconds=0.5)
     async def warm(self) -> None:

@@ -10,8 +10,10 @@ import itertools
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from functools import partial
+from time import monotonic
 from typing import Any, TypeVar
 
 from raylite._kernel.arena import Arena
@@ -19,13 +21,24 @@ from raylite._kernel.link import Link
 from raylite._kernel.network import Network
 from raylite._kernel.threads import run_on
 from raylite._protocol import raylet
-from raylite._services.worker.objects import Blocked, BlockedThread, Drop, Entry, ObjectRef, Waiter
-from raylite._services.worker.owner import OwnerService
+from raylite._services.worker.copies import GET, Bringing, Copies
+from raylite._services.worker.locations import LocationService
+from raylite._services.worker.objects import (
+    Blocked,
+    BlockedThread,
+    Drop,
+    Entry,
+    FetchingThread,
+    ObjectRef,
+    Views,
+    Waiter,
+)
+from raylite._services.worker.owner import OwnerService, error_of
 from raylite._services.worker.submit import OwnedTask, SubmitService
 from raylite._types.keys import ObjectKey
 from raylite._wire import hot, pickling
 from raylite._wire.hot import Contained, Form, Value
-from raylite.exceptions import GetTimeoutError, RayError, RaySystemError, to_raise
+from raylite.exceptions import GetTimeoutError, RaySystemError
 
 T = TypeVar("T")
 
@@ -43,6 +56,7 @@ class Core:
         arena: The node's shared memory.
         owner: The Owner service.
         submit: The Submit service.
+        locations: The Location service.
         raylet_link: The link to this node's raylet.
         wake: Has the loop call something soon, from any thread; a simulation has only one.
     """
@@ -56,6 +70,7 @@ class Core:
         arena: Arena,
         owner: OwnerService,
         submit: SubmitService,
+        locations: LocationService,
         raylet_link: Link,
         wake: Callable[[Callable[[], None]], object] | None = None,
     ) -> None:
@@ -69,6 +84,9 @@ class Core:
         self.submitter = submit
         self.raylet_link = raylet_link
         self._arena = arena
+        self._locations = locations
+        self.copies = Copies(owner, raylet_link, arena, self._later)
+        self.node = b""
         self._objects = raylet.Objects(raylet_link)
         self._outbox: deque[Any] = deque()
         #: Called with the `Drop` of a reference that died. The loop is woken for it by an alert only.
@@ -101,6 +119,10 @@ class Core:
         self.config = config
         self._task_suffix = b"\xff" * 12 + job
         self._put_prefix = self._put_prefix[:8] + self._task_suffix
+
+    def settle(self, node: bytes) -> None:
+        """Belong to a node: a process learns its id when it has attached."""
+        self.node = self.copies.node = self._locations.node = node
 
     # ---- tasks ---------------------------------------------------------------------------
 
@@ -144,7 +166,9 @@ class Core:
         inner = tuple(ref._entry for ref in pickled.contained if isinstance(ref, ObjectRef))
         if inner:
             contained = tuple(Contained(each.id, each.owner or self.address) for each in inner)
-            entry.value = Value(value.form, value.data, value.offset, value.size, contained)
+            entry.value = Value(
+                value.form, value.data, value.offset, value.size, contained, b"", value.node
+            )
         ref: ObjectRef[Any] = ObjectRef(entry)
         self._outbox.append((self._added, entry, inner))
         if len(self._outbox) > _PUTS_BEFORE_WAKING and not self._is_woken:
@@ -176,7 +200,7 @@ class Core:
             self._arena.write(allocation.offset, pickled.layout())
         finally:
             self._do(self._written, owner)
-        return Value(Form.ARENA, b"", allocation.offset, pickled.size)
+        return Value(Form.ARENA, b"", allocation.offset, pickled.size, (), b"", self.node)
 
     def is_writing(self, owner: bytes) -> bool:
         """Whether a value of this owner's is being written into the arena here."""
@@ -215,13 +239,15 @@ class Core:
         if value.form == Form.INLINE:
             return pickling.loads(value.data)
         if value.form == Form.ERROR:
-            raise _error_of(value)
+            raise error_of(value)
         assert entry is not None
+        if value.node != self.node and self.copies.is_away(value):
+            return pickling.loads(self._brought([entry])[entry])
         self._outbox.append((self._added_view, entry))
         if entry.value is not value:  # its owner died in this moment: the bytes may be reused
             self._outbox.append((self._dropped_view, entry))
             assert entry.value is not None
-            raise _error_of(entry.value)
+            raise error_of(entry.value)
         view = self._arena.view(value.offset, value.size, _view_dropper(self, entry))
         return pickling.loads(view)
 
@@ -230,33 +256,56 @@ class Core:
         if len(refs) == 1 and timeout is None:
             entry = refs[0]._entry
             if entry.value is None:
-                self._await_values([entry], 1, None, raises=True)
+                self._await_values([entry], BlockedThread(1, raises=True), None)
             return [self.load(entry)]
+        started = monotonic()
         entries = [ref._entry for ref in refs]
         missing = [entry for entry in entries if entry.value is None]
         if missing:
             if not any(entry.is_error for entry in entries):
-                self._await_values(missing, len(set(missing)), timeout, raises=True)
+                waiter = BlockedThread(len(set(missing)), raises=True)
+                self._await_values(missing, waiter, timeout)
             for entry in entries:
                 if entry.is_error:
                     self.load(entry)
             if any(entry.value is None for entry in missing):
-                raise GetTimeoutError(
-                    f"Get timed out: some object(s) not ready within {timeout} seconds."
-                )
+                raise _timed_out(timeout)
         load = self.load
-        return [load(entry) for entry in entries]
+        away = [entry for entry in entries if entry.value.node and self._is_away(entry)]  # type: ignore[union-attr]
+        if not away:
+            return [load(entry) for entry in entries]
+        left = None if timeout is None else timeout - (monotonic() - started)
+        views = self._brought(list(dict.fromkeys(away)), left, timeout)
+        return [
+            pickling.loads(views[entry]) if entry in views else load(entry) for entry in entries
+        ]
 
     def wait(
-        self, refs: list[ObjectRef[Any]], count: int, timeout: float | None
+        self,
+        refs: list[ObjectRef[Any]],
+        count: int,
+        timeout: float | None,
+        *,
+        fetch_local: bool = True,
     ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
-        """Split references into at most `count` whose values are there, and the rest."""
-        if not _has_ready(refs, count):
-            missing = [ref._entry for ref in refs if ref._entry.value is None]
-            self._await_values(missing, count - (len(refs) - len(missing)), timeout, raises=False)
+        """Split references into at most `count` whose values are there, and the rest.
+
+        With `fetch_local`, they are there when they are on this node.
+        """
+        away = self._is_away if fetch_local else _never
+        here: dict[Entry, None] = {}
+        if not _has_ready(refs, count, away):
+            missing = [e for ref in refs if (e := ref._entry).value is None or away(e)]
+            waiter = FetchingThread(count - len(refs) + len(missing), away, self.copies.fetch)
+            self._await_values(missing, waiter, timeout)
+            if waiter.is_fetching:
+                self._do(self.copies.forget, missing, waiter)
+            here = waiter.here
         ready: list[ObjectRef[Any]] = []
         for position, ref in enumerate(refs):
-            if ref._entry.value is not None:
+            entry = ref._entry
+            value = entry.value
+            if value is not None and (not value.node or entry in here or not away(entry)):
                 ready.append(ref)
                 end = position + 1
                 if len(ready) == count:
@@ -267,6 +316,37 @@ class Core:
             return ready, refs[end:]
         chosen = set(ready)
         return ready, [ref for ref in refs if ref not in chosen]
+
+    def bring(self, entry: Entry) -> Bringing | None:
+        """Have an object brought to this node if it lies on another."""
+        return self.copies.bring([entry], GET) if self._is_away(entry) else None
+
+    def _is_away(self, entry: Entry) -> bool:
+        return entry.value is not None and self.copies.is_away(entry.value)
+
+    def _brought(
+        self, entries: list[Entry], left: float | None = None, timeout: float | None = None
+    ) -> Views:
+        """Block this thread until these are on this node; a worker's task lends its CPU meanwhile.
+
+        So many seconds of the caller's timeout are left.
+        """
+        is_task = self.on_block is not None and threading.get_ident() == self.task_thread
+        bringing = self.copies.bring(entries, GET)
+        if is_task:
+            self._do(self.on_block)
+        try:
+            if left is not None and left <= 0:
+                self.run(self.copies.settle())
+            return bringing.result(left)
+        except TimeoutError:
+            raise _timed_out(timeout) from None
+        except CancelledError:
+            raise RaySystemError("the session that this belongs to has ended") from None
+        finally:
+            bringing.cancel()
+            if is_task:
+                self._do(self.on_unblock)
 
     # ---- what entries ask of their process -----------------------------------------------
 
@@ -357,10 +437,16 @@ class Core:
         if not self._is_woken:
             self._wake()
 
+    def _later(self, *action: Any) -> None:
+        """Do something soon, if there is a loop still: for what dies at any time."""
+        self._outbox.append(action)
+        if not self._is_woken and not self.is_closed:
+            self._wake()
+
     def _added(self, entry: Entry, inner: tuple[Entry, ...]) -> None:
         self.owner.refs.add(entry)
         if entry.matters_elsewhere:
-            self.owner.expect_drop(entry)
+            self.owner.stored(entry)
         if inner:
             self.owner.refs.contains(entry, inner)
             self.owner.spawn(self.owner.register(inner))
@@ -420,15 +506,14 @@ class Core:
     # ---- waiting -------------------------------------------------------------------------
 
     def _await_values(
-        self, entries: list[Entry], count: int, timeout: float | None, *, raises: bool
+        self, entries: list[Entry], waiter: BlockedThread, timeout: float | None
     ) -> None:
-        """Block this thread until `count` of these have values, or time is up."""
-        if count <= 0:
+        """Block this thread until the waiter has what it waits for, or time is up."""
+        if waiter.count <= 0:
             return  # values came between the caller's look and this one
         if timeout is not None and timeout <= 0:
-            self.run(_pass())  # what has arrived already, counts
+            self.run(self._look(entries, waiter))
             return
-        waiter = BlockedThread(count, raises=raises)
         unique = list(dict.fromkeys(entries))
         is_task = self.on_block is not None and threading.get_ident() == self.task_thread
         self.begin_wait(unique, waiter, is_task=is_task)
@@ -448,6 +533,14 @@ class Core:
         if is_task and self.on_unblock is not None:
             self._do(self.on_unblock)
 
+    async def _look(self, entries: list[Entry], waiter: BlockedThread) -> None:
+        """Let a waiter see what has arrived already."""
+        for entry in entries:
+            if entry.value is not None:
+                waiter.ready(entry)
+        if waiter.is_fetching:
+            await self.copies.settle()
+
     def _watch_all(
         self, entries: list[Entry], waiter: Blocked, on_block: Callable[[], None] | None
     ) -> None:
@@ -461,28 +554,25 @@ def _refuse(callback: Callable[[], None]) -> None:
     raise RuntimeError("the loop runs in another process")
 
 
-async def _pass() -> None:
-    """Do nothing, after everything that was asked of the loop before."""
+def _timed_out(timeout: float | None) -> GetTimeoutError:
+    return GetTimeoutError(f"Get timed out: some object(s) not ready within {timeout} seconds.")
 
 
-def _has_ready(refs: list[ObjectRef[Any]], count: int) -> bool:
+def _never(entry: Entry) -> bool:
+    return False
+
+
+def _has_ready(refs: list[ObjectRef[Any]], count: int, away: Callable[[Entry], bool]) -> bool:
     for ref in refs:
-        if ref._entry.value is not None:
+        if (value := ref._entry.value) is not None and not (value.node and away(ref._entry)):
             count -= 1
             if not count:
                 return True
     return False
 
 
-def _error_of(value: Value) -> BaseException:
-    error = pickling.loads(value.data)
-    return to_raise(error) if isinstance(error, RayError) else error
-
-
 def _view_dropper(core: Core, entry: Entry) -> Callable[[], None]:
     def dropped() -> None:
-        core._outbox.append((core._dropped_view, entry))
-        if not core._is_woken and not core.is_closed:
-            core._wake()
+        core._later(core._dropped_view, entry)
 
     return dropped

@@ -8,12 +8,14 @@ and in a list of results, and neither waits for the other.
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from raylite._kernel.link import Link
 from raylite._kernel.service import Service, handles
 from raylite._protocol import raylet, worker
+from raylite._services.worker.copies import ARGUMENT, Bringing
 from raylite._services.worker.core import Core
 from raylite._services.worker.objects import Entry
 from raylite._services.worker.owner import OwnerService
@@ -24,7 +26,7 @@ from raylite._wire.hot import Form
 class Job:
     """One attempt on its way through a worker."""
 
-    __slots__ = ("arguments", "definition", "handed", "link", "owner", "result", "task")
+    __slots__ = ("arguments", "brought", "definition", "handed", "link", "owner", "result", "task")
 
     def __init__(self, task: hot.Task, definition: hot.Definition, link: Link) -> None:
         self.task = task
@@ -32,6 +34,7 @@ class Job:
         self.link = link
         self.arguments: tuple[Entry, ...] = ()  # entries made for this task's references
         self.handed: tuple[Entry, ...] = ()  # what its result contains
+        self.brought: Bringing | None = None  # arguments that lie on other nodes
         self.result: hot.Result | None = None
 
 
@@ -140,6 +143,16 @@ class ExecuteService(Service, serves=(worker.Execute,)):
         for entry in entries:
             entry.submitted += 1
         job.arguments = tuple(entries)
+        self._bring_arguments(job)
+
+    def _bring_arguments(self, job: Job) -> None:
+        """Have those of other nodes brought here while other tasks run."""
+        copies = self._keeper.copies
+        away = [each.id for each in job.task.inputs if copies.is_away(each.value)]
+        if away:
+            found = dict.fromkeys(entry for entry in job.arguments if entry.id in away)
+            job.brought = Future()
+            copies.begin(list(found), ARGUMENT, job.brought)
 
     def _with_kept(self, job: Job, result: hot.Result) -> hot.Result:
         own = Counter(job.arguments + job.handed)
@@ -157,6 +170,9 @@ class ExecuteService(Service, serves=(worker.Execute,)):
         )
 
     def _let_go(self, job: Job) -> None:
+        if job.brought is not None:
+            job.brought.cancel()
+            job.brought = None
         for entry in job.arguments:
             self._owner.perform(self._owner.refs.dropped_submitted(entry))
         if job.arguments:

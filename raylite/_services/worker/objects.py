@@ -15,6 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from raylite._machines.refs import Reference
 from raylite._types.ids import JobID, ObjectID, TaskID
 from raylite._types.keys import ObjectKey
+from raylite._wire import pickling
 from raylite._wire.hot import Form, Value
 from raylite._wire.pickling import note_contained
 
@@ -30,6 +31,7 @@ class Keeper(Protocol):
     def dropped(self) -> "Callable[[Drop], object]": ...
     def watch(self, entry: "Entry", waiter: "Waiter") -> None: ...
     def load(self, entry: "Entry") -> Any: ...
+    def bring(self, entry: "Entry") -> "concurrent.futures.Future[Views] | None": ...
     def pin_for_ever(self, entry: "Entry") -> None: ...
 
 
@@ -108,6 +110,10 @@ class Entry(Reference):
         return self.value is not None and self.value.form == Form.ERROR
 
 
+Views = dict[Entry, memoryview]
+"""The bytes of objects as they lie in the arena; a view that is alive keeps its object there."""
+
+
 class ObjectRef(Generic[T]):
     """A reference to an object that exists, or that a task will make.
 
@@ -162,6 +168,9 @@ class ObjectRef(Generic[T]):
             waiter = LoopFuture(entry)
             entry.keeper.watch(entry, waiter)
             yield from waiter.future
+        if entry.is_in_arena and (bringing := entry.keeper.bring(entry)) is not None:
+            views = yield from asyncio.wrap_future(bringing)
+            return pickling.loads(views[entry])  # type: ignore[no-any-return]
         return entry.keeper.load(entry)  # type: ignore[no-any-return]
 
     def __repr__(self) -> str:
@@ -237,14 +246,25 @@ class RefFuture(concurrent.futures.Future[T]):
     def __init__(self, ref: ObjectRef[T]) -> None:
         super().__init__()
         self._ref = ref
+        self._brought: concurrent.futures.Future[Views] | None = None
 
     def ready(self, entry: Entry) -> None:
+        self._brought = bringing = entry.keeper.bring(entry)
+        if bringing is None:
+            self._complete()
+        else:
+            bringing.add_done_callback(self._complete)
+            self.add_done_callback(lambda future: bringing.cancel())
+
+    def _complete(self, brought: object = None) -> None:
         if self.set_running_or_notify_cancel():
             self.set_result(None)  # type: ignore[arg-type]
 
     def result(self, timeout: float | None = None) -> T:
         super().result(timeout)
         entry = self._ref._entry
+        if self._brought is not None:
+            return pickling.loads(self._brought.result()[entry])  # type: ignore[no-any-return]
         return entry.keeper.load(entry)  # type: ignore[no-any-return]
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
@@ -260,6 +280,7 @@ class BlockedThread:
     """A thread waits until so many of its entries have values, or one of them is an error."""
 
     __slots__ = ("count", "lock", "raises")
+    is_fetching = False
 
     def __init__(self, count: int, *, raises: bool) -> None:
         self.count = count
@@ -275,6 +296,34 @@ class BlockedThread:
     @property
     def is_waiting(self) -> bool:
         return self.lock.locked()
+
+
+class FetchingThread(BlockedThread):
+    """A thread waits until so many objects are here, those that are `away` being fetched."""
+
+    def __init__(
+        self,
+        count: int,
+        away: Callable[[Entry], bool],
+        fetch: Callable[[Entry, "FetchingThread"], None],
+    ) -> None:
+        super().__init__(count, raises=False)
+        self._away = away
+        self._fetch = fetch
+        #: Those that were away, and came.
+        self.here: dict[Entry, None] = {}
+
+    def ready(self, entry: Entry) -> None:
+        if entry.is_in_arena and self._away(entry):
+            self.is_fetching = True
+            self._fetch(entry, self)
+        else:
+            super().ready(entry)
+
+    def fetched(self, entry: Entry) -> None:
+        """An object has come, or reading it will say why not."""
+        self.here[entry] = None
+        super().ready(entry)
 
 
 def unknown_owner(entry: Entry) -> ValueError:

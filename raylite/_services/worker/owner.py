@@ -4,28 +4,35 @@ import asyncio
 import weakref
 from collections.abc import Callable, Iterable
 
-from raylite._kernel.link import Link
 from raylite._kernel.network import Network
 from raylite._kernel.service import Service, every, handles
 from raylite._machines.refs import Effect, Free, GiveUp, Refs
-from raylite._protocol import raylet, worker
+from raylite._protocol import worker
+from raylite._services.worker.locations import LocationService
 from raylite._services.worker.objects import Entry, Keeper
 from raylite._types.keys import ObjectKey
 from raylite._types.marks import mark_of
 from raylite._wire import hot, pickling
 from raylite._wire.hot import Contained, Form, Value
-from raylite.exceptions import ObjectLostError, OwnerDiedError, PeerLostError, RayError
+from raylite.exceptions import (
+    ObjectLostError,
+    OwnerDiedError,
+    PeerLostError,
+    RayError,
+    to_raise,
+)
 
+ID = 28  # bytes of an object's id: what its name in an arena begins with
 _DEAD_KEPT = 10_000  # addresses of ended processes, against messages that name them late
 
 
 class OwnerService(Service, serves=(worker.Owner,)):
     """Keeps every entry of this process. `Refs` decides how long; this class carries it out."""
 
-    def __init__(self, network: Network, raylet_link: Link) -> None:
+    def __init__(self, network: Network, locations: LocationService) -> None:
         self._network = network
-        self._raylet = raylet_link
-        self._objects = raylet.Objects(raylet_link)
+        self._locations = locations
+        locations.on_lost = self._lost
         self.refs = Refs()
         self._handed: dict[bytes, tuple[Entry, ...]] = {}
         self._dead: dict[str, None] = {}
@@ -47,11 +54,18 @@ class OwnerService(Service, serves=(worker.Owner,)):
             return
         entry.value = value
         if entry.matters_elsewhere:
-            self.expect_drop(entry)
+            self.stored(entry)
         waiters, entry.waiters = entry.waiters, None
         if waiters:
             for waiter in waiters:
                 waiter.ready(entry)
+
+    def stored(self, entry: Entry) -> None:
+        """Keep the books of a value that is more than this process's small memory."""
+        self.expect_drop(entry)
+        value = entry.value
+        if value is not None and value.form == Form.ARENA and not entry.owner:
+            self._locations.stored(ObjectKey(value.key or entry.id), value)
 
     def expect_drop(self, entry: Entry) -> None:
         """Hear of it at once when this process's reference dies, if that matters to others."""
@@ -219,7 +233,7 @@ class OwnerService(Service, serves=(worker.Owner,)):
                 case Free(entry):
                     assert isinstance(entry, Entry)
                     if entry.value is not None and entry.value.form == Form.ARENA:
-                        self._free(entry.value.key or entry.id)
+                        self._locations.freed(ObjectKey(entry.value.key or entry.id))
                 case GiveUp(entry):
                     assert isinstance(entry, Entry)
                     self._give_up(entry)
@@ -227,11 +241,15 @@ class OwnerService(Service, serves=(worker.Owner,)):
     def free_value(self, id: bytes, value: Value) -> None:
         """A value came for an object that nobody refers to any more."""
         if value.form == Form.ARENA:
-            self._free(value.key or id)
+            self._locations.drop(ObjectKey(value.key or id), value.node)
 
-    def _free(self, id: bytes) -> None:
-        if not self._raylet.is_ended:
-            self._objects.free(hot.Freed(id))
+    def _lost(self, key: ObjectKey) -> None:
+        """Every copy of an object's value is gone, with the nodes that had them."""
+        entry = self.find(key[:ID])
+        if entry is not None and entry.is_in_arena:
+            assert entry.value is not None
+            if (entry.value.key or entry.id) == key:
+                entry.value = _error_value(ObjectLostError(entry.id.hex(), None, ""))
 
     def _give_up(self, entry: Entry) -> None:
         if entry.is_registered and entry.owner not in self._dead:
@@ -257,6 +275,12 @@ def _nothing() -> None: ...
 
 
 def _ignore(alert: object) -> None: ...
+
+
+def error_of(value: Value) -> BaseException:
+    """Return what is to be raised for a value that is an error."""
+    error = pickling.loads(value.data)
+    return to_raise(error) if isinstance(error, RayError) else error
 
 
 def _error_value(error: RayError) -> Value:

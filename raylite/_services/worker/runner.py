@@ -174,12 +174,17 @@ class Runner:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Put the values of references where the caller had the references."""
         placed = list(args)
+        brought, job.brought = job.brought, None
         for each in task.inputs:
             entry = self._values.find(each.id) if each.value.form == Form.ARENA else None
             known = each.value if entry is None else entry.value  # an error, if its owner died
             assert known is not None
             try:
-                value = self._values.read(known, entry)
+                views = brought.result() if brought is not None else {}
+                if entry in views:
+                    value = pickling.loads(views[entry])
+                else:
+                    value = self._values.read(known, entry)
             except RayError as error:
                 raise BadArgument(
                     dependency_error(
@@ -225,7 +230,7 @@ class Runner:
             return Value(Form.INLINE, pickled.to_bytes(), 0, 0, contained)
         key = arena_key(task, index)
         stored = self._values.store_result(key, job.definition.owner, pickled)
-        return Value(Form.ARENA, b"", stored.offset, stored.size, contained, key)
+        return Value(Form.ARENA, b"", stored.offset, stored.size, contained, key, stored.node)
 
     def _error(self, error: BaseException, job: Job, name: str) -> Value:
         if isinstance(error, (KeyboardInterrupt, CancelledError)):

@@ -25,7 +25,7 @@ from raylite._services.worker.objects import Entry
 from raylite._services.worker.owner import OwnerService
 from raylite._types.keys import LeaseID, TaskKey, WorkerKey
 from raylite._wire import hot
-from raylite._wire.hot import Form, Value
+from raylite._wire.hot import Value
 from raylite.exceptions import (
     LocalRayletDiedError,
     RayError,
@@ -325,8 +325,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
     def _lost(self, worker: WorkerKey, last_task: TaskKey | None, address: str, cause: str) -> None:
         """A leased worker died: what it had begun is retried, or has failed."""
         peer = self._peers.pop(worker, None)
-        if peer is not None:
-            self._homes.pop(peer.lease, None)
+        home = self._homes.pop(peer.lease, None) if peer is not None else None
         begun, effects = self._submitter.lost(worker, last_task, now())
         self._perform(effects)
         self._network.confirm_dead(address, cause)
@@ -334,7 +333,8 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
             assert isinstance(task, OwnedTask)
             if task.id not in self._tasks:
                 continue  # its result came before the news of the death
-            self._free_returns(task)
+            if home is not None and not home.is_ended:
+                self._free_returns(task, home)
             if task.retries:
                 self._retry(task)
             else:
@@ -477,11 +477,11 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         if any(value.contained for value in result.values) and not self.caller.is_ended:
             worker.Owner(self.caller).received(result.task)
 
-    def _free_returns(self, task: OwnedTask) -> None:
-        """A worker may have stored results that it could not report any more."""
+    def _free_returns(self, task: OwnedTask, home: Link) -> None:
+        """A worker may have stored results that it could not report any more: its raylet has them."""
         attempt = task.attempt.to_bytes(4, "little") if task.attempt else b""
         for entry in task.entries:
-            self._owner.free_value(entry.id + attempt, Value(Form.ARENA))
+            raylet.Objects(home).free(hot.Freed(entry.id + attempt))
 
     def _link_ended(self, link: Link) -> None:
         self._defined_on.pop(link, None)

@@ -1,0 +1,172 @@
+"""The Copy service: what this node has of objects, for the raylets that read it and for its owners."""
+
+import itertools
+from collections.abc import Callable, Hashable
+from typing import Protocol, assert_never
+
+from raylite._kernel.arena import Arena
+from raylite._kernel.link import Link
+from raylite._kernel.network import Network
+from raylite._kernel.service import Service, handles
+from raylite._machines.chunks import CHUNK
+from raylite._machines.copies import Copies, Copy, Discard
+from raylite._machines.memory import Extent, Memory
+from raylite._protocol import raylet, worker
+from raylite._services.raylet.cluster import ClusterService
+from raylite._types.keys import ObjectKey
+from raylite._types.strategies import NodeKey
+from raylite._wire import hot
+from raylite._wire.hot import OrderKind
+from raylite.exceptions import ObjectLostError
+
+_GONE_KEPT = 10_000  # addresses of ended processes; one forgotten is dialled in vain for a while
+
+
+class Store(Protocol):
+    """Where objects lie: see `ObjectService`."""
+
+    @property
+    def memory(self) -> Memory: ...
+    async def reserve(self, id: bytes, size: int, owner: bytes) -> int: ...
+    def discard(self, id: bytes) -> None: ...
+
+
+class CopyService(Service, serves=(raylet.Copies,)):
+    """Carries out what `Copies` decides of copies, and what owners decide of all that lies here.
+
+    Args:
+        network: The raylet's.
+        arena: Where the bytes are.
+        store: Who says where in it.
+        cluster: Who else there is.
+    """
+
+    def __init__(
+        self, network: Network, arena: Arena, store: Store, cluster: ClusterService
+    ) -> None:
+        self._network = network
+        self._arena = arena
+        self._store = store
+        self._cluster = cluster
+        self.copies = Copies()
+        # Of what it says of its copies, so that owners can put it in order.
+        self._numbers = itertools.count(1)
+        # For nodes that have not been heard of yet; an owner may know of one before this raylet.
+        self._parked: dict[NodeKey, list[hot.Order]] = {}
+        self._owners: dict[str, Link] = {}
+        self._gone: dict[str, None] = {}  # owners that have ended
+        self.on_owner_died: list[Callable[[str], None]] = [self._free_copies]
+        cluster.on_node_joined.append(self._send_parked)
+        cluster.on_node_died.append(self._forget_parked)
+
+    @handles(raylet.Copies.read)
+    def read(self, request: hot.ReadChunk) -> bytes:
+        """Copy some bytes out at once: what changes later, is not sent, so nothing needs a pin.
+
+        An object made here is whole when anybody asks for it: its owner names it after its worker
+        has written it, and no two attempts at it have the same key. Copies are listed when whole.
+        """
+        extent = self._find(ObjectKey(request.key))
+        end = request.offset + request.size
+        if extent is None or not 0 <= request.offset <= end <= extent.size or request.size > CHUNK:
+            raise ObjectLostError(request.key[:28].hex(), None, "")
+        return bytes(self._arena.slot(extent.offset + request.offset, request.size))
+
+    @handles(raylet.Copies.order)
+    def order(self, orders: list[hot.Order]) -> None:
+        for order in orders:
+            node = NodeKey(order.node)
+            if node == self._cluster.local:
+                self._obey(order)
+            elif (address := self._cluster.address_of(node)) is not None:
+                raylet.Copies(self._network.connect(address)).order(order)
+            elif not self._cluster.remind(self.caller, node):
+                self._parked.setdefault(node, []).append(order)
+
+    def add(self, copy: Copy) -> None:
+        """A copy is complete: its owner is to know."""
+        self._perform(self.copies.add(copy))
+        self._tell(copy.owner, copy.key, copy.size, is_there=True)
+
+    def unpin(self, copy: Copy, reader: Hashable) -> None:
+        """A reader has let go; whoever waits for room may have it."""
+        self._perform(self.copies.unpin(copy, reader))
+        while self._store.memory.is_short and self.evict():
+            pass
+
+    def evict(self) -> bool:
+        """Give up one copy that nobody reads; False if there is none."""
+        effects = self.copies.evict()
+        self._perform(effects)
+        return bool(effects)
+
+    def owner(self, address: str) -> Link | None:
+        """Return the link to an owner, whose end will be noticed; None if it has ended."""
+        if address in self._gone:
+            return None
+        link = self._owners.get(address)
+        if link is None:
+            link = self._owners[address] = self._network.connect(address)
+            link.on_end(lambda link: self.process_gone(address))
+        return link
+
+    def process_gone(self, address: str) -> None:
+        """A process has ended; if it owned something that is here, that goes."""
+        self._gone[address] = None
+        if len(self._gone) > _GONE_KEPT:
+            del self._gone[next(iter(self._gone))]
+        if self._owners.pop(address, None) is not None and not self.scope.is_closed:
+            for listener in self.on_owner_died:
+                listener(address)
+
+    # ---- inside --------------------------------------------------------------------------
+
+    def _free_copies(self, owner: str) -> None:
+        self._perform(self.copies.owner_died(owner))
+
+    def _find(self, key: ObjectKey) -> Extent | None:
+        copy = self.copies.find(key)
+        if copy is not None:
+            return Extent(copy.offset, copy.size)
+        return self._store.memory.find(key)
+
+    def _obey(self, order: hot.Order) -> None:
+        key, kind = ObjectKey(order.key), OrderKind(order.kind)
+        match kind:
+            case OrderKind.DROP:
+                self._store.discard(key)
+                self._perform(self.copies.drop(key))
+            case OrderKind.PIN:
+                if not self.copies.make_primary(key):
+                    self._verify(order.owner, key)
+            case OrderKind.VERIFY:
+                self._verify(order.owner, key)
+            case _:
+                assert_never(kind)
+
+    def _verify(self, owner: str, key: ObjectKey) -> None:
+        extent = self._find(key)
+        self._tell(owner, key, extent.size if extent else 0, is_there=extent is not None)
+
+    def _perform(self, effects: list[Discard]) -> None:
+        for discard in effects:
+            copy = discard.copy
+            self._store.discard(copy.room)
+            if discard.is_news:
+                self._tell(copy.owner, copy.key, copy.size, is_there=False)
+
+    def _tell(self, owner: str, key: ObjectKey, size: int, *, is_there: bool) -> None:
+        link = self.owner(owner)
+        if link is not None:
+            news = hot.CopyNews(key, self._cluster.local, size, next(self._numbers), is_there)
+            worker.Locations(link).news(news)
+
+    def _send_parked(self, node: NodeKey) -> None:
+        if orders := self._parked.pop(node, None):
+            address = self._cluster.address_of(node)
+            assert address is not None
+            for order in orders:
+                raylet.Copies(self._network.connect(address)).order(order)
+
+    def _forget_parked(self, node: NodeKey) -> None:
+        self._parked.pop(node, None)
