@@ -54,7 +54,7 @@ class ClusterService(Service):
         self._early: dict[NodeKey, list[hot.ViewDelta]] = {}  # of nodes not yet known to be members
         self.local = view().node
         self._mark = mark_of_node(self.local)
-        self._ended: dict[bytes, None] = {}  # processes of other nodes, against telling them twice
+        self._told_of: dict[bytes, None] = {}  # processes of other nodes, against telling them twice
         self._changed = asyncio.Event()
         self.on_change: list[Callable[[], None]] = []
         self.on_node_died: list[Callable[[NodeKey], None]] = []
@@ -158,10 +158,10 @@ class ClusterService(Service):
 
     def _process_died(self, id: bytes, address: str, cause: str) -> None:
         """A process has ended: if it was another node's, nobody here need wait for it any more."""
-        if mark_of(address) not in ("", self._mark) and id not in self._ended:
-            self._ended[id] = None
-            if len(self._ended) > _DEAD_KEPT:
-                del self._ended[next(iter(self._ended))]
+        if mark_of(address) not in ("", self._mark) and id not in self._told_of:
+            self._told_of[id] = None
+            if len(self._told_of) > _DEAD_KEPT:
+                del self._told_of[next(iter(self._told_of))]
             self._network.confirm_dead(address, cause)
             self._pool.tell(hot.Death(id, address, cause))
 
