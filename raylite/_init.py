@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, Self
 
 from raylite._options import validate_init_options
-from raylite._runtime import interrupts, local, presence
+from raylite._runtime import interrupts, joining, local, presence
 from raylite._runtime.local import SessionOptions
 from raylite._runtime.presence import Attached
 from raylite._version import __version__
@@ -39,14 +39,16 @@ class RayContext(Mapping[str, Any]):
         self.ray_commit = ""
         self.dashboard_url = ""
         self.address_info = {
-            "node_ip_address": "127.0.0.1",
-            "raylet_ip_address": "127.0.0.1",
+            "node_ip_address": place.ip,
+            "raylet_ip_address": place.ip,
             "object_store_address": None,
             "raylet_socket_name": f"{place.session_dir}/sockets/raylet.sock",
             "webui_url": "",
             "session_dir": place.session_dir,
-            "gcs_address": place.gcs_address,
-            "address": place.gcs_address,
+            "metrics_export_port": None,
+            "dashboard_agent_listen_port": None,
+            "gcs_address": place.cluster,
+            "address": place.cluster,
             "node_id": place.node_id.hex(),
         }
 
@@ -91,14 +93,20 @@ def init(
     _system_config: Mapping[str, bool | int | float | str] | None = None,
     **accepted: Any,
 ) -> RayContext:
-    """Start a cluster on this machine, ending with this process or with `shutdown`.
+    """Connect to a cluster, or start one that ends with this process or with `shutdown`.
 
-    Blocks until the cluster can run tasks, about a third of a second. Calling any other function
-    of raylite first does this with the defaults.
+    Blocks until tasks can run, about a third of a second for a new cluster. Calling any other
+    function of raylite first does this with the defaults. A cluster that was running before goes on
+    when this process leaves it.
 
     Args:
-        address: None or ``"local"``. Connecting to a running cluster is not supported yet.
-        num_cpus: CPUs that tasks may occupy together; None takes what this process may use.
+        address: None means what ``RAYLITE_ADDRESS`` or ``RAY_ADDRESS`` name, else the cluster that
+            ``raylite start`` began or joined last on this machine, else a new one. ``"auto"``
+            means the same but a new one. ``"local"`` is always a new one. ``"HOST:PORT"`` is the
+            cluster whose head listens there, and a session directory that of the node it belongs
+            to; either has to have a node on this machine.
+        num_cpus: CPUs that tasks may occupy together; None takes what this process may use. This,
+            the next four and ``_system_config`` are a new cluster's only.
         num_gpus: GPUs, likewise; None offers none.
         resources: Further resources by name, in any unit you like.
         labels: Labels of the node.
@@ -107,16 +115,20 @@ def init(
         ignore_reinit_error: Return the running session's context instead of raising.
         logging_level: The level of the ``raylite`` logger.
         log_to_driver: Show what tasks print, with a prefix that says which.
-        namespace: The job's namespace.
+        namespace: The job's namespace; None gives it one of its own.
         runtime_env: Only ``{"env_vars": {...}}``: set for this process's workers.
         _memory: Bytes of the resource ``memory``.
-        _temp_dir: Where the session's directory is made.
+        _temp_dir: Where sessions are made, and looked for; else ``RAYLITE_TMPDIR``, ``RAY_TMPDIR``
+            or the system's directory for temporary files.
         _system_config: Settings of the components. ``object_store_full_grace``: seconds that an
             object waits for room in shared memory, 60 by default.
         **accepted: Ray's other keywords, which a local cluster has no use for.
 
     Raises:
-        RuntimeError: There is a session already, or a keyword is unknown.
+        ConnectionError: The cluster that is named, or any with ``"auto"``, has no node here.
+        ValueError: A keyword of new clusters is given, and there is a cluster to connect to.
+        RuntimeError: There is a session already, a keyword is unknown, or the cluster runs another
+            version of raylite or of Python.
         RaySystemError: The cluster did not start; the message has the log.
 
     Example:
@@ -125,11 +137,6 @@ def init(
     """
     if unknown := [name for name in accepted if name not in _ACCEPTED]:
         raise RuntimeError(f"Unknown keyword argument(s): {', '.join(unknown)}")
-    if address not in (None, "local"):
-        raise ConnectionError(
-            f"cannot connect to {address!r}: this version starts its own local cluster only; "
-            'leave address out, or pass "local"'
-        )
     validate_init_options(
         {
             "num_cpus": num_cpus,
@@ -153,6 +160,17 @@ def init(
             "Maybe you called raylite.init twice by accident? This error can be suppressed by passing "
             "in 'ignore_reinit_error=True' or by calling 'raylite.shutdown()' prior to 'raylite.init()'."
         )
+    only_new = {
+        "num_cpus": num_cpus,
+        "num_gpus": num_gpus,
+        "resources": resources,
+        "labels": labels,
+        "object_store_memory": object_store_memory,
+        "_memory": _memory,
+        "_system_config": _system_config,
+        "_node_name": accepted.get("_node_name"),
+    }
+    guest = joining.find(address, _temp_dir or "", only_new)
     options = SessionOptions(
         num_cpus=num_cpus,
         num_gpus=num_gpus,
@@ -167,7 +185,7 @@ def init(
         system=dict(_system_config or {}),
     )
     with interrupts.held() as interrupt:
-        node = local.start_node(options)
+        node = guest or local.start_node(options)
         interrupt.hurry(node.kill)
         try:
             started = RayContext(_sessions().start(options, node).place)

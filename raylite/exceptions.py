@@ -11,7 +11,7 @@
     ├── WorkerCrashedError, LocalRayletDiedError, NodeDiedError, OutOfMemoryError
     ├── RaySystemError
     │   └── StreamingGeneratorReplayInconsistentError
-    ├── UserCodeException, UnserializableException, AuthenticationError
+    ├── UserCodeException, UnserializableException
     ├── GetTimeoutError (TimeoutError)
     ├── PlasmaObjectNotAvailable, ObjectStoreFullError, OutOfDiskError
     ├── ObjectLostError
@@ -28,6 +28,7 @@
     │   ├── ProtocolError                   the peer does not speak our protocol
     │   ├── PeerLostError                   the peer is dead or out of reach
     │   ├── CongestedError                  the peer has stopped reading
+    │   ├── AuthenticationError             the peer is of another cluster, or this process is
     │   └── LinkClosedError                 you closed the link
     ├── RemoteHandlerError                  a bug in the peer
     ├── UnavailableError                    what was asked for is not there, or not now
@@ -793,21 +794,6 @@ class StreamingGeneratorReplayInconsistentError(RaySystemError):
     """A generator task, run again, did not yield as many items as the first time."""
 
 
-class AuthenticationError(RayError):
-    """This process did not prove that it belongs to the cluster."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
-
-    def __str__(self) -> str:
-        return (
-            f"{self.message}. Ensure that the token of the cluster is available, as the "
-            "`RAYLITE_AUTH_TOKEN` environment variable or in the file that "
-            "`RAYLITE_AUTH_TOKEN_PATH` names."
-        )
-
-
 class RpcError(RayError):
     """A request to one of raylite's services failed; ``rpc_code`` is a gRPC status, if known."""
 
@@ -839,6 +825,26 @@ class PeerLostError(LinkError):
 
 class CongestedError(LinkError):
     """The peer has stopped reading, and more than it is allowed would have to be kept for it."""
+
+
+class AuthenticationError(LinkError):
+    """Two processes did not prove to one another that they belong to one cluster.
+
+    Raised by what is sent on a link whose two ends have different tokens, or TLS certificates of
+    different clusters: dialling again would not help, so the link ends at the first such answer.
+    Also raised where a token or a certificate is read that cannot be used, or was not kept secret.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return (
+            f"{self.message}. Ensure that the token of the cluster is available, as the "
+            "`RAYLITE_AUTH_TOKEN` environment variable or in the file that "
+            "`RAYLITE_AUTH_TOKEN_PATH` names."
+        )
 
 
 class LinkClosedError(LinkError):

@@ -15,6 +15,7 @@ thread, descriptor, mapping. A test that provokes a lost exception asks for the 
 import gc
 import logging
 import os
+import shutil
 import sys
 import threading
 import time
@@ -23,6 +24,7 @@ import uuid
 from collections import Counter
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -182,17 +184,23 @@ class Watch:
 
 
 WATCH = pytest.StashKey[Watch]()
+TEMP_DIR = pytest.StashKey[str]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:  # its siblings' processes are not this one's leaks
         os.environ[MARK] = uuid.uuid4().hex
     os.environ.setdefault(MARK, uuid.uuid4().hex)
+    # A cluster that the developer has running is not to be joined, nor stopped.
+    for name in ("RAYLITE_ADDRESS", "RAY_ADDRESS", "RAY_TMPDIR"):
+        os.environ.pop(name, None)
+    os.environ["RAYLITE_TMPDIR"] = config.stash[TEMP_DIR] = mkdtemp(prefix="rl-")
     watch = config.stash[WATCH] = Watch()
     logging.getLogger("asyncio").addHandler(watch.lost)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(config.stash[TEMP_DIR], ignore_errors=True)
     logging.getLogger("asyncio").removeHandler(config.stash[WATCH].lost)
 
 

@@ -41,12 +41,18 @@ UNOWNED_METHODS = {"call_later", "call_at", "create_task", "run_in_executor"}
 SEAMS = {"random", "secrets", "socket", "subprocess", "time", "uuid"}
 
 OUTSIDE_THE_KERNEL = {
+    (
+        "raylite/_runtime/addresses.py",
+        "socket",
+    ): "asks what a host's addresses are, before there is a loop",
     ("raylite/_runtime/components.py", "socket"): "asks for the host's name, nothing else",
     ("raylite/_runtime/forkserver.py", "time"): "has no event loop, on purpose: it forks",
     ("raylite/_runtime/forkserver.py", "socket"): "has no event loop, on purpose: it forks",
+    ("raylite/_runtime/guest.py", "socket"): "receives a descriptor, before there is a loop",
     ("raylite/_runtime/launch.py", "socket"): "hands listening sockets to the fork server",
     ("raylite/_runtime/launch.py", "subprocess"): "starts the fork server",
     ("raylite/_runtime/launch.py", "time"): "waits for the fork server before there is a loop",
+    ("raylite/_runtime/listeners.py", "socket"): "binds what the processes of a node inherit",
     ("raylite/_runtime/node.py", "socket"): "adopts sockets that the fork server made",
     ("raylite/_runtime/output.py", "threading"): "prints on a thread, for a terminal can block",
     ("raylite/_services/worker/core.py", "time"): "counts down a timeout on the thread that waits",
@@ -60,10 +66,8 @@ INNER_IMPORTS: dict[str, str] = {}
 """Modules that import inside a function, and why."""
 
 LONG_MODULES: dict[str, str] = {
-    "raylite/_kernel/grpc.py": "one transport and its cures, which share the connection's state",
     "raylite/_kernel/link.py": "a link's calls, feeds, replay and end share one state",
     "raylite/_kernel/network.py": "a session's opening, from both sides, is one conversation",
-    "raylite/_machines/pulls.py": "one machine: an object's way here, from the wish to the last chunk",
     "raylite/_machines/leases.py": "one machine; its ordering rules are explained beside the code",
     "raylite/_machines/memory.py": "one machine: extents, pins and what waits for room",
     "raylite/_machines/pool.py": "one machine: a worker's whole life",

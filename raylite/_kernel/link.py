@@ -3,8 +3,9 @@
 All sends of one loop tick leave as one packet. The caller's cancel scope is the deadline: it
 travels with the call, and leaving it sends a cancel. Under the frames lies a `Session`, so a
 broken wire is invisible: the network dials again and what was lost is sent again. A link ends for
-one of five reasons: you closed it, the peer said goodbye, the peer's incarnation is known dead, the
-peer sent what is not the protocol, or no wire could be had for the session timeout.
+one of six reasons: you closed it, the peer said goodbye, the peer's incarnation is known dead, the
+peer sent what is not the protocol, the two ends are not of one cluster, or no wire could be had for
+the session timeout.
 
 This module is longer than most because the two ends of every kind of message, and what a broken
 wire, a slow reader and an ended session mean for each, are one idea.
@@ -40,6 +41,7 @@ from raylite._kernel.wire import Deaf, Wire
 from raylite.exceptions import (
     CongestedError,
     LinkClosedError,
+    LinkError,
     PeerLostError,
     ProtocolError,
     RayError,
@@ -526,7 +528,7 @@ class Link:
         """The peer's process is known to be gone: whoever waits for it need not."""
         self.finish(PeerLostError(f"{self.peer} is gone: {reason}", confirmed=True))
 
-    def malformed(self, error: ProtocolError) -> None:
+    def malformed(self, error: LinkError) -> None:
         """The peer sent what no correct peer sends: end the session."""
         self._say_goodbye(f"protocol error: {error}")
         self.finish(error)

@@ -56,11 +56,12 @@ class MemoryNetwork(Network):
         self.wires: dict[SwitchedWire, None] = {}
         self.is_unplugged = False
 
-    async def listen(self, address: str) -> None:
+    async def listen(self, address: str) -> str:
         if address in self._switch.listening:
             raise OSError(f"{address} is taken")
         self._switch.listening[address] = self
         self.address = address
+        return address
 
     async def dial(self, address: str, events: WireEvents) -> Wire:
         peer = self._switch.listening.get(address)

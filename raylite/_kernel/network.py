@@ -11,67 +11,28 @@ another. Two processes that dial one another at the same time have two links, ea
 import asyncio
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
-
-import msgspec
 
 from raylite._kernel.link import Departures, Destination, Link, LinkConfig
-from raylite._kernel.packet import (
-    VERSION,
-    Frame,
-    Kind,
-    decode_frames,
-    decode_packet,
-    encode_frame,
-    encode_packet,
+from raylite._kernel.opening import (
+    ID_SIZE,
+    Hello,
+    Refused,
+    Welcome,
+    aside,
+    decoded,
+    only_frame,
+    read_hello,
+    read_refused,
+    read_welcome,
+    refuse,
 )
+from raylite._kernel.packet import VERSION, Kind
 from raylite._kernel.scope import Scope
 from raylite._kernel.seams import Seams
 from raylite._kernel.service import Service
 from raylite._kernel.wire import Deaf, Wire, WireEvents
 from raylite.exceptions import LinkClosedError, LinkError, PeerLostError, ProtocolError, RayError
-
-T = TypeVar("T")
-
-ID_SIZE = 16  # bytes in the id of a session or an incarnation
-
-
-class Hello(msgspec.Struct, array_like=True, frozen=True):
-    """Opens a wire. `resumes` names the incarnation that the session began with, if it began.
-
-    `attempt` counts the dialler's attempts, so that one it has given up is not taken for a
-    newer one when both arrive together.
-    """
-
-    version: int
-    session: bytes
-    incarnation: bytes
-    address: str
-    received: int
-    resumes: bytes
-    attempt: int
-
-
-class Welcome(msgspec.Struct, array_like=True, frozen=True):
-    """Answers a hello."""
-
-    incarnation: bytes
-    received: int
-
-
-class Refused(msgspec.Struct, array_like=True, frozen=True):
-    """Answers a hello with a no. `is_gone` when the peer that is asked for no longer exists."""
-
-    reason: str
-    is_gone: bool
-
-
-_encode = msgspec.msgpack.Encoder().encode
-_hello = msgspec.msgpack.Decoder(Hello).decode
-_welcome = msgspec.msgpack.Decoder(Welcome).decode
-_refused = msgspec.msgpack.Decoder(Refused).decode
 
 
 class Network(ABC):
@@ -83,6 +44,7 @@ class Network(ABC):
         self._random = self.seams.random("network")
         self.incarnation = self._random.randbytes(ID_SIZE)
         self.address = ""
+        self.node = ""  # the mark of this process's node, in addresses that name one
         self.departures = Departures()
         self._destinations: dict[int, Destination] = {}
         self._links: dict[str, Link] = {}
@@ -147,12 +109,12 @@ class Network(ABC):
                 link.confirm_dead(reason)
 
     @abstractmethod
-    async def listen(self, address: str) -> None:
-        """Accept wires at an address, which becomes this process's own."""
+    async def listen(self, address: str) -> str:
+        """Accept wires at an address, and return it; the first becomes this process's own."""
 
     @abstractmethod
     async def dial(self, address: str, events: WireEvents) -> Wire:
-        """Open a wire; an OSError means: not now."""
+        """Open a wire; an OSError means: not now, and a `LinkError`: never."""
 
     async def close(self) -> None:
         """Say goodbye on every link and stop accepting."""
@@ -177,18 +139,18 @@ class Network(ABC):
         """Answer a hello: begin a session, go on with one, or refuse."""
         link = self._sessions.get(hello.session)
         if hello.version != VERSION:
-            _refuse(wire, f"speaks version {hello.version}, this process {VERSION}", is_gone=False)
+            refuse(wire, f"speaks version {hello.version}, this process {VERSION}")
         elif hello.resumes not in (b"", self.incarnation) or (link is None and hello.resumes):
-            _refuse(wire, "this process does not know the session", is_gone=True)
+            refuse(wire, "this process does not know the session", is_gone=True)
         elif link is not None and hello.incarnation != link.peer_incarnation:
-            _refuse(wire, "the session belongs to another process", is_gone=True)
+            refuse(wire, "the session belongs to another process", is_gone=True)
         elif link is not None and hello.attempt <= link.attempt:
             wire.events = Deaf()
             wire.abort("a later attempt came first")
         else:
             link = link or self._begin(hello)
             link.attempt = hello.attempt
-            wire.send(_aside(Kind.WELCOME, Welcome(self.incarnation, link.session.received)))
+            wire.send(aside(Kind.WELCOME, Welcome(self.incarnation, link.session.received)))
             link.attach(wire, hello.received)
 
     def _begin(self, hello: Hello) -> Link:
@@ -223,6 +185,8 @@ class Network(ABC):
                 link.last_failure = f"no answer within {self.config.connect_timeout:g} s"
             except OSError as error:
                 link.last_failure = str(error)
+            except LinkError as error:
+                link.finish(error)
             except Exception as error:
                 link.finish(LinkError(f"{address} cannot be dialled: {error!r}"))
             if link.is_ended:
@@ -240,7 +204,7 @@ class Network(ABC):
             hello = Hello(
                 VERSION, link.session_id, self.incarnation, self.address, received, resumes, attempt
             )
-            wire.send(_aside(Kind.HELLO, hello))
+            wire.send(aside(Kind.HELLO, hello))
             failure = await opening.done
         except BaseException:
             wire.abort("not opened in time")
@@ -270,13 +234,13 @@ class _Opening:
 
     def packet(self, data: bytes | memoryview) -> None:
         try:
-            frame = _only_frame(data)
+            frame = only_frame(data)
             if self._wire is None:
                 raise ProtocolError(f"a {frame.kind.name} frame before the hello")
             if frame.kind is Kind.WELCOME:
-                self._welcomed(self._wire, _decoded(_welcome, frame.body))
+                self._welcomed(self._wire, decoded(read_welcome, frame.body))
             elif frame.kind is Kind.REFUSED:
-                self._refused(_decoded(_refused, frame.body))
+                self._refused(decoded(read_refused, frame.body))
             else:
                 raise ProtocolError(f"a {frame.kind.name} frame before the session opened")
         except ProtocolError as error:
@@ -284,7 +248,7 @@ class _Opening:
 
     def arriving(self) -> None: ...
 
-    def malformed(self, error: ProtocolError) -> None:
+    def malformed(self, error: LinkError) -> None:
         self._link.finish(error)
         self._give_up(str(error))
 
@@ -295,7 +259,7 @@ class _Opening:
 
     def _welcomed(self, wire: Wire, welcome: Welcome) -> None:
         link = self._link
-        if len(welcome.incarnation) != ID_SIZE or welcome.received < 0:
+        if not welcome.makes_sense():
             raise ProtocolError("a welcome that makes no sense")
         if link.is_ended:
             self._give_up("the link has ended")
@@ -336,11 +300,11 @@ class _Greeting:
 
     def packet(self, data: bytes | memoryview) -> None:
         try:
-            frame = _only_frame(data)
+            frame = only_frame(data)
             if frame.kind is not Kind.HELLO:
                 raise ProtocolError(f"a {frame.kind.name} frame instead of a hello")
-            hello = _decoded(_hello, frame.body)
-            if not _makes_sense(hello):
+            hello = decoded(read_hello, frame.body)
+            if not hello.makes_sense():
                 raise ProtocolError("a hello that makes no sense")
         except ProtocolError as error:
             self.malformed(error)
@@ -350,9 +314,9 @@ class _Greeting:
 
     def arriving(self) -> None: ...
 
-    def malformed(self, error: ProtocolError) -> None:
+    def malformed(self, error: LinkError) -> None:
         self._end()
-        _refuse(self._wire, f"cannot read this: {error}", is_gone=False)
+        refuse(self._wire, f"cannot read this: {error}")
 
     def give_up(self, reason: str) -> None:
         self._end()
@@ -371,38 +335,3 @@ class _Greeting:
 
 def _cancel(dialling: "asyncio.Task[None]", link: Link) -> None:
     dialling.cancel()
-
-
-def _makes_sense(hello: Hello) -> bool:
-    return (
-        len(hello.session) == len(hello.incarnation) == ID_SIZE
-        and len(hello.resumes) in (0, ID_SIZE)
-        and len(hello.address) <= 1024
-        and hello.received >= 0
-        and hello.attempt > 0
-    )
-
-
-def _refuse(wire: Wire, reason: str, *, is_gone: bool) -> None:
-    wire.events = Deaf()
-    wire.send(_aside(Kind.REFUSED, Refused(reason[:1000], is_gone)))
-    wire.close("refused")
-
-
-def _aside(kind: Kind, message: Any) -> bytes:
-    return encode_packet(0, 0, encode_frame(kind, 0, 0, _encode(message)))
-
-
-def _only_frame(data: bytes | memoryview) -> Frame:
-    packet = decode_packet(data)
-    frames = list(decode_frames(packet.frames))
-    if packet.seq or len(frames) != 1:
-        raise ProtocolError("a wire opens with one frame outside the sequence")
-    return frames[0]
-
-
-def _decoded(decode: Callable[[bytes | memoryview], T], body: bytes | memoryview) -> T:
-    try:
-        return decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ProtocolError(f"a handshake that cannot be read: {error}") from error

@@ -44,6 +44,8 @@ class Kind(enum.IntEnum):
     PING = 14  # asks for a PONG; these two and BYE travel outside the sequence
     PONG = 15
     BYE = 16  # ends the session; the body says why, if there is more to say than goodbye
+    CHALLENGE = 17  # before HELLO, where there is a token: asks the dialler for a PROOF
+    PROOF = 18  # answers CHALLENGE, and is answered by the other side's
 
 
 ASIDE = frozenset({Kind.PING, Kind.PONG, Kind.BYE})  # said about the wire, not part of the session

@@ -82,6 +82,19 @@ def set_title(title: str) -> None:
         _title = title
 
 
+def birth(pid: int) -> str:
+    """Return what tells a process from every other one with its pid; empty if there is none.
+
+    A zombie is none: it has ended.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+    return "" if stat[0] in (b"Z", b"X") else f"{boot}:{stat[19].decode()}"
+
+
 def open_pidfd(pid: int) -> int:
     """Return a descriptor that becomes readable when the process ends. The caller closes it.
 

@@ -6,7 +6,7 @@ listener (`events`); exactly one `broken` ends what the listener hears.
 
 from typing import Protocol
 
-from raylite.exceptions import ProtocolError
+from raylite.exceptions import LinkError
 
 FIRST_PACKET = 64 * 1024  # what a peer may send before it has said who it is
 CLOSING = 0.5  # seconds that a closing wire may take to write what was sent on it
@@ -21,8 +21,8 @@ class WireEvents(Protocol):
     def arriving(self) -> None:
         """Bytes have arrived that do not make a packet yet: the peer lives."""
 
-    def malformed(self, error: ProtocolError) -> None:
-        """What arrived is not a packet, or too large a one; the listener closes the wire."""
+    def malformed(self, error: LinkError) -> None:
+        """What arrived is no packet, too large a one, or a final no; the listener closes the wire."""
 
     def broken(self, reason: str) -> None:
         """The wire is gone."""
@@ -61,6 +61,6 @@ class Deaf:
 
     def packet(self, data: bytes | memoryview) -> None: ...
     def arriving(self) -> None: ...
-    def malformed(self, error: ProtocolError) -> None: ...
+    def malformed(self, error: LinkError) -> None: ...
     def broken(self, reason: str) -> None: ...
     def writable(self) -> None: ...

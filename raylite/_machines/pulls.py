@@ -1,10 +1,9 @@
 """Pulls: the objects of other nodes that a raylet brings to its own.
 
-Which of them may come now, `admission` decides; each then gets room in the store, comes in chunks
-from one source drawn from those known, and is sealed. It is pulled once, whoever needs it, and no
-longer when nobody does. When its source dies or refuses, what is missing comes from another. When
-no source is left, the owner is asked, again and again with growing delays, until it names one or
-says that the object is lost: only the owner knows, so no time is too long.
+Which of them may come now, `admission` decides. Each is given room in the store, comes in chunks
+from one source drawn from those known, and is sealed: once, whoever needs it, and no longer when
+nobody does. When its source dies or refuses, what is missing comes from another. When none is left
+the owner is asked, with growing delays, until it names one or says that the object is lost.
 
 Every attempt at an object has a number (`pull`), which effects and answers carry: what comes late,
 twice or for an attempt that has ended is ignored.
@@ -150,8 +149,7 @@ class Pulls:
         self._lines = Lines(window)
         self._objects: dict[ObjectKey, _Object] = {}
         self._pulls: dict[int, _Object] = {}
-        # Sources that may have room in their window.
-        self._loose: dict[NodeKey, None] = {}
+        self._loose: dict[NodeKey, None] = {}  # sources that may have room in their window
         self._last_pull = 0
 
     def request(
@@ -160,17 +158,14 @@ class Pulls:
         """Pull objects, given with their owners; a request that is known already is ignored."""
         if id in self._admission:
             return []
-
         if not objects:
             return [Fulfilled(id)]
-
         self._admission.add(id, objects, priority)
         effects: list[Effect] = []
         for object_id, owner in objects.items():
             if object_id not in self._objects:
                 entry = self._objects[object_id] = _Object(object_id, owner)
                 self._ask(entry, now, effects)
-
         return self._advance(now, effects)
 
     def cancel(self, id: Hashable, now: float) -> list[Effect]:
@@ -178,7 +173,6 @@ class Pulls:
         effects: list[Effect] = []
         if id in self._admission:
             self._remove(id, effects)
-
         return self._advance(now, effects)
 
     def located(
@@ -188,7 +182,6 @@ class Pulls:
         entry, effects = self._objects.get(object_id), list[Effect]()
         if entry is None or size < 0:
             return []
-
         excluded = {self._local, *entry.refused}
         entry.sources = {node: None for node in sorted(nodes) if node not in excluded}
         if entry.sources and size != entry.size:
@@ -199,7 +192,6 @@ class Pulls:
             self._admission.located(object_id, size)
             if again:
                 self._start(entry, effects)
-
         self._resume(entry, now, effects)
         return self._advance(now, effects)
 
@@ -218,10 +210,8 @@ class Pulls:
         concerned = [e for e in self._objects.values() if node in e.sources or e.source == node]
         for entry in concerned:
             self._turn_from(entry, node)
-
         for entry in concerned:
             self._resume(entry, now, effects)
-
         return self._advance(now, effects)
 
     def allocated(self, pull: int, now: float) -> list[Effect]:
@@ -229,20 +219,18 @@ class Pulls:
         entry, effects = self._pulls.get(pull), list[Effect]()
         if entry is None:
             return [Abort(pull)]
-
         if entry.state is _State.ALLOCATING:
             entry.state = _State.FETCHING
             if entry.chunks.is_complete:  # it is empty
                 self._seal(entry, effects)
             else:
                 self._resume(entry, now, effects)
-
         return self._advance(now, effects)
 
     def allocation_refused(self, pull: int, message: str, now: float) -> list[Effect]:
         """There will be no room."""
-        entry = self._pulls.get(pull)
-        return self._fail([entry.id], Failure.NO_ROOM, message, now) if entry is not None else []
+        concerned = [self._pulls[pull].id] if pull in self._pulls else []
+        return self._fail(concerned, Failure.NO_ROOM, message, now)
 
     def arrived(
         self, pull: int, source: NodeKey, offset: int, size: int, now: float
@@ -251,15 +239,12 @@ class Pulls:
         entry, effects = self._pulls.get(pull), list[Effect]()
         if entry is None or entry.source != source or offset not in entry.chunks.flying:
             return []
-
         if not self._lines.came(source, entry.id, offset, size):
             return self.refused(pull, source, now)
-
         entry.asked = 0
         effects.append(Write(pull, offset, size))
         if entry.chunks.is_complete:
             self._seal(entry, effects)
-
         self._loose[source] = None
         return self._advance(now, effects)
 
@@ -268,7 +253,6 @@ class Pulls:
         entry, effects = self._pulls.get(pull), list[Effect]()
         if entry is None or entry.source != source:
             return []
-
         entry.refused[source] = None
         self._turn_from(entry, source)
         self._resume(entry, now, effects)
@@ -280,7 +264,6 @@ class Pulls:
         if (entry := self._objects.get(object_id)) is not None:
             self._abort(entry, effects)
             self._finish(entry, effects)
-
         return self._advance(now, effects)
 
     def set_budget(self, budget: int, now: float) -> list[Effect]:
@@ -296,7 +279,6 @@ class Pulls:
                 # Whoever refused may have been given the object since.
                 self._ask(entry, now, effects)
                 entry.refused.clear()
-
         return effects
 
     def next_expiry(self) -> float | None:
@@ -332,12 +314,10 @@ class Pulls:
                     case Suspend():
                         self._abort(entry, effects)
                         self._resume(entry, now, effects)
-
         for source in self._loose:
             for object_id, chunk in self._lines.fill(source):
                 pull = self._objects[object_id].pull
                 effects.append(RequestChunk(pull, source, object_id, chunk.offset, chunk.size))
-
         self._loose.clear()
         return effects
 
@@ -355,13 +335,11 @@ class Pulls:
             self._admission.located(entry.id, entry.size)
         else:
             self._admission.unlocated(entry.id)
-
         if entry.state is _State.FETCHING and entry.source is None and entry.sources:
             entry.source = draw(list(entry.sources), self._random)
             priority = self._admission.priority(entry.id)
             self._lines.join(entry.source, entry.id, entry.chunks, priority)
             self._loose[entry.source] = None
-
         if entry.sources or entry.source is not None:
             entry.ask_at = None
         elif entry.ask_at is None:
@@ -412,7 +390,6 @@ class Pulls:
             for id in self._admission.requests_of(object_id):
                 effects.append(Failed(id, object_id, failure, message))
                 self._remove(id, effects)
-
         return self._advance(now, effects)
 
     def _remove(self, id: Hashable, effects: list[Effect]) -> None:

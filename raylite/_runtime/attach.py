@@ -13,7 +13,7 @@ from raylite._kernel.network import Network
 from raylite._kernel.service import Service, handles
 from raylite._machines.submitter import Submitter
 from raylite._protocol import raylet
-from raylite._protocol.gcs import Jobs
+from raylite._runtime.membership import DriverService
 from raylite._services.worker.core import Core
 from raylite._services.worker.execute import ExecuteService, Executor
 from raylite._services.worker.locations import LocationService
@@ -113,6 +113,12 @@ class Attachment:
     node_id: bytes
     job: bytes
     gcs_address: str
+    driver: DriverService | None = None
+
+    async def finish(self) -> None:
+        """Say that this driver's job has come to its end; who does not is taken for dead."""
+        if self.driver is not None:
+            await self.driver.finish(self.job)
 
     def settle(self, node_id: bytes) -> None:
         """Belong to the node that has taken this process in."""
@@ -136,24 +142,29 @@ async def attach_driver(
     *,
     cpus: float,
     entrypoint: str,
-    namespace: str,
+    config: hot.JobConfig,
     wake: Wake | None = None,
 ) -> Attachment:
     """Make this process a driver: a job of the cluster, and a member of the node."""
-    jobs = Jobs(network.connect(gcs_address))
-    added = await jobs.add(
-        gcs_msg.AddJob(
-            driver_id=id, driver_pid=os.getpid(), entrypoint=entrypoint, namespace=namespace
-        )
+    row = gcs_msg.AddJob(
+        driver_id=id,
+        driver_pid=os.getpid(),
+        entrypoint=entrypoint,
+        namespace=config.namespace,
+        driver_address=network.address,
     )
+    driver = DriverService(network, gcs_address, row)
+    job = await driver.add()
     attachment = _assemble(
-        network, raylet_address, gcs_address, arena, id, added.job_id, cpus, None, wake
+        network, raylet_address, gcs_address, arena, id, job, cpus, None, wake, driver
     )
+    attachment.driver = driver
+    attachment.core.join(job, config)
     pool = raylet.Pool(attachment.core.raylet_link)
     with _ending(attachment):
         registered = await pool.register_driver(
             raylet_msg.RegisterDriver(
-                driver_id=id, job_id=added.job_id, pid=os.getpid(), address=network.address
+                driver_id=id, job_id=job, pid=os.getpid(), address=network.address
             )
         )
     attachment.settle(registered.node_id)
@@ -207,6 +218,7 @@ def _assemble(
     cpus: float,
     executor: Executor | None,
     wake: Wake | None,
+    *more: Service,
 ) -> Attachment:
     loop = asyncio.get_running_loop()
     link = network.connect(raylet_address)
@@ -216,7 +228,7 @@ def _assemble(
     submit = SubmitService(network, link, owner, submitter, job, id)
     process = ProcessService(network, link, owner, submit, locations)
     core = Core(id, job, loop, network, arena, owner, submit, locations, link, wake)
-    services: list[Service] = [owner, submit, process, locations]
+    services: list[Service] = [owner, submit, process, locations, *more]
     process.core = core
     if executor is not None:
         execute = ExecuteService(owner, core, executor, link)

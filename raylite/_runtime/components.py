@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import platform
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,13 +10,12 @@ from dataclasses import dataclass
 from raylite._kernel.arena import Arena
 from raylite._kernel.host import Host
 from raylite._kernel.network import Network
-from raylite._kernel.service import Service, every
 from raylite._machines.leases import Leases
 from raylite._machines.memory import Memory
 from raylite._machines.nodes import Nodes as Membership
 from raylite._machines.picker import Picker
 from raylite._machines.pool import Pool
-from raylite._protocol import gcs
+from raylite._runtime.membership import MemberService
 from raylite._services.gcs.epoch import Epoch
 from raylite._services.gcs.jobs import JobService
 from raylite._services.gcs.kv import KvService
@@ -32,11 +32,13 @@ from raylite._services.store.objects import ObjectService
 from raylite._types import board
 from raylite._types.resources import Resources
 from raylite._types.strategies import NodeKey, NodeView
+from raylite._version import __version__
 from raylite._wire import hot
 from raylite._wire.messages import gcs as msg
 
 PRESTART = 2  # Ray: one a CPU. Here a start takes 10 ms, and an idle worker 11 MB.
 STORE_GRACE = 60.0
+LOOPBACK = "127.0.0.1"
 
 
 def build_gcs(network: Network, storage: Storage | None = None) -> Host:
@@ -47,31 +49,6 @@ def build_gcs(network: Network, storage: Storage | None = None) -> Host:
     workers = WorkerService(kept, epoch, nodes)
     views = ViewService(nodes)
     return Host(network, nodes, views, JobService(kept, epoch), workers, KvService(kept))
-
-
-class MemberService(Service):
-    """Keeps this node in the GCS's table."""
-
-    def __init__(
-        self, network: Network, gcs_address: str, row: msg.RegisterNode, leases: LeaseService
-    ) -> None:
-        self._nodes = gcs.Nodes(network.connect(gcs_address))
-        self._row = row
-        self._leases = leases
-        self.joined = asyncio.Event()
-
-    async def started(self) -> None:
-        self.spawn(self._join(), "join the cluster")
-
-    async def _join(self) -> None:
-        await self._nodes.register(self._row)
-        self.joined.set()
-
-    @every(seconds=1.0)
-    def beat(self) -> None:
-        available = self._leases.leases.available().to_floats()
-        row = self._row
-        self._nodes.heartbeat(msg.Heartbeat(row.node_id, row.incarnation, available))
 
 
 @dataclass(slots=True)
@@ -108,6 +85,7 @@ def build_raylet(
     resources: Mapping[str, float],
     labels: Mapping[str, str],
     is_head: bool,
+    ip: str = LOOPBACK,
     store_grace: float = STORE_GRACE,
     node_id: bytes = b"",
     address: str = "",
@@ -119,7 +97,7 @@ def build_raylet(
     """
     network.address = network.address or address
     node_id = node_id or network.seams.random("node").randbytes(28)
-    amounts = {"CPU": num_cpus, **resources, "node:127.0.0.1": 1.0}
+    amounts = {"CPU": num_cpus, **resources, f"node:{ip}": 1.0}
     if is_head:
         amounts["node:__internal_head__"] = 1.0
     total = Resources.from_mapping(amounts)
@@ -167,8 +145,11 @@ def build_raylet(
         head=is_head,
         resources=total.to_floats(),
         labels=dict(labels),
+        ip=ip,
+        version=__version__,
+        python=platform.python_version(),
     )
-    membership = MemberService(network, gcs_address, row, leases)
+    membership = MemberService(network, gcs_address, row, leases, pool)
     host = Host(network, pool, leases, objects, copies, transfers, membership, cluster)
     return Raylet(
         host, node_id, pool, leases, objects, cluster, copies, transfers, membership.joined

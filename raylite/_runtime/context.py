@@ -22,6 +22,8 @@ class Place:
         self.namespace = ""
         self.session_dir = ""
         self.gcs_address = ""
+        self.cluster = ""
+        self.ip = "127.0.0.1"
 
     @property
     def task(self) -> RunningTask | None:

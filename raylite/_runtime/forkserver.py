@@ -5,13 +5,15 @@ takes milliseconds where a new interpreter takes hundreds. It owns what must exi
 process does: the arena, and the listening sockets, where connections queue until somebody accepts.
 
 Every child leads a session of its own. When a child ends, its group and its orphans end with it;
-when the GCS, the raylet or the owner ends, everything does.
+when the raylet or the owner ends, everything does. So it is with a GCS whose tables are in memory;
+one whose tables are kept is started again.
+
+Other processes of this user come in by the door, a unix socket: each is told what the owner was and
+given the arena, and hears when the node ends.
 """
 
-import atexit
 import gc
 import importlib
-import io
 import os
 import resource
 import selectors
@@ -20,14 +22,21 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
 from raylite._kernel import processes
 from raylite._kernel.arena import Arena
+from raylite._runtime import child, folders, listeners, records
+from raylite._runtime.child import SIGNALS
+from raylite._runtime.listeners import CannotListen, Listeners
 from raylite._runtime.node import (
+    IN_MEMORY,
+    Accepted,
     Channel,
     Ending,
     Exited,
@@ -36,8 +45,8 @@ from raylite._runtime.node import (
     Forked,
     ForkFailed,
     Inherited,
+    Message,
     Ready,
-    Role,
     Roles,
     Start,
     Stop,
@@ -47,9 +56,10 @@ from raylite._runtime.node import (
     tail,
 )
 
-_SIGNALS = {signal.SIGCHLD, signal.SIGTERM}
 _GRACE = 1.0  # seconds to stop in when a SIGTERM asks, not the owner
 _REAPING = 2.0  # seconds to wait for killed processes; only one stuck in the kernel takes longer
+_RESTARTS = 5  # of a GCS within so many seconds:
+_RESTARTS_WITHIN = 60.0
 _FD_LIMIT = 65536  # more would slow down programs that close every number up to it
 
 
@@ -57,7 +67,8 @@ class ForkServer:
     """The parent of a node's processes.
 
     Args:
-        owner: The way to the process that launched the node; its end is the node's end.
+        owner: The way to the process that launched the node; its end is the node's end, unless it
+            has said that the node outlives it.
         start: What the owner asked for.
         roles: The functions that the children run, by name: gcs, raylet, worker.
         arena: The node's shared memory.
@@ -67,6 +78,7 @@ class ForkServer:
         self._pid = os.getpid()
         self._owner, self._config, self._roles, self._arena = owner, start.config, roles, arena
         self._owner_pidfd = processes.open_pidfd(start.owner)
+        self._is_accepted = self._outlives = False
         self._children: dict[int, str] = {}  # pid to role; a zombie stays until it is reaped
         self._workers: set[int] = set()  # whose exits the raylet is told
         self._ending: Ending | None = None
@@ -76,7 +88,7 @@ class ForkServer:
         self._wakeup, self._wakeup_writer = socket.socketpair()
         for end in (self._wakeup, self._wakeup_writer):
             end.setblocking(False)
-        for number in _SIGNALS:
+        for number in SIGNALS:
             signal.signal(number, lambda *_: None)  # what matters is the byte written by the wakeup
         signal.set_wakeup_fd(self._wakeup_writer.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -87,14 +99,37 @@ class ForkServer:
         self._watch(self._owner_pidfd, self._on_owner_exit)
         self._watch(self._raylet.fileno(), self._on_raylet)
 
-        gcs_pid = None
-        if self._config.head:
-            with _listener(self._config.gcs_address) as gcs_listener:
-                gcs_pid = self._fork_component("gcs", gcs_listener, None)
-        with _listener(self._config.raylet_address) as raylet_listener:
-            raylet_pid = self._fork_component("raylet", raylet_listener, raylet_end)
+        self._guests: list[Channel] = []
+        self._restarts: deque[float] = deque(maxlen=_RESTARTS)
+        self._gcs_sockets: Listeners | None = None  # while the GCS is to be started again
+        self._door = listeners.door(self._config.door)
+        self._watch(self._door.fileno(), self._on_door)
+
+        self._ready = self._start_components(raylet_end)
+        folders.point_latest_at(Path(self._config.session_dir))
+        if self._config.is_listed:
+            records.write(self._config, os.fstat(arena.fileno()).st_ino)
+        owner.send(self._ready, [os.dup(arena.fileno())])
+
+    def _start_components(self, raylet_end: Channel) -> Ready:
+        config, gcs_pid = self._config, None
+        if config.head:
+            sockets = listeners.bind(config.gcs_address, config.ip, config.gcs_port, "--port")
+            if sockets.port is not None:
+                cluster = listeners.host_port(config.ip, sockets.port)
+                self._config = config = replace(config, gcs_port=sockets.port, cluster=cluster)
+            gcs_pid = self._fork_component("gcs", sockets, None)
+            if config.storage == IN_MEMORY:
+                sockets.close()
+            else:
+                self._gcs_sockets = sockets
+        sockets = listeners.bind(
+            config.raylet_address, config.ip, config.raylet_port, "--node-manager-port"
+        )
+        raylet_pid = self._fork_component("raylet", sockets, raylet_end)
+        sockets.close()
         raylet_end.close()
-        owner.send(Ready(raylet_pid, gcs_pid), [os.dup(arena.fileno())])
+        return Ready(raylet_pid, gcs_pid, config)
 
     def _watch(self, fd: int, handler: Callable[[], None]) -> None:
         self._selector.register(fd, selectors.EVENT_READ, handler)
@@ -135,12 +170,53 @@ class ForkServer:
         for message, _ in self._owner.receive():
             if isinstance(message, Stop):
                 self._stop(message.grace)
-        if self._owner.ended:
+            elif isinstance(message, Accepted):
+                self._accepted(message)
+        if self._owner.ended and self._outlives:
+            with suppress(KeyError):
+                self._selector.unregister(self._owner.fileno())
+        elif self._owner.ended:
             self._conclude(Ending.OWNER_ENDED)
 
+    def _accepted(self, accepted: Accepted) -> None:
+        self._is_accepted = True
+        if accepted.outlives and not self._outlives:
+            self._outlives = True
+            self._selector.unregister(self._owner_pidfd)
+            os.close(self._owner_pidfd)
+
     def _on_owner_exit(self) -> None:
-        # A process that the owner forked may hold its end of the channel open.
-        self._conclude(Ending.OWNER_ENDED)
+        # A process that the owner forked may hold its end of the channel open. What it said last,
+        # just before it ended, counts.
+        self._on_owner()
+        if not self._outlives:
+            self._conclude(Ending.OWNER_ENDED)
+
+    def _on_door(self) -> None:
+        try:
+            end, _ = self._door.accept()
+        except OSError:  # it gave up, or there are no descriptors left
+            return
+        if not listeners.is_own_user(end):
+            end.close()
+            return
+        guest = Channel(end)
+        self._guests.append(guest)
+        self._watch(guest.fileno(), lambda: self._on_guest(guest))
+        guest.send(self._ready, [os.dup(self._arena.fileno())])
+
+    def _on_guest(self, guest: Channel) -> None:
+        for message, _ in guest.receive():
+            if isinstance(message, Stop):
+                self._stop(message.grace)
+        if guest.ended:
+            self._selector.unregister(guest.fileno())
+            self._guests.remove(guest)
+            guest.close()
+
+    def _tell(self, message: Message) -> None:
+        for channel in (self._owner, *self._guests):
+            channel.send(message)
 
     def _on_raylet(self) -> None:
         self._raylet.flush()
@@ -154,12 +230,13 @@ class ForkServer:
             self._terminate_next()
 
     def _terminate_next(self) -> None:
-        """Components stop in reverse order of start: a raylet has things to tell the GCS."""
-        running = [pid for pid, role in self._children.items() if role != "worker"]
-        if running:
-            os.kill(running[-1], signal.SIGTERM)
-        else:
-            self._conclude(Ending.STOPPED)
+        """The raylet stops before the GCS, which it has things to tell."""
+        running = {role: pid for pid, role in self._children.items() if role != "worker"}
+        for role in ("raylet", "gcs"):
+            if role in running:
+                os.kill(running[role], signal.SIGTERM)
+                return
+        self._conclude(Ending.STOPPED)
 
     def _conclude(self, ending: Ending) -> None:
         """Leave the loop; the first reason to do so is the reason."""
@@ -191,13 +268,24 @@ class ForkServer:
                 self._raylet.send(Exited(pid, status))
         elif self._kill_at is not None:
             self._terminate_next()
+        elif role == "gcs" and self._ending is None and self._may_restart_gcs():
+            assert self._gcs_sockets is not None
+            self._fork_component("gcs", self._gcs_sockets, None)
         elif self._ending is None:
             self._conclude(Ending.GCS_ENDED if role == "gcs" else Ending.RAYLET_ENDED)
             how = processes.Exit.from_wait_status(pid, status).describe()
             log = self._config.logs / f"{role}.log"
-            self._owner.send(
-                Failed(f"the node's {role} process (pid {pid}) ended: {how}{tail(log)}")
-            )
+            self._tell(Failed(f"the node's {role} process (pid {pid}) ended: {how}{tail(log)}"))
+
+    def _may_restart_gcs(self) -> bool:
+        """Whether the GCS is to be started again: not if it has never worked, or ends too often."""
+        if self._gcs_sockets is None or not self._is_accepted:
+            return False
+        now = time.monotonic()
+        if len(self._restarts) == _RESTARTS and now - self._restarts[0] < _RESTARTS_WITHIN:
+            return False
+        self._restarts.append(now)
+        return True
 
     def _kill_orphans(self) -> None:
         # A living worker keeps its orphans to itself (`adopt_orphans`): these lost theirs. Their own
@@ -221,15 +309,17 @@ class ForkServer:
 
         clear(self._config)
         if self._ending is Ending.STOPPED:
-            self._owner.send(Stopped())
+            self._tell(Stopped())
 
     # -- Forking
 
-    def _fork_component(self, role: str, listener: socket.socket, control: Channel | None) -> int:
+    def _fork_component(self, role: str, sockets: Listeners, control: Channel | None) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         log = os.open(self._config.logs / f"{role}.log", flags, 0o600)
         try:
-            inherited = Inherited(role, self._config, self._arena, listener, control)
+            inherited = Inherited(
+                role, self._config, self._arena, sockets.unix, control, tcp=sockets.tcp
+            )
             return self._fork(inherited, f"raylite: {role}", log, log)
         finally:
             os.close(log)
@@ -268,13 +358,13 @@ class ForkServer:
         env: Mapping[str, str] | None = None,
     ) -> int:
         # A signal between the fork and the child's first steps would write to our wakeup socket.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             pid = os.fork()
             if pid == 0:
                 self._become(inherited, title, out, err, env or {})
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
         self._children[pid] = inherited.role
         return pid
@@ -286,80 +376,28 @@ class ForkServer:
     ) -> NoReturn:
         code = 1
         try:
-            self._leave(inherited, out, err)
+            child.be_born(self._pid, out, err)
+            self._leave()
+            if self._gcs_sockets is not None and self._gcs_sockets.unix is not inherited.listener:
+                self._gcs_sockets.close()
+            child.keep_only(inherited)
             os.environ.update(env)
             processes.set_title(title)
             if inherited.role == "worker":
-                self._be_worker()
-            code = _run(self._roles[inherited.role], inherited)
+                child.be_worker(self._config.worker_nice)
+            code = child.run(self._roles[inherited.role], inherited)
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(code)
 
-    def _leave(self, inherited: Inherited, out: int, err: int) -> None:
-        """Stop being the fork server: keep nothing of it but the memory."""
-        processes.die_with_parent(self._pid)
-        os.setsid()
-        signal.set_wakeup_fd(-1)
-        for number in _SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-
-        os.dup2(out, 1)
-        os.dup2(err, 2)
-        # Closed as objects first, lest a finalizer close a number that means another by then.
+    def _leave(self) -> None:
+        """Close what is the fork server's own."""
         self._selector.close()
-        for end in (self._owner, self._raylet, self._wakeup, self._wakeup_writer):
+        for channel in (self._owner, self._raylet, *self._guests):
+            channel.close()
+        for end in (self._wakeup, self._wakeup_writer, self._door):
             end.close()
-        own = (inherited.listener, inherited.control)
-        keep = {0, 1, 2, *(each.fileno() for each in own if each is not None)}
-        processes.close_fds(keep, file=inherited.arena.fileno())
-
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(line_buffering=True)
-        atexit._clear()
-        if (numpy_random := sys.modules.get("numpy.random")) is not None:
-            numpy_random.seed()  # the interpreter reseeds `random`, but nobody else's
-
-    def _be_worker(self) -> None:
-        processes.adopt_orphans()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        if self._config.worker_nice:
-            os.nice(self._config.worker_nice)
-        with suppress(OSError):  # when memory runs out, a task dies and not its raylet
-            Path("/proc/self/oom_score_adj").write_text("1000")
-
-
-def _run(role: Role, inherited: Inherited) -> int:
-    """Run a role to its end as an interpreter would run a program; return the exit code."""
-    code = 1
-    try:
-        role(inherited)
-        code = 0
-    except SystemExit as ended:
-        if ended.code is None or isinstance(ended.code, int):
-            code = ended.code or 0
-        else:
-            print(ended.code, file=sys.stderr)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        atexit._run_exitfuncs()
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):  # nobody reads any more, or user code closed it
-                stream.flush()
-    return code & 0xFF
-
-
-@contextmanager
-def _listener(path: str) -> Iterator[socket.socket]:
-    """A listening socket, which this process closes again: its children hold it."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(path)
-        listener.listen(4096)
-        listener.setblocking(False)
-        yield listener
 
 
 def _pipe(fds: list[int]) -> tuple[int, int]:
@@ -404,6 +442,8 @@ def main(fd: int) -> NoReturn:
                 ending = ForkServer(owner, start, roles, arena).run()
             case _:
                 ending = Ending.OWNER_ENDED  # before this process was up
+    except CannotListen as error:
+        owner.send(Failed(str(error)))
     except BaseException:
         owner.send(Failed(f"the node's fork server failed:\n{traceback.format_exc()}"))
         traceback.print_exc()

@@ -1,26 +1,22 @@
 """Starting a node from this process, and its end: the driver's side of the fork server."""
 
 import os
-import select
-import signal
 import socket
-import stat
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
-from tempfile import gettempdir
 from time import monotonic
 from types import TracebackType
 from typing import Self
 
 from raylite._kernel import processes
+from raylite._runtime.folders import make_session_dir
 from raylite._runtime.node import (
     SESSION_VARIABLE,
+    Accepted,
     Channel,
     Ending,
     Failed,
@@ -28,17 +24,18 @@ from raylite._runtime.node import (
     Ready,
     Start,
     Stop,
+    Stopped,
     clear,
     pair,
     tail,
+    wait_readable,
 )
+from raylite._runtime.remains import sweep
 from raylite.exceptions import RaySystemError
 
 ROLES = "raylite._runtime.roles:ROLES"
 
 _TIDY = frozenset(Ending) - {Ending.FAILED}  # a fork server that ended so left nothing behind
-_SWEEPS = 5  # each finds what processes started just before they were killed by the one before
-_PATH_LIMIT = 107  # bytes of a unix socket's path, by the size of `sockaddr_un`
 # Not `-m`: the node's modules are then found where this process found its own, in the same order.
 _PROGRAM = """\
 import sys
@@ -72,6 +69,8 @@ class NodeProcess:
         self._reason: str | None = None
         self._arena_fd = -1
         self._stopped = False
+        self.was_stopped = False
+        """Did it end because somebody asked it to?"""
 
         self._log = config.logs / "node.log"
         own, theirs = pair()
@@ -91,6 +90,11 @@ class NodeProcess:
     def pid(self) -> int:
         """The fork server's."""
         return self._process.pid
+
+    @property
+    def raylet_pid(self) -> int:
+        """The raylet's, once the node is ready; 0 before."""
+        return self._ready.raylet if self._ready is not None else 0
 
     @property
     def arena_fd(self) -> int:
@@ -115,7 +119,7 @@ class NodeProcess:
             if reason is None:
                 left = None if deadline is None else deadline - monotonic()
                 if left is None or left > 0:
-                    _wait_readable(self._channel.fileno(), left)
+                    wait_readable(self._channel.fileno(), left)
                     continue
                 reason = f"the node did not start within {timeout} s{tail(self._log)}"
 
@@ -137,8 +141,11 @@ class NodeProcess:
             match message:
                 case Ready():
                     self._ready, (self._arena_fd,) = message, fds
+                    self.config = message.config
                 case Failed(reason) if self._reason is None:
                     self._reason = reason
+                case Stopped():
+                    self.was_stopped = True
         if self._channel.ended and self._reason is None:
             self._reason = (
                 f"the node's fork server (pid {self.pid}) ended{self._how()}{tail(self._log)}"
@@ -155,6 +162,26 @@ class NodeProcess:
             else processes.Exit(self.pid, signal=-code)
         )
         return f": {ended.describe()}"
+
+    def accept(self, *, outlives: bool) -> None:
+        """Take a ready node for good: from now on it starts a GCS again that ends.
+
+        Args:
+            outlives: It is also to live on when this process ends; nothing here has an effect on it
+                any more.
+
+        Raises:
+            RaySystemError: It has failed meanwhile.
+        """
+        if (reason := self.failure()) is not None:
+            self.stop()
+            raise RaySystemError(reason)
+        with self._lock:
+            self._channel.send(Accepted(outlives))
+            if outlives:
+                self._stopped = True
+                self._process.returncode = 0  # or Popen would complain that nobody waits for it
+                self._close()
 
     def kill(self) -> None:
         """End the node at once, without a goodbye; `stop` is still to be called.
@@ -178,11 +205,14 @@ class NodeProcess:
             try:
                 self._end(timeout)
             finally:
-                self._channel.close()
-                for fd in (self._arena_fd, self._pidfd):
-                    if fd >= 0:
-                        os.close(fd)
-                self._arena_fd = self._pidfd = -1
+                self._close()
+
+    def _close(self) -> None:
+        self._channel.close()
+        for fd in (self._arena_fd, self._pidfd):
+            if fd >= 0:
+                os.close(fd)
+        self._arena_fd = self._pidfd = -1
 
     def _end(self, timeout: float) -> None:
         is_over = False
@@ -194,19 +224,9 @@ class NodeProcess:
             if not is_over:
                 self._process.kill()
             if self._process.wait() not in _TIDY:
-                self._sweep()
+                inode = os.fstat(self._arena_fd).st_ino if self._arena_fd >= 0 else None
+                sweep(self.config.session_dir, inode)
             clear(self.config)
-
-    def _sweep(self) -> None:
-        """Do what the fork server could not: it was killed, or has a bug."""
-        inode = os.fstat(self._arena_fd).st_ino if self._arena_fd >= 0 else None
-        mark = f"{SESSION_VARIABLE}={self.config.session_dir}"
-        for _ in range(_SWEEPS):
-            left = list(processes.strays(mark, inode))
-            if not left:
-                break
-            for pid in left:
-                _kill(pid)
 
     def __enter__(self) -> Self:
         return self
@@ -245,44 +265,6 @@ def start(config: NodeConfig, roles: str = ROLES) -> NodeProcess:
     return NodeProcess(config, roles)
 
 
-def make_session_dir(temp_dir: str = "") -> Path:
-    """Make a new session's directory, closed to other users, under the system's or another.
-
-    Raises:
-        OSError: It could not be made, or the paths of sockets in it would be too long.
-    """
-    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S_%f")
-    name = f"session_{stamp}_{os.getpid()}"
-    session = _private(Path(temp_dir or gettempdir()).absolute(), name) / name
-    for directory in (session, session / "logs", session / "sockets"):
-        directory.mkdir(mode=0o700)
-    return session
-
-
-def _private(temp_dir: Path, session: str) -> Path:
-    """A directory for all sessions of this user, this one's sockets included.
-
-    Ray: one directory for all users, open to all. Who owns a directory can replace what is in it,
-    so the second user gets another.
-    """
-    for name in ("raylite", f"raylite-{os.geteuid()}"):
-        directory = temp_dir / name
-        socket_path = NodeConfig(0, 0, session_dir=str(directory / session)).raylet_address
-        if len(os.fsencode(socket_path)) > _PATH_LIMIT:
-            raise OSError(
-                f"AF_UNIX path length cannot exceed {_PATH_LIMIT} bytes: {socket_path!r}; "
-                "choose a shorter temporary directory"
-            )
-
-        with suppress(FileExistsError):
-            directory.mkdir(mode=0o700, parents=True)
-        facts = directory.lstat()
-        if stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid():
-            return directory
-
-    raise PermissionError(f"{directory} is another user's; choose another temporary directory")
-
-
 def _import_path(entries: Sequence[object]) -> tuple[str, ...]:
     """`sys.path` for a process that may change its directory: the empty entry means this one."""
     return tuple(entry or os.getcwd() for entry in entries if isinstance(entry, str))
@@ -305,20 +287,3 @@ def _spawn(config: NodeConfig, end: socket.socket, log: Path) -> subprocess.Pope
             start_new_session=True,
             env={**os.environ, SESSION_VARIABLE: config.session_dir},
         )
-
-
-def _kill(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        pidfd = processes.open_pidfd(pid)
-        try:
-            with suppress(PermissionError):
-                processes.send_signal(pidfd, signal.SIGKILL)
-                processes.wait_exit(pidfd, 1.0)
-        finally:
-            os.close(pidfd)
-
-
-def _wait_readable(fd: int, timeout: float | None) -> None:
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    poll.poll(None if timeout is None else timeout * 1000)

@@ -1,4 +1,4 @@
-"""A local cluster's beginning: what `init` asked for, and the node started from it.
+"""What `init` asked for, and the node started or found for it.
 
 Apart from the session, which needs much more code: that is loaded while the node starts.
 """
@@ -32,6 +32,11 @@ class SessionOptions:
 
 def start_node(options: SessionOptions) -> NodeProcess:
     """Start a node; it is not ready yet when this returns."""
+    return launch.start(node_config(options))
+
+
+def node_config(options: SessionOptions) -> NodeConfig:
+    """Return what makes a node offer what was asked for, the machine's own where nothing was."""
     cpus = default_cpus() if options.num_cpus is None else options.num_cpus
     resources = dict(options.resources or {})
     if options.num_gpus:
@@ -40,14 +45,11 @@ def start_node(options: SessionOptions) -> NodeProcess:
         resources["memory"] = options.memory
     store = options.object_store_memory or default_object_store()
     resources["object_store_memory"] = float(store)
-    config = NodeConfig(
+    return NodeConfig(
         num_cpus=cpus,
         object_store_memory=store + board.SIZE,
         resources=resources,
         labels=dict(options.labels or {}),
-        job={"namespace": options.namespace},
-        env_vars=dict(options.env_vars),
         system=dict(options.system),
         temp_dir=options.temp_dir,
     )
-    return launch.start(config)

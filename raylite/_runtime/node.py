@@ -1,6 +1,8 @@
 """A node's processes: what each one is told, and the messages between them."""
 
 import os
+import platform
+import select
 import shutil
 import socket
 from collections import deque
@@ -15,6 +17,7 @@ import msgspec
 
 from raylite._kernel import processes
 from raylite._kernel.arena import Arena
+from raylite._version import __version__
 
 SESSION_VARIABLE = "RAYLITE_SESSION"
 """In the environment of every process of a node: the name of its session directory."""
@@ -22,6 +25,16 @@ SESSION_VARIABLE = "RAYLITE_SESSION"
 _LARGEST_MESSAGE = 192 * 1024  # what the kernel's default socket buffer takes in one piece
 _MOST_FDS = 16
 _TAIL = 2000  # bytes of a log file that go into the reason of a failure
+
+IN_MEMORY = "memory"
+LATEST = "session_latest"
+"""A symlink beside the sessions, to the one that was made last."""
+
+RECORD = "node.json"
+"""The file, in the session's directory, by which others find a node."""
+
+OWN_STORAGE = "gcs.db"
+"""The file, in the session's directory, of tables that nobody named another place for."""
 
 Scalar = bool | int | float | str | None
 
@@ -37,7 +50,6 @@ class NodeConfig:
         resources: Further resources by name: GPU, memory, custom ones.
         labels: Labels of the node.
         system: Settings of the components by name.
-        job: Settings of the driver's job by name.
         temp_dir: Where session directories are made; empty means the system's.
         session_dir: This session's directory; `launch` makes it and fills this in.
         sys_path: `sys.path` of every process of the node; empty means the launcher's.
@@ -45,6 +57,15 @@ class NodeConfig:
             thread: a fork would copy the locks it holds.
         env_vars: Set in the environment of workers.
         worker_nice: Added to the niceness of workers.
+        ip: Where this node is reached, if it is from other machines.
+        gcs: The address of the GCS; empty on the head, where it is the GCS's own socket.
+        cluster: The cluster's address as users type it.
+        gcs_port: The GCS's TCP port, 0 for any that is free; None for its unix socket only.
+        raylet_port: The raylet's, likewise.
+        worker_ports: The TCP ports that workers may use; empty for any.
+        storage: Where the cluster's tables are kept, see `open_storage`. With tables in memory the
+            node ends with its GCS; with others the GCS is started again.
+        is_listed: Do others on this machine find the node?
     """
 
     num_cpus: float
@@ -53,7 +74,6 @@ class NodeConfig:
     resources: Mapping[str, float] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     system: Mapping[str, Scalar] = field(default_factory=dict)
-    job: Mapping[str, Scalar] = field(default_factory=dict)
     temp_dir: str = ""
     session_dir: str = ""
     sys_path: Sequence[str] = ()
@@ -61,6 +81,14 @@ class NodeConfig:
     env_vars: Mapping[str, str] = field(default_factory=dict)
     # Ray: workers run at nice 15, which yields to the rest of the machine. Here they are the rest.
     worker_nice: int = 0
+    ip: str = "127.0.0.1"
+    gcs: str = ""
+    cluster: str = ""
+    gcs_port: int | None = None
+    raylet_port: int | None = None
+    worker_ports: Sequence[int] = ()
+    storage: str = IN_MEMORY
+    is_listed: bool = False
 
     @property
     def sockets(self) -> Path:
@@ -82,6 +110,16 @@ class NodeConfig:
         """The path of the raylet's unix socket."""
         return str(self.sockets / "raylet.sock")
 
+    @property
+    def door(self) -> str:
+        """The path of the fork server's unix socket, where drivers get the arena."""
+        return str(self.sockets / "node.sock")
+
+    @property
+    def gcs_url(self) -> str:
+        """The address at which this node's processes dial the GCS."""
+        return self.gcs or f"unix:{self.gcs_address}"
+
 
 def tail(log: Path) -> str:
     """The end of a log file as the continuation of a sentence; nothing if there is nothing."""
@@ -93,14 +131,24 @@ def tail(log: Path) -> str:
 
 
 def clear(config: NodeConfig) -> None:
-    """Remove a session's sockets, and whatever else of it is empty; logs with text in them stay."""
+    """Remove a session's sockets, its record and its own tables, and whatever else of it is empty.
+
+    Logs with text in them stay.
+    """
+    tables = (f"{OWN_STORAGE}{end}" for end in ("", "-wal", "-shm"))
+    for own in (RECORD, f"{RECORD}.half", *tables):
+        Path(config.session_dir, own).unlink(missing_ok=True)
     shutil.rmtree(config.sockets, ignore_errors=True)
     with suppress(OSError):
         for log in config.logs.iterdir():
             if log.stat().st_size == 0:
                 log.unlink()
         config.logs.rmdir()
-        Path(config.session_dir).rmdir()
+        session = Path(config.session_dir)
+        session.rmdir()
+        latest = session.parent / LATEST
+        if os.readlink(latest) == session.name:
+            latest.unlink()
 
 
 class Ending(IntEnum):
@@ -113,7 +161,8 @@ class Ending(IntEnum):
     RAYLET_ENDED = 5
 
 
-# Owner (the driver) to fork server.
+# Owner (the driver, or `raylite start`) to fork server; `Stop` also from any other process that
+# came through the node's door.
 
 
 class Start(msgspec.Struct, frozen=True, tag=True):
@@ -124,20 +173,35 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     owner: int
 
 
+class Accepted(msgspec.Struct, frozen=True, tag=True):
+    """The owner has seen the node at work: from now on a GCS that ends is started again.
+
+    With `outlives` the owner's end is no more the node's.
+    """
+
+    outlives: bool
+
+
 class Stop(msgspec.Struct, frozen=True, tag=True):
     """SIGTERM the raylet, then the GCS; SIGKILL what is left after so many seconds."""
 
     grace: float
 
 
-# Fork server to owner.
+# Fork server to owner, and to whoever came through the door.
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The tree stands and its sockets accept connections. Brings the arena's descriptor."""
+    """The tree stands and its sockets accept connections. Brings the arena's descriptor.
+
+    `config` is what became of the owner's: what was to be chosen has been.
+    """
 
     raylet: int
     gcs: int | None
+    config: NodeConfig
+    version: str = __version__
+    python: str = platform.python_version()
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -185,7 +249,7 @@ class Exited(msgspec.Struct, frozen=True, tag=True):
     status: int
 
 
-Message = Start | Stop | Ready | Failed | Stopped | Fork | Forked | ForkFailed | Exited
+Message = Start | Accepted | Stop | Ready | Failed | Stopped | Fork | Forked | ForkFailed | Exited
 
 
 class Channel:
@@ -282,6 +346,13 @@ class Channel:
             self._socket.close()
 
 
+def wait_readable(fd: int, timeout: float | None) -> None:
+    """Block until a descriptor is readable, or time is up."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    poll.poll(None if timeout is None else timeout * 1000)
+
+
 def pair() -> tuple[socket.socket, socket.socket]:
     """Return two connected ends for a `Channel` each, message boundaries kept."""
     ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -298,6 +369,7 @@ class Inherited:
         config: What the node is made from.
         arena: The node's shared memory.
         listener: The bound and listening unix socket: the GCS's and the raylet's.
+        tcp: Their TCP socket likewise, if they are to have one.
         control: The way to the fork server, with `Fork` and its answers: the raylet's.
         token: The raylet's name for this worker: a worker's.
     """
@@ -308,6 +380,7 @@ class Inherited:
     listener: socket.socket | None = None
     control: Channel | None = None
     token: int | None = None
+    tcp: socket.socket | None = None
 
 
 Role = Callable[[Inherited], Any]

@@ -10,6 +10,8 @@ class Attached(Protocol):
     node_id: bytes
     session_dir: str
     gcs_address: str
+    cluster: str
+    ip: str
 
 
 class OfThread(threading.local):

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+from contextlib import suppress
 
 import anyio._backends._asyncio  # noqa: F401 - what anyio loads at first use, before the fork
 import uvloop
@@ -14,11 +15,15 @@ from raylite._kernel.threads import LoopThread
 from raylite._runtime import context
 from raylite._runtime.attach import Attachment, attach_worker
 from raylite._runtime.components import STORE_GRACE, Raylet, build_gcs, build_raylet
+from raylite._runtime.drivers import DriverWatch
+from raylite._runtime.listeners import host_port
 from raylite._runtime.node import Inherited, Roles
 from raylite._runtime.workers import MARK, ForkedWorkers
+from raylite._services.gcs.storage import StorageError, open_storage
 from raylite._services.worker.execute import QueueExecutor
 from raylite._services.worker.runner import Runner
 from raylite._types import board
+from raylite._wire import hot
 
 IDLE = "raylite::IDLE"
 
@@ -29,11 +34,32 @@ def gcs(inherited: Inherited) -> None:
 
 
 async def _gcs(inherited: Inherited) -> None:
-    network = GrpcNetwork()
-    host = build_gcs(network)
-    await network.listen(f"unix:{inherited.config.gcs_address}", inherited.listener)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, host.stop)
-    await host.run()
+    config = inherited.config
+    try:
+        storage = await open_storage(config.storage)
+    except (StorageError, ValueError) as error:
+        sys.exit(str(error))
+    try:
+        network = GrpcNetwork()
+        host = build_gcs(network, storage)
+        await listen_all(network, config.gcs_address, inherited)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, host.stop)
+        await host.run()
+    finally:
+        await storage.close()
+
+
+async def listen_all(network: GrpcNetwork, path: str, inherited: Inherited) -> None:
+    """Accept on all sockets that were bound for this process; the last one's address is its own.
+
+    A network that speaks unix sockets only leaves the other as it is: bound, so that nobody else
+    has the cluster's port, and not answering.
+    """
+    await network.listen(f"unix:{path}", inherited.listener)
+    if inherited.tcp is not None:
+        ip, port, *_ = inherited.tcp.getsockname()
+        with suppress(ValueError):
+            await network.listen(f"tcp:{host_port(ip, port)}", inherited.tcp)
 
 
 def raylet(inherited: Inherited) -> None:
@@ -56,21 +82,24 @@ async def _raylet(inherited: Inherited) -> None:
     )
     node = build_raylet(
         network,
-        f"unix:{config.gcs_address}",
+        config.gcs_url,
         workers,
         inherited.arena,
         num_cpus=config.num_cpus,
         resources=config.resources,
         labels=config.labels,
         is_head=config.head,
+        ip=config.ip,
         store_grace=float(config.system.get("object_store_full_grace") or STORE_GRACE),
     )
     built.append(node)
-    await network.listen(network.address, inherited.listener)
+    watch = DriverWatch(node.pool)
+    await listen_all(network, config.raylet_address, inherited)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, node.host.stop)
     try:
         await node.host.run()
     finally:
+        watch.close()
         workers.close()
 
 
@@ -102,12 +131,21 @@ def worker(inherited: Inherited) -> None:
         executor.leave()
 
     os.register_at_fork(after_in_child=forked)
+
+    def begin(job: hot.JobConfig) -> None:
+        """Be what the job wants of its workers, before its first task."""
+        place.namespace = job.namespace
+        os.environ.update(job.env_vars)
+        sys.path.extend(each for each in job.sys_path if each not in sys.path)
+
     teller = _Teller()
-    runner = Runner(executor, core, note, teller.tell, leave, "127.0.0.1", teller.idle)
+    ip = inherited.config.ip
+    runner = Runner(executor, core, note, teller.tell, leave, ip, teller.idle, begin)
     place = context.Place(core, attachment.node_id, runner)
     place.session_dir = inherited.config.session_dir
     place.gcs_address = attachment.gcs_address
-    place.namespace = str(inherited.config.job.get("namespace", ""))
+    place.cluster = inherited.config.cluster or attachment.gcs_address
+    place.ip = ip
     context.enter(place)
     core.raylet_link.on_end(lambda link: os._exit(1))
     try:

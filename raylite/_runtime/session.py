@@ -1,10 +1,11 @@
-"""The driver's session: attached to a cluster that it started, from `init` to `shutdown`."""
+"""The driver's session, from `init` to `shutdown`: attached to a node that is its own, or others' too."""
 
 import asyncio
 import atexit
 import os
 import sys
 import threading
+from collections import Counter
 from collections.abc import Awaitable
 from typing import TypeVar
 
@@ -16,10 +17,12 @@ from raylite._protocol import gcs, raylet
 from raylite._runtime import context, interrupts, output
 from raylite._runtime.attach import Attachment, attach_driver
 from raylite._runtime.context import Place
+from raylite._runtime.guest import GuestNode
 from raylite._runtime.launch import NodeProcess
 from raylite._runtime.local import SessionOptions
+from raylite._wire import hot
 from raylite._wire.messages import gcs as gcs_msg, raylet as msg
-from raylite.exceptions import LocalRayletDiedError, RayError, RaySystemError
+from raylite.exceptions import LocalRayletDiedError, PeerLostError, RayError, RaySystemError
 
 T = TypeVar("T")
 
@@ -27,20 +30,19 @@ _START_SECONDS = 60.0
 
 
 class Session:
-    """A local cluster and this process's place in it. Any thread may use it."""
+    """This process's place in a cluster. Any thread may use it."""
 
-    def __init__(self, options: SessionOptions, node: NodeProcess) -> None:
+    def __init__(self, options: SessionOptions, node: NodeProcess | GuestNode) -> None:
         self.pid = os.getpid()
         self.node = node
-        self.config = config = node.config
-        cpus = config.num_cpus
         self._is_over = False
         try:
             self._thread = LoopThread("raylite-core")
             try:
                 self.node.wait_ready()
+                self.config = config = self.node.config
                 self.arena = Arena(os.dup(self.node.arena_fd), config.object_store_memory)
-                self.attachment = self._thread.run(self._start(cpus, options))
+                self.attachment = self._thread.run(self._start(config.num_cpus, options))
             except BaseException:
                 self._thread.stop()
                 raise
@@ -50,8 +52,10 @@ class Session:
         core = self.attachment.core
         self.place = Place(core, self.attachment.node_id)
         self.place.namespace = options.namespace
-        self.place.session_dir = self.config.session_dir
-        self.place.gcs_address = f"unix:{self.config.gcs_address}"
+        self.place.session_dir = config.session_dir
+        self.place.gcs_address = config.gcs_url
+        self.place.cluster = config.cluster or config.gcs_url
+        self.place.ip = config.ip
         self.printer = output.Printer() if options.log_to_driver else None
         if self.printer is not None:
             core.submitter.on_output = self.printer.show
@@ -98,16 +102,23 @@ class Session:
         return await attach_driver(
             network,
             f"unix:{self.config.raylet_address}",
-            f"unix:{self.config.gcs_address}",
+            self.config.gcs_url,
             self.arena,
             id,
             cpus=cpus,
             entrypoint=" ".join(sys.argv) or "python",
-            namespace=options.namespace,
+            config=hot.JobConfig(
+                options.namespace,
+                dict(options.env_vars),
+                tuple(entry or os.getcwd() for entry in sys.path),
+            ),
         )
 
     def close(self) -> None:
-        """End the cluster and wait until nothing of it is left. Calling it again does nothing."""
+        """Leave the cluster; one that this process started ends, and nothing of it is left.
+
+        Calling it again does nothing.
+        """
         if self._is_over or os.getpid() != self.pid:
             return
         with interrupts.held() as interrupt:
@@ -131,6 +142,11 @@ class Session:
                 self._thread.run(_flush_output(self.attachment), 1.0)
             except (TimeoutError, RayError):
                 pass  # the node is busy, or gone; what it has not said is lost
+        if isinstance(self.node, GuestNode) and not core.raylet_link.is_ended:
+            try:
+                self._thread.run(self.attachment.finish(), 1.0)
+            except (TimeoutError, RayError):
+                pass  # there is no GCS now; the raylet tells the next one that this driver has gone
         try:
             self._thread.run(self.attachment.detach(), 5.0)
         except Exception as error:
@@ -143,10 +159,19 @@ async def _flush_output(attachment: Attachment) -> None:
 
 
 def resources(place: Place) -> msg.ResourceView:
-    """Ask the raylet what the node has, and what of it is free."""
+    """Return what the cluster's nodes have, and what of it is free.
+
+    Of its own node a process hears it now; of the others, as of their last heartbeat.
+    """
     _check_node_lives(place)
     leases = raylet.Leases(place.core.raylet_link)
-    return place.core.run(_reply(leases.resources(msg.GetResources())))
+    view = place.core.run(_reply(leases.resources(msg.GetResources())))
+    total, available = Counter(view.total), Counter(view.available)
+    for node in list_nodes(place):
+        if node.alive and node.node_id != place.node_id:
+            total.update(node.resources)
+            available.update(node.available)
+    return msg.ResourceView(dict(total), dict(available))
 
 
 def list_nodes(place: Place) -> list[gcs_msg.Node]:
@@ -158,7 +183,12 @@ def list_nodes(place: Place) -> list[gcs_msg.Node]:
         nodes = gcs.Nodes(core.network.connect(place.gcs_address))
         return list((await nodes.list(gcs_msg.ListNodes())).nodes)
 
-    return core.run(ask())
+    try:
+        return core.run(ask())
+    except PeerLostError as error:
+        if not error.confirmed:
+            raise
+        return core.run(ask())  # the GCS ended, and another has taken its place
 
 
 async def _reply(reply: Awaitable[T]) -> T:
@@ -174,8 +204,8 @@ _lock = threading.RLock()
 _session: Session | None = None
 
 
-def start(options: SessionOptions, node: NodeProcess) -> Session:
-    """Start the process's session on a node that is just starting, and take the node over."""
+def start(options: SessionOptions, node: NodeProcess | GuestNode) -> Session:
+    """Start the process's session on a node, which may be just starting, and take it over."""
     global _session
     with _lock:
         if _session is not None:

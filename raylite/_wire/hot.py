@@ -37,6 +37,14 @@ class Value(msgspec.Struct, array_like=True, frozen=True, gc=False):
     node: bytes = b""  # where it was stored; other nodes have copies, which only the owner knows
 
 
+class JobConfig(msgspec.Struct, array_like=True, frozen=True):
+    """What a driver wants of the workers that run its job's tasks, wherever they are."""
+
+    namespace: str = ""
+    env_vars: dict[str, str] = {}
+    sys_path: tuple[str, ...] = ()  # where the driver finds modules; a worker looks there as well
+
+
 class Definition(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A function, sent once on a link before the first task that runs it.
 
@@ -50,6 +58,7 @@ class Definition(msgspec.Struct, array_like=True, frozen=True, gc=False):
     job: bytes
     owner: bytes
     title: str
+    config: JobConfig = JobConfig()
 
 
 class Input(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -16,6 +16,7 @@ from raylite._runtime.components import Raylet, build_gcs, build_raylet
 from raylite._runtime.context import Place
 from raylite._types import board
 from raylite._types.marks import mark_of_node
+from raylite._wire import hot
 from raylite.testing.threads import ThreadWorkers
 
 STORE = 64 * 1024 * 1024
@@ -186,7 +187,7 @@ class InProcessCluster:
             secrets.token_bytes(28),
             cpus=head.handle.spec.num_cpus,
             entrypoint="LocalCluster",
-            namespace=self._namespace,
+            config=hot.JobConfig(self._namespace),
         )
         place = Place(self._attachment.core, self._attachment.node_id)
         place.namespace = self._namespace

@@ -104,7 +104,7 @@ class SimNode:
             id,
             cpus=self.cpus,
             entrypoint=name,
-            namespace="",
+            config=hot.JobConfig(),
             wake=asyncio.get_running_loop().call_soon,
         )
         driver = self.drivers[name] = SimDriver(self, network, attachment)

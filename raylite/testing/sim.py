@@ -132,12 +132,13 @@ class SimNetwork(Network):
         self.name = host
         self.is_dead = False
 
-    async def listen(self, address: str) -> None:
+    async def listen(self, address: str) -> str:
         """Take an address of the world."""
         if address in self.world.networks:
             raise OSError(f"{address} is taken")
         self.world.networks[address] = self
         self.address = address
+        return address
 
     async def dial(self, address: str, events: WireEvents) -> Wire:
         """Reach an address, unless a cut or a death stands between."""

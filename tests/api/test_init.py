@@ -68,9 +68,16 @@ def test_rays_other_keywords_are_accepted() -> None:
     assert ray.is_initialized()
 
 
-@pytest.mark.parametrize("address", ["auto", "127.0.0.1:6379", "ray://head:10001"])
-def test_an_address_to_connect_to_is_refused_for_now(address: str) -> None:
-    with pytest.raises(ConnectionError, match="local"):
+@pytest.mark.parametrize("address", ["auto", "127.0.0.1:6379", "ray://head:10001", "/tmp/nothing"])
+def test_an_address_of_no_cluster_is_refused_with_what_to_do(address: str) -> None:
+    with pytest.raises(ConnectionError, match=r"raylite start|local|session directory"):
+        ray.init(address)
+    assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize("address", ["6379", "head", "head:port", "head:0", "a:b:6379", ":6379"])
+def test_what_is_no_address_is_refused(address: str) -> None:
+    with pytest.raises(ValueError, match="HOST:PORT"):
         ray.init(address)
 
 

@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 
 from raylite._kernel.processes import Exit, open_pidfd, send_signal, wait_exit
-from raylite._runtime.launch import NodeProcess, launch, make_session_dir, start
+from raylite._runtime.folders import make_session_dir
+from raylite._runtime.launch import NodeProcess, launch, start
 from raylite._runtime.node import NodeConfig
 from raylite.exceptions import RaySystemError
 

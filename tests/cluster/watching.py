@@ -34,7 +34,10 @@ def hear():
 
 def tree(pid: int | None = None) -> list[int]:
     """The descendants of a process, this one by default."""
-    return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    try:
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def title(pid: int) -> str:

@@ -5,6 +5,7 @@ import functools
 import os
 import random
 import shutil
+import socket
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -23,15 +24,18 @@ from raylite._kernel.link import Link, LinkConfig
 from raylite._kernel.memory import MemoryNetwork, Switch
 from raylite._kernel.network import Network
 from raylite._kernel.service import Service, handles
-from raylite.exceptions import LinkClosedError, ProtocolError, UnavailableError
+from raylite.exceptions import LinkClosedError, LinkError, UnavailableError
 from raylite.testing.loop import SimLoop
 from raylite.testing.sim import SimNetwork, World
+from tests.kernel.membership import cluster_tls, cluster_token
 
 T = TypeVar("T")
 
 uvloop.new_event_loop().close()  # libuv opens a pipe for signals, once in a process, and keeps it
 
-KINDS = ("memory", "grpc-asyncio", "grpc-uvloop", "sim")
+KINDS = ("memory", "grpc-asyncio", "grpc-uvloop", "grpc-tcp", "grpc-tls", "sim")
+PLAIN = ("memory", "grpc-asyncio", "grpc-uvloop", "sim")  # for what TCP can make no different
+ON_UVLOOP = {"grpc-uvloop", "grpc-tls"}
 QUICK = LinkConfig(redial_first=0.001, redial_last=0.01)
 IMPATIENT = replace(QUICK, ping_after=0.05, silence=0.2, session_timeout=0.4, connect_timeout=0.2)
 KIB, MIB = 1024, 1024 * 1024
@@ -152,31 +156,52 @@ class Rig:
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self.random = random.Random(kind)
-        self._folder = tempfile.mkdtemp(prefix="rig-") if kind.startswith("grpc") else ""
+        self.folder = tempfile.mkdtemp(prefix="rig-") if kind.startswith("grpc") else ""
         self._switch, self._world = Switch(), World(1)
         self._hidden: dict[str, Any] = {}
+        self._ports: dict[str, socket.socket] = {}
+        self._networks: dict[str, GrpcNetwork] = {}
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         if self.kind == "sim":
             self._world = World(1)
             return SimLoop().run(work)
-        make_loop = uvloop.new_event_loop if self.kind == "grpc-uvloop" else asyncio.new_event_loop
+        make_loop = uvloop.new_event_loop if self.kind in ON_UVLOOP else asyncio.new_event_loop
         with asyncio.Runner(loop_factory=make_loop) as runner:
             return runner.run(_within(20, work))
 
     def close(self) -> None:
-        if self._folder:
-            shutil.rmtree(self._folder)
+        if self.folder:
+            shutil.rmtree(self.folder)
+        for port in self._ports.values():
+            port.close()
+
+    @property
+    def is_tcp(self) -> bool:
+        return self.kind in ("grpc-tcp", "grpc-tls")
 
     def network(self, name: str, config: LinkConfig = QUICK) -> Network:
         if self.kind == "memory":
             return MemoryNetwork(self._switch, config=config)
         if self.kind == "sim":
             return SimNetwork(self._world, name, config)
-        return GrpcNetwork(config=config)
+        token = cluster_token() if self.is_tcp else None
+        tls = cluster_tls() if self.kind == "grpc-tls" else None
+        network = self._networks[name] = GrpcNetwork(config=config, token=token, tls=tls)
+        return network
 
     def address(self, name: str) -> str:
-        return f"unix:{self._folder}/{name}" if self._folder else name
+        if self.is_tcp:
+            return f"tcp:127.0.0.1:{self._port(name)}"
+        return f"unix:{self.folder}/{name}" if self.folder else name
+
+    def _port(self, name: str) -> int:
+        """A port that nobody else takes: a socket is bound to it that does not listen."""
+        if name not in self._ports:
+            sock = self._ports[name] = socket.socket()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(("127.0.0.1", 0))
+        return int(self._ports[name].getsockname()[1])
 
     async def moment(self) -> None:
         """Let a little happen, as much as chance will have it."""
@@ -192,8 +217,10 @@ class Rig:
             self._hidden[name] = self._switch.listening.pop(address)
         elif self.kind == "sim":
             self._hidden[name] = self._world.networks.pop(address)
+        elif self.is_tcp:
+            self._networks[name]._reception.close()
         else:
-            os.rename(f"{self._folder}/{name}", f"{self._folder}/{name}-hidden")
+            os.rename(f"{self.folder}/{name}", f"{self.folder}/{name}-hidden")
 
     def unhide(self, name: str) -> None:
         address = self.address(name)
@@ -201,8 +228,10 @@ class Rig:
             self._switch.listening[address] = self._hidden.pop(name)
         elif self.kind == "sim":
             self._world.networks[address] = self._hidden.pop(name)
+        elif self.is_tcp:
+            self._networks[name]._reception.listen(address, None)
         else:
-            os.rename(f"{self._folder}/{name}-hidden", f"{self._folder}/{name}")
+            os.rename(f"{self.folder}/{name}-hidden", f"{self.folder}/{name}")
 
     @asynccontextmanager
     async def serving(
@@ -285,7 +314,7 @@ class Recorder:
 
     def arriving(self) -> None: ...
 
-    def malformed(self, error: ProtocolError) -> None: ...
+    def malformed(self, error: LinkError) -> None: ...
 
     def broken(self, reason: str) -> None:
         self.done.set()

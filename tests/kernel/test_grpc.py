@@ -25,12 +25,20 @@ from grpclib.exceptions import GRPCError
 from hypothesis import example, given, settings, strategies as st
 
 from raylite._kernel import grpc
-from raylite._kernel.grpc import GrpcNetwork, GrpcWire
+from raylite._kernel.connection import Connection
+from raylite._kernel.grpc import GrpcNetwork
+from raylite._kernel.grpcwire import Cutter, GrpcWire
 from raylite._kernel.link import LinkConfig
 from raylite._kernel.packet import Kind, decode_frames, decode_packet, encode_packet
 from raylite._kernel.wire import Wire
 from raylite._wire.messages import Packet
-from raylite.exceptions import CongestedError, PeerLostError, ProtocolError
+from raylite.exceptions import (
+    AuthenticationError,
+    CongestedError,
+    LinkError,
+    PeerLostError,
+    ProtocolError,
+)
 from tests.kernel.rig import (
     IMPATIENT,
     KIB,
@@ -107,7 +115,7 @@ def test_a_length_above_the_limit_ends_an_open_session(kind: str) -> None:
     cuts=st.lists(st.integers(1, 50), min_size=1, max_size=30),
 )
 def test_packets_are_cut_out_of_any_chunks(lengths: list[int], cuts: list[int]) -> None:
-    cutter, packets = grpc._Cutter(), [bytes([n % 256]) * n for n in lengths]
+    cutter, packets = Cutter(), [bytes([n % 256]) * n for n in lengths]
     data = b"".join(b"\0" + struct.pack(">I", len(packet)) + packet for packet in packets)
     found, position, turn = [], 0, 0
     while position < len(data):
@@ -120,7 +128,7 @@ def test_packets_are_cut_out_of_any_chunks(lengths: list[int], cuts: list[int]) 
 
 @given(data=st.binary(min_size=5, max_size=40))
 def test_a_cutter_keeps_no_more_than_its_limit(data: bytes) -> None:
-    cutter = grpc._Cutter()
+    cutter = Cutter()
     cutter.limit = 10
     try:
         for start in range(len(data)):
@@ -268,7 +276,7 @@ def test_a_server_that_never_answers_is_given_up_at_the_deadline(kind: str) -> N
     run_on(kind, scenario)
 
 
-class FullConnection(grpc._Connection):
+class FullConnection(Connection):
     """A connection whose write buffer is full from the start."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -277,7 +285,7 @@ class FullConnection(grpc._Connection):
 
 
 class FullNetwork(GrpcNetwork):
-    def _dialled(self) -> grpc._Connection:
+    def _dialled(self) -> Connection:
         usual = super()._dialled()
         return FullConnection(self, usual.handler, usual.config, usual.h2_config)
 
@@ -480,7 +488,7 @@ def test_who_may_not_connect_is_refused_before_a_byte_of_a_message_is_read(kind:
         await there.listen(rig.address("there"))
         async with rig.client(config=IMPATIENT) as stranger, rig.client("known") as known:
             refused = stranger.connect(rig.address("there"))
-            with pytest.raises(PeerLostError, match="16 no token"):
+            with pytest.raises(AuthenticationError, match="16 no token"):
                 await Toy(refused).echo(b"")
             assert there.accepted_wires == 0
             assert isinstance(known, GrpcNetwork)
@@ -529,7 +537,7 @@ def test_an_address_that_is_no_address_ends_the_link(kind: str) -> None:
     async def scenario(rig: Rig) -> None:
         async with rig.client() as here:
             link = here.connect("tcp:nowhere")
-            with pytest.raises(Exception, match="expected unix:/path"):
+            with pytest.raises(LinkError, match="expected unix:/path"):
                 await Toy(link).echo(b"")
             with pytest.raises(ValueError, match="expected unix:/path"):
                 await here.listen("tcp:nowhere")

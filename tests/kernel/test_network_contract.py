@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from raylite._kernel.link import FEED_CREDIT, Link
 from raylite._kernel.mailbox import HIGH_WATER
-from raylite._kernel.network import Hello
+from raylite._kernel.opening import Hello
 from raylite._kernel.packet import (
     VERSION,
     Kind,
@@ -36,8 +36,8 @@ from raylite.exceptions import (
 from tests.kernel.rig import (
     IMPATIENT,
     KIB,
-    KINDS,
     MIB,
+    PLAIN,
     QUICK,
     Order,
     Recorder,
@@ -825,7 +825,7 @@ async def test_a_call_with_the_number_of_another_is_a_protocol_error(rig: Rig) -
                 await asking
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PLAIN)
 @FUZZ
 @given(packets=st.lists(PACKETS, min_size=1, max_size=6))
 @example(packets=[encode_packet(1, 0, encode_frame(Kind.CALL, Toy.hold.number, 1, NAN))])
@@ -849,7 +849,7 @@ def test_any_packet_on_an_open_wire_is_served_or_ends_that_link(
     run_on(kind, scenario)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PLAIN)
 @FUZZ
 @given(first=PACKETS, more=st.lists(PACKETS, max_size=2))
 @example(first=b"", more=[])
@@ -875,7 +875,7 @@ def test_any_first_packet_on_a_wire_is_refused_in_words(
     run_on(kind, scenario)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PLAIN)
 @FUZZ
 @given(answer=PACKETS)
 @example(answer=encode_packet(0, 0, encode_frame(Kind.WELCOME, 0, 0, b"\x92\xc4\x01a\x00")))

@@ -70,7 +70,8 @@ class JobService(Service, serves=(gcs.Jobs,)):
         if row is None or row.finished:
             await self._table.durable(request.job_id)
         else:
-            await self._table.write([_ended(row, msg.JobState.SUCCEEDED)])
+            state = msg.JobState.DEAD if request.died else msg.JobState.SUCCEEDED
+            await self._table.write([_ended(row, state)])
         return msg.JobFinished()
 
     @handles(gcs.Jobs.list)

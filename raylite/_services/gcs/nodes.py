@@ -205,4 +205,7 @@ def _row(request: msg.RegisterNode) -> msg.Node:
         available=dict(request.resources),
         labels=dict(request.labels),
         started_at=wall(),
+        ip=request.ip,
+        version=request.version,
+        python=request.python,
     )

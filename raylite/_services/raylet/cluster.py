@@ -12,7 +12,7 @@ from raylite._kernel.service import Service
 from raylite._machines.views import ResourceViews, ViewPublisher
 from raylite._protocol import gcs, raylet, views as wire
 from raylite._services.raylet.pool import PoolService
-from raylite._types.marks import mark_of_node
+from raylite._types.marks import mark_of, mark_of_node
 from raylite._types.strategies import NodeKey, NodeView
 from raylite._wire import hot
 from raylite._wire.messages import gcs as msg
@@ -53,6 +53,8 @@ class ClusterService(Service):
         self._raylets: dict[NodeKey, tuple[int, str]] = {}  # incarnation and address
         self._early: dict[NodeKey, list[hot.ViewDelta]] = {}  # of nodes not yet known to be members
         self.local = view().node
+        self._mark = mark_of_node(self.local)
+        self._ended: dict[bytes, None] = {}  # processes of other nodes, against telling them twice
         self._changed = asyncio.Event()
         self.on_change: list[Callable[[], None]] = []
         self.on_node_died: list[Callable[[NodeKey], None]] = []
@@ -62,6 +64,8 @@ class ClusterService(Service):
     async def started(self) -> None:
         self.spawn(self._repeat(self._watch_nodes), "watch nodes")
         self.spawn(self._repeat(self._watch_views), "watch views")
+        self.spawn(self._repeat(self._watch_workers), "watch workers")
+        self.spawn(self._repeat(self._watch_jobs), "watch drivers")
         self.spawn(self._repeat(self._report), "report the view")
 
     def nodes(self) -> Mapping[NodeKey, NodeView]:
@@ -135,6 +139,31 @@ class ClusterService(Service):
                     self._early.setdefault(NodeKey(delta.node), []).append(delta)
             if self._apply(news.deltas):
                 self._tell_change()
+
+    async def _watch_workers(self) -> None:
+        workers = gcs.Workers(self._network.connect(self._gcs))
+        events: AsyncIterator[msg.WorkerEvent] = workers.watch(msg.WatchWorkers())
+        async for event in events:
+            row = event.worker
+            if row is not None and not row.alive:
+                self._process_died(row.worker_id, row.address, row.exit_cause)
+
+    async def _watch_jobs(self) -> None:
+        jobs = gcs.Jobs(self._network.connect(self._gcs))
+        events: AsyncIterator[msg.JobEvent] = jobs.watch(msg.WatchJobs())
+        async for event in events:
+            row = event.job
+            if row is not None and row.finished:
+                self._process_died(row.driver_id, row.driver_address, "the driver has exited")
+
+    def _process_died(self, id: bytes, address: str, cause: str) -> None:
+        """A process has ended: if it was another node's, nobody here need wait for it any more."""
+        if mark_of(address) not in ("", self._mark) and id not in self._ended:
+            self._ended[id] = None
+            if len(self._ended) > _DEAD_KEPT:
+                del self._ended[next(iter(self._ended))]
+            self._network.confirm_dead(address, cause)
+            self._pool.tell(hot.Death(id, address, cause))
 
     def _apply(self, deltas: Iterable[hot.ViewDelta]) -> bool:
         """Take in views; True if that changed any."""

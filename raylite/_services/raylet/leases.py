@@ -117,13 +117,8 @@ class LeaseService(Service, serves=(raylet.Leases,)):
 
     @handles(raylet.Leases.resources)
     def resources(self, request: msg.GetResources) -> msg.ResourceView:
-        """Add up what all nodes have, and what of it is free, as far as that is known here."""
-        total, available = Resources(), Resources()
-        for view in self._cluster.nodes().values():
-            total += view.total
-            available += view.available
-        free = {name: amount for name, amount in available.to_floats().items() if amount > 0}
-        return msg.ResourceView(total.to_floats(), free)
+        available = self._leases.available().to_floats()
+        return msg.ResourceView(self._leases.total.to_floats(), available)
 
     def _place(self, effects: list[picking.Effect]) -> None:
         for effect in effects:

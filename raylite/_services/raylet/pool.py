@@ -55,6 +55,7 @@ class Member:
     process: raylet.Process
     holder: raylet.Holder
     job: bytes = b""
+    is_guest: bool = False
     lent: dict[WorkerKey, None] = field(default_factory=dict)  # workers it had, the last one last
 
 
@@ -80,6 +81,7 @@ class PoolService(Service, serves=(raylet.Pool,)):
         self.on_failed: Callable[[LeaseID, str], None] = _ignore
         self.on_lost: Callable[[LeaseID, Member, str, bytes], None] = _ignore
         self.on_gone: list[Callable[[Member, str], None]] = []
+        self.on_driver: Callable[[Member], None] = _ignore
         self._ending: dict[bytes, str] = {}
         self._stillborn: dict[int, None] = {}  # tokens of workers that ended and may yet register
         source.listener = self
@@ -114,7 +116,8 @@ class PoolService(Service, serves=(raylet.Pool,)):
         member = self._member(request.driver_id, request.address, request.pid, None)
         member.job = request.job_id
         self._drivers[member.id] = member
-        self.caller.on_end(lambda link: self._driver_left(member))
+        self.caller.on_end(lambda link: self.driver_ended(member))
+        self.on_driver(member)
         return msg.DriverRegistered(self._node_id, self._gcs, self.arena_size)
 
     @handles(raylet.Pool.flush_output)
@@ -136,8 +139,9 @@ class PoolService(Service, serves=(raylet.Pool,)):
         if not id:
             raise UnavailableError(f"{link.peer} has not registered with this raylet")
         guest = self._guests[id] = self._by_link[link] = Member(
-            id, link.peer, 0, link, None, raylet.Process(link), raylet.Holder(link)
-        )
+            id, link.peer, 0, link, None, raylet.Process(link), raylet.Holder(link),
+            is_guest=True,
+        )  # fmt: skip
         link.on_end(lambda link: self._guest_left(guest))
         return guest
 
@@ -148,6 +152,9 @@ class PoolService(Service, serves=(raylet.Pool,)):
     def members(self) -> list[Member]:
         return [*self._workers.values(), *self._drivers.values()]
 
+    def workers(self) -> list[Member]:
+        return list(self._workers.values())
+
     def drivers(self) -> list[Member]:
         return list(self._drivers.values())
 
@@ -156,6 +163,12 @@ class PoolService(Service, serves=(raylet.Pool,)):
 
     def member_by_token(self, token: int) -> Member | None:
         return self._workers.get(self._ids.get(token, b""))
+
+    def tell(self, death: hot.Death) -> None:
+        """Let this node's processes know of the death of a process, here or elsewhere."""
+        for member in self.members():
+            if not member.link.is_ended:
+                member.process.died(death)
 
     # ---- lending -------------------------------------------------------------------------
 
@@ -208,7 +221,8 @@ class PoolService(Service, serves=(raylet.Pool,)):
         self._gone(member, cause)
         self._perform([effect for effect in effects if not isinstance(effect, Lost)])
 
-    def _driver_left(self, driver: Member) -> None:
+    def driver_ended(self, driver: Member) -> None:
+        """A driver said goodbye, or somebody saw it end: its job is nobody's. Once is enough."""
         if self._drivers.pop(driver.id, None) is None:
             return
         self._by_link.pop(driver.link, None)
@@ -230,10 +244,7 @@ class PoolService(Service, serves=(raylet.Pool,)):
     def _gone(self, member: Member, cause: str) -> None:
         self._network.confirm_dead(member.address, cause)
         member.link.confirm_dead(cause)
-        death = hot.Death(member.id, member.address, cause)
-        for other in self.members():
-            if not other.link.is_ended:
-                other.process.died(death)
+        self.tell(hot.Death(member.id, member.address, cause))
         for listener in self.on_gone:
             listener(member, cause)
 

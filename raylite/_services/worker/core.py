@@ -102,7 +102,8 @@ class Core:
         self._task_numbers = itertools.count(random.getrandbits(64))
         self._put_numbers = itertools.count(1)
         self._put_prefix = self._task_suffix = random.randbytes(8)
-        self.join(job)
+        self.config = hot.JobConfig()
+        self.join(job, self.config)
         self._definition_numbers = itertools.count(1)
         self._pinned: list[Entry] = []
         self._writing: Counter[bytes] = Counter()
@@ -112,9 +113,10 @@ class Core:
         self.on_unblock: Callable[[], None] | None = None
         self.task_thread = 0
 
-    def join(self, job: bytes) -> None:
+    def join(self, job: bytes, config: hot.JobConfig) -> None:
         """Belong to a job: a worker learns of it with its first task, and keeps to it."""
         self.job = self.submitter.environment = job
+        self.config = config
         self._task_suffix = b"\xff" * 12 + job
         self._put_prefix = self._put_prefix[:8] + self._task_suffix
 
@@ -128,7 +130,7 @@ class Core:
         """Register a pickled function; the number stands for it in tasks."""
         number = next(self._definition_numbers)
         self.submitter.definitions[number] = hot.Definition(
-            number, function, name, self.job, self.id, title
+            number, function, name, self.job, self.id, title, self.config
         )
         return number
 

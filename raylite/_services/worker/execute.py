@@ -68,7 +68,7 @@ class ExecuteService(Service, serves=(worker.Execute,)):
         if link not in self._submitters:
             self._submitters[link] = worker.Submit(link)
             link.on_end(self._forget)
-            self._keeper.join(definitions[0].job)
+            self._keeper.join(definitions[0].job, definitions[0].config)
         for definition in definitions:
             self._definitions[link, definition.number] = definition
 

@@ -26,7 +26,7 @@ IDLE_AFTER = 0.2  # seconds without a job
 FUNCTIONS_KEPT = 1000
 
 
-def do_nothing() -> None:
+def do_nothing(*_: object) -> None:
     """The default for those who need not know."""
 
 
@@ -65,6 +65,7 @@ class Runner:
         on_exit: Called with the code when a task's code ends the process (`SystemExit`).
         ip: This node's address, for tracebacks.
         on_idle: Called when there has been nothing to run for a moment.
+        on_config: Called with the job's configuration before the first task that runs under it.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Runner:
         on_exit: Callable[[int], None],
         ip: str,
         on_idle: Callable[[], None] = do_nothing,
+        on_config: Callable[[hot.JobConfig], None] = do_nothing,
     ) -> None:
         self._executor = executor
         self._values = values
@@ -84,6 +86,8 @@ class Runner:
         self._on_exit = on_exit
         self._ip = ip
         self._on_idle = on_idle
+        self._on_config = on_config
+        self._config: hot.JobConfig | None = None
         # By their pickles: every owner sends its own, and one that is unpickled twice is two
         # functions, each of which would be pickled, sent and unpickled anew for the tasks it starts.
         self._functions: dict[bytes, Any] = {}
@@ -113,6 +117,9 @@ class Runner:
     def _run(self, job: Job) -> None:
         task = job.task
         name = task.name or job.definition.title
+        if job.definition.config is not self._config:
+            self._config = job.definition.config
+            self._on_config(self._config)
         self._board(task.id)
         self._on_task(name)
         self.current = RunningTask(

@@ -127,6 +127,11 @@ default_message_pool.register_message("raylite.gcs", "Epoch", Epoch)
 class FinishJob(betterproto2.Message):
     job_id: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
 
+    died: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
+    """
+    its raylet saw the driver end; it counts if the driver has not said so before
+    """
+
 
 default_message_pool.register_message("raylite.gcs", "FinishJob", FinishJob)
 
@@ -394,6 +399,15 @@ class Node(betterproto2.Message):
 
     death_reason: "str" = betterproto2.field(13, betterproto2.TYPE_STRING)
 
+    ip: "str" = betterproto2.field(14, betterproto2.TYPE_STRING)
+
+    version: "str" = betterproto2.field(15, betterproto2.TYPE_STRING)
+    """
+    of raylite
+    """
+
+    python: "str" = betterproto2.field(16, betterproto2.TYPE_STRING)
+
 
 default_message_pool.register_message("raylite.gcs", "Node", Node)
 
@@ -461,6 +475,12 @@ class RegisterNode(betterproto2.Message):
             betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
         ),
     )
+
+    ip: "str" = betterproto2.field(9, betterproto2.TYPE_STRING)
+
+    version: "str" = betterproto2.field(10, betterproto2.TYPE_STRING)
+
+    python: "str" = betterproto2.field(11, betterproto2.TYPE_STRING)
 
 
 default_message_pool.register_message("raylite.gcs", "RegisterNode", RegisterNode)
@@ -555,6 +575,8 @@ class Worker(betterproto2.Message):
     started_at: "float" = betterproto2.field(7, betterproto2.TYPE_DOUBLE)
 
     ended_at: "float" = betterproto2.field(8, betterproto2.TYPE_DOUBLE)
+
+    address: "str" = betterproto2.field(9, betterproto2.TYPE_STRING)
 
 
 default_message_pool.register_message("raylite.gcs", "Worker", Worker)

@@ -1,0 +1,114 @@
+"""TLS between nodes: version 1.3 only, and both sides show a certificate of the cluster's own CA.
+
+What makes certificates is in `certificates`; this module needs Python's `ssl` only.
+"""
+
+import hashlib
+import hmac
+import socket
+import ssl
+from dataclasses import dataclass, field
+
+from raylite._kernel.secretfile import read_secret
+from raylite._kernel.wire import CLOSING
+from raylite.exceptions import AuthenticationError
+
+FIRST_CONTACT = 5.0  # seconds
+TIMES = {"ssl_handshake_timeout": 5.0, "ssl_shutdown_timeout": CLOSING}  # for asyncio's transports
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """How this process speaks TLS, as a server and as a client.
+
+    `certificate` is its own, in DER: what the handshake binds a server's proof to.
+    """
+
+    server: ssl.SSLContext = field(repr=False)
+    client: ssl.SSLContext = field(repr=False)
+    certificate: bytes = field(repr=False)
+
+
+def load_tls(certificate: str, key: str, authority: str) -> Tls:
+    """Return TLS with a node's files, in PEM: its certificate, its key, and the CA's certificate.
+
+    Raises:
+        AuthenticationError: The key is not kept secret, or the files do not belong together.
+    """
+    read_secret(key)
+    try:
+        with open(certificate, encoding="ascii") as opened:
+            der = ssl.PEM_cert_to_DER_cert(_first(opened.read()))
+        contexts = [
+            ssl.SSLContext(side) for side in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT)
+        ]
+        for context in contexts:
+            context.minimum_version = ssl.TLSVersion.TLSv1_3
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.load_verify_locations(authority)
+            context.load_cert_chain(certificate, key)
+            context.set_alpn_protocols(["h2"])
+    except (OSError, ValueError) as error:  # an SSLError is an OSError
+        raise AuthenticationError(
+            f"TLS cannot use {certificate}, {key} and {authority} ({error}): "
+            "name a node's certificate, its key, and the certificate of the CA that issued it"
+        ) from error
+    server, client = contexts
+    server.num_tickets = 0  # sessions are never resumed: a link's connection lives long
+    client.check_hostname = True
+    return Tls(server, client, der)
+
+
+def fingerprint(certificate: str) -> str:
+    """Return the fingerprint of a certificate in PEM, as a join string carries it."""
+    return _fingerprint(ssl.PEM_cert_to_DER_cert(_first(certificate)))
+
+
+def fetch_authority(host: str, port: int, pin: str) -> str:
+    """Return the certificate of a cluster's CA, in PEM, as a node of it shows; blocks.
+
+    For the first contact, when all that is known is the fingerprint: what has another is refused.
+    It says nothing yet about who answers, which every later connection verifies with this.
+
+    Raises:
+        AuthenticationError: Nothing with this fingerprint is shown there.
+        OSError: Nobody can be reached there.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    with socket.create_connection((host, port), FIRST_CONTACT) as sock:
+        try:
+            with context.wrap_socket(sock) as secured:
+                chain = _unverified_chain(secured)
+        except ssl.SSLError as error:
+            raise AuthenticationError(
+                f"{host}:{port} does not speak TLS 1.3 ({error.reason}): name a node of the cluster"
+            ) from error
+    for der in chain:
+        if hmac.compare_digest(_fingerprint(der).encode(), pin.encode()):
+            return ssl.DER_cert_to_PEM_cert(der)
+    raise AuthenticationError(
+        f"{host}:{port} shows no certificate with the fingerprint {pin}: "
+        "it is of another cluster, or somebody stands between, so get the join string once more"
+    )
+
+
+def _unverified_chain(secured: ssl.SSLSocket) -> list[bytes]:
+    """Return what the server has shown. (Python 3.13 has a public method; the older, a private.)"""
+    show = getattr(secured, "get_unverified_chain", None) or secured._sslobj.get_unverified_chain  # type: ignore[attr-defined]
+    shown = show() or []
+    return [
+        c if isinstance(c, bytes) else ssl.PEM_cert_to_DER_cert(c.public_bytes()) for c in shown
+    ]
+
+
+def _first(pem: str) -> str:
+    """Return the first certificate of a file that may hold a chain."""
+    end = "-----END CERTIFICATE-----"
+    return pem.partition(end)[0] + end + "\n"
+
+
+def _fingerprint(der: bytes) -> str:
+    return f"sha256:{hashlib.sha256(der).hexdigest()}"

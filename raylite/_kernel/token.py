@@ -1,0 +1,83 @@
+"""The cluster's token: 256 random bits, which make a process a member of the cluster.
+
+Its text is ``rl1.<scope>.<id>.<secret>.<crc>``, so that scanners and redaction can find it. It never
+travels: the `handshake` proves that both sides know it.
+"""
+
+import base64
+import binascii
+import re
+import secrets
+import zlib
+from dataclasses import dataclass, field
+
+from raylite._kernel.secretfile import read_secret, write_secret
+from raylite.exceptions import AuthenticationError
+
+SCOPES = ("admin", "node", "read")  # drivers and jobs; nodes that join; metrics
+SECRET = 32  # bytes
+
+_TEXT = re.compile(r"rl1\.([a-z]+)\.([0-9a-f]{8})\.([A-Za-z0-9_-]{43})\.([0-9a-f]{8})")
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A secret with a name that may be told. Neither `repr` nor `str` shows the secret."""
+
+    scope: str
+    id: str
+    secret: bytes = field(repr=False)
+
+    def reveal(self) -> str:
+        """Return the text, secret and all: for a file or an inherited descriptor, never a log."""
+        secret = base64.urlsafe_b64encode(self.secret).decode().rstrip("=")
+        return _with_crc(f"rl1.{self.scope}.{self.id}.{secret}")
+
+
+def new_token(scope: str = "node") -> Token:
+    """Return a token that nobody else has."""
+    if scope not in SCOPES:
+        raise ValueError(f"{scope!r} is no scope of a token: choose one of {', '.join(SCOPES)}")
+    return Token(scope, secrets.token_hex(4), secrets.token_bytes(SECRET))
+
+
+def parse_token(text: str) -> Token:
+    """Return the token with this text.
+
+    Raises:
+        AuthenticationError: It is none. The message does not repeat it.
+    """
+    text = text.strip()
+    match = _TEXT.fullmatch(text)
+    if match is None or match[1] not in SCOPES:
+        raise AuthenticationError(
+            "this is no token of raylite's: copy all of it, from rl1. to the last character"
+        )
+    if _with_crc(text.rpartition(".")[0]) != text:
+        raise AuthenticationError("the token is damaged: copy all of it once more")
+    try:
+        secret = base64.b64decode(match[3] + "=", b"-_", validate=True)
+    except binascii.Error as error:
+        raise AuthenticationError("the token is damaged: copy all of it once more") from error
+    return Token(match[1], match[2], secret)
+
+
+def create_token(path: str, scope: str = "node") -> Token:
+    """Make a token and keep it in a new file, as `write_secret` does."""
+    token = new_token(scope)
+    write_secret(path, token.reveal().encode() + b"\n")
+    return token
+
+
+def read_token(path: str) -> Token:
+    """Return the token in a file, if only this user could have read and written it."""
+    try:
+        return parse_token(read_secret(path).decode("ascii"))
+    except UnicodeDecodeError as error:
+        raise AuthenticationError(
+            f"{path} holds no token: name the file that the cluster's head has made"
+        ) from error
+
+
+def _with_crc(text: str) -> str:
+    return f"{text}.{zlib.crc32(text.encode()):08x}"

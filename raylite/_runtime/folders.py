@@ -1,0 +1,90 @@
+"""Where sessions lie: a private directory for each user, and in it one for each session."""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from tempfile import gettempdir
+
+from raylite._runtime.node import LATEST, NodeConfig
+
+_LONGEST_NAME = "w0123456789abcdef.sock"  # a worker's
+_PATH_LIMIT = 107  # bytes of a unix socket's path, by the size of `sockaddr_un`
+
+
+def choose_temp_dir(given: str = "") -> Path:
+    """Return where sessions are made: as given, as the environment says, or the system's."""
+    chosen = given or os.environ.get("RAYLITE_TMPDIR") or os.environ.get("RAY_TMPDIR")
+    return Path(chosen or gettempdir()).absolute()
+
+
+def sessions(temp_dir: str = "") -> Iterator[Path]:
+    """Yield this user's session directories under a temporary directory."""
+    for directory in _candidates(choose_temp_dir(temp_dir)):
+        if _is_private(directory):
+            yield from sorted(each for each in directory.glob("session_2*") if each.is_dir())
+
+
+def make_session_dir(temp_dir: str = "") -> Path:
+    """Make a new session's directory, closed to other users.
+
+    Raises:
+        OSError: It could not be made, or the paths of sockets in it would be too long.
+    """
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S_%f")
+    name = f"session_{stamp}_{os.getpid()}"
+    session = _private(choose_temp_dir(temp_dir), name) / name
+    for directory in (session, session / "logs", session / "sockets"):
+        directory.mkdir(mode=0o700)
+    return session
+
+
+def point_latest_at(session: Path) -> None:
+    """Replace the link in one step: two sessions may be made at once."""
+    link = session.parent / f".latest_{os.getpid()}_{session.name}"
+    with suppress(OSError):  # a convenience: no reason not to start
+        link.symlink_to(session.name)
+        os.replace(link, session.parent / LATEST)
+
+
+def maker_of(session: Path) -> int:
+    """Return the pid of the process that made a session's directory; 0 if its name is odd."""
+    digits = session.name.rpartition("_")[2]
+    return int(digits) if digits.isdecimal() else 0
+
+
+def _candidates(temp_dir: Path) -> list[Path]:
+    return [temp_dir / name for name in ("raylite", f"raylite-{os.geteuid()}")]
+
+
+def _private(temp_dir: Path, session: str) -> Path:
+    """A directory for all sessions of this user, this one's sockets included.
+
+    Ray: one directory for all users, open to all. Who owns a directory can replace what is in it,
+    so the second user gets another.
+    """
+    for directory in _candidates(temp_dir):
+        sockets = NodeConfig(0, 0, session_dir=str(directory / session)).sockets
+        socket_path = str(sockets / _LONGEST_NAME)
+        if len(os.fsencode(socket_path)) > _PATH_LIMIT:
+            raise OSError(
+                f"AF_UNIX path length cannot exceed {_PATH_LIMIT} bytes: {socket_path!r}; "
+                "choose a shorter temporary directory"
+            )
+
+        with suppress(FileExistsError):
+            directory.mkdir(mode=0o700, parents=True)
+        if _is_private(directory):
+            return directory
+
+    raise PermissionError(f"{directory} is another user's; choose another temporary directory")
+
+
+def _is_private(directory: Path) -> bool:
+    try:
+        facts = directory.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid()

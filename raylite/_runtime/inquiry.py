@@ -1,0 +1,100 @@
+"""Asking a cluster's GCS from outside: by commands, and before a node joins."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import uvloop
+
+from raylite._kernel.grpc import GrpcNetwork
+from raylite._kernel.link import Link, LinkConfig
+from raylite._kernel.scope import Scope
+from raylite._protocol.gcs import Nodes
+from raylite._runtime.launch import NodeProcess
+from raylite._wire.messages import gcs as msg
+from raylite.exceptions import RayError, RaySystemError
+
+T = TypeVar("T")
+
+PATIENCE = 5.0
+_START = 60.0
+
+
+def list_nodes(gcs: str, patience: float = PATIENCE) -> list[msg.Node]:
+    """Return the rows of a cluster's nodes, those that have died included.
+
+    Args:
+        gcs: The address to dial, see `addresses.resolve`.
+        patience: Seconds that the GCS has for an answer.
+
+    Raises:
+        ConnectionError: No GCS answers there.
+    """
+
+    async def ask(link: Link) -> list[msg.Node]:
+        return list((await Nodes(link).list(msg.ListNodes())).nodes)
+
+    return uvloop.run(_asked(gcs, ask, patience))
+
+
+def wait_registered(node: NodeProcess) -> msg.Node:
+    """Block until a ready node is a member of its cluster; return its row.
+
+    Raises:
+        RaySystemError: The node has failed.
+        ConnectionError: The GCS did not answer in time.
+    """
+
+    async def ask(link: Link) -> msg.Node:
+        loop = asyncio.get_running_loop()
+        failed: asyncio.Future[str] = loop.create_future()
+        loop.add_reader(node.fileno(), _note_failure, node, failed)
+        scope = Scope("wait for a node")
+        waiting: asyncio.Task[msg.Node] = scope.start(_row_of(link, node))
+        waited: list[asyncio.Future[str] | asyncio.Future[msg.Node]] = [failed, waiting]
+        try:
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            if failed.done():
+                raise RaySystemError(failed.result())
+            return waiting.result()
+        finally:
+            loop.remove_reader(node.fileno())
+            await scope.close()
+
+    return uvloop.run(_asked(node.config.gcs_url, ask, _START))
+
+
+async def _row_of(link: Link, node: NodeProcess) -> msg.Node:
+    async for event in Nodes(link).watch(msg.WatchNodes()):
+        row = event.node
+        if (
+            row is not None
+            and row.alive
+            and row.pid == node.raylet_pid
+            and row.ip == node.config.ip
+        ):
+            return row
+    raise ConnectionError("the GCS ended while the node was joining")
+
+
+def _note_failure(node: NodeProcess, failed: "asyncio.Future[str]") -> None:
+    reason = node.failure()
+    if reason is not None and not failed.done():
+        failed.set_result(reason)
+
+
+async def _asked(gcs: str, ask: Callable[[Link], Awaitable[T]], patience: float) -> T:
+    network = GrpcNetwork(config=LinkConfig(session_timeout=patience))
+    link = network.connect(gcs)
+    try:
+        async with asyncio.timeout(patience):
+            return await ask(link)
+    except RaySystemError:
+        raise
+    except (RayError, TimeoutError) as error:
+        reason = str(error) or f"it said nothing for {patience:g} s ({link.last_failure})"
+        raise ConnectionError(
+            f"no cluster answers at {gcs}: {reason}. Is its head running, and is this its address?"
+        ) from error
+    finally:
+        await network.close()

@@ -1,0 +1,114 @@
+"""The sockets at which a node is reached: bound before its processes exist, and kept over a restart.
+
+Connections queue in them until somebody accepts, so a process that is started again in another's
+place is reached by those who have just lost the first.
+"""
+
+import errno
+import os
+import socket
+from dataclasses import dataclass
+
+_BACKLOG = 4096
+
+
+class CannotListen(Exception):
+    """An address cannot be had. The message is for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """A component's bound and listening sockets."""
+
+    unix: socket.socket
+    tcp: socket.socket | None = None
+
+    @property
+    def port(self) -> int | None:
+        """The TCP port, also when any was asked for."""
+        if self.tcp is None:
+            return None
+        port: int = self.tcp.getsockname()[1]
+        return port
+
+    def close(self) -> None:
+        """Close them here: the component holds its own."""
+        self.unix.close()
+        if self.tcp is not None:
+            self.tcp.close()
+
+
+def bind(path: str, ip: str, port: int | None, option: str) -> Listeners:
+    """Listen at a path and, unless `port` is None, on TCP.
+
+    Args:
+        path: The unix socket's.
+        ip: The node's own address.
+        port: The TCP port, 0 for any.
+        option: What the port is called where users choose it.
+
+    Raises:
+        CannotListen: The port is taken, or the address is not this machine's.
+    """
+    unix = _listening(socket.AF_UNIX, path)
+    if port is None:
+        return Listeners(unix)
+    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+    try:
+        return Listeners(unix, _listening(family, (ip, port)))
+    except OSError as error:
+        unix.close()
+        raise CannotListen(_explain(error, ip, port, option)) from error
+
+
+def door(path: str) -> socket.socket:
+    """Listen for processes of this machine that want the arena's descriptor: see `Channel`."""
+    return _listening(socket.AF_UNIX, path, socket.SOCK_SEQPACKET)
+
+
+def is_open(path: str) -> bool:
+    """Whether somebody listens at a door."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as visitor:
+        try:
+            visitor.connect(path)
+        except OSError:
+            return False
+    return True
+
+
+def host_port(ip: str, port: int) -> str:
+    """Write an address as users do: an IPv6 address in brackets."""
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+
+
+def is_own_user(peer: socket.socket) -> bool:
+    """Whether the process at the other end of a unix socket is this user's."""
+    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return int.from_bytes(credentials[4:8], "little") == os.geteuid()
+
+
+def _listening(
+    family: int, address: str | tuple[str, int], kind: int = socket.SOCK_STREAM
+) -> socket.socket:
+    listener = socket.socket(family, kind)
+    try:
+        if family != socket.AF_UNIX:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _explain(error: OSError, ip: str, port: int, option: str) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"port {port} of {ip} is in use, by another cluster or another program: end that, with "
+            f"`raylite stop` if it is yours, or choose another with {option}"
+        )
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"{ip} is not an address of this machine: give one that is with --node-ip-address"
+    return f"cannot listen on port {port} of {ip}: {error.strerror}; choose another with {option}"

@@ -1,0 +1,170 @@
+"""How nodes and drivers stay in the GCS's tables, though the GCS may end and come back.
+
+A GCS that was started again is another incarnation, so every link to the one before it ends: who
+had said something that counts as long as the link does, says it again on the next.
+"""
+
+import asyncio
+import logging
+from collections import deque
+
+from raylite._kernel.link import Link
+from raylite._kernel.network import Network
+from raylite._kernel.service import Service, every
+from raylite._protocol import gcs
+from raylite._services.raylet.leases import LeaseService
+from raylite._services.raylet.pool import Member, PoolService
+from raylite._wire.messages import gcs as msg
+from raylite.exceptions import PeerLostError, RayError, RaySystemError
+
+logger = logging.getLogger(__name__)
+
+BEAT = 1.0
+_ENDED_KEPT = 1000  # ends of workers to be told, while there is no GCS to tell them to
+
+
+class MemberService(Service):
+    """Keeps this node, its workers and the ends of its drivers in the GCS's tables.
+
+    Each beat compares what the GCS was told with what is, and tells the difference; all of it, if
+    the GCS is a new one or has taken this node for dead. Without a GCS a head waits, since its fork
+    server starts another; any other node ends when it has not been reachable for a session's
+    timeout, for then nobody will ever give it work.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        gcs_address: str,
+        row: msg.RegisterNode,
+        leases: LeaseService,
+        pool: PoolService,
+    ) -> None:
+        self._network = network
+        self._gcs_address = gcs_address
+        self._row = row
+        self._leases = leases
+        self._pool = pool
+        self._registered: tuple[Link, msg.Epoch | None] | None = None
+        self._told: dict[bytes, msg.Worker] = {}
+        self._ended: deque[msg.Worker] = deque(maxlen=_ENDED_KEPT)
+        self._left: dict[bytes, None] = {}  # jobs whose driver has ended here
+        self._is_beating = False
+        self.joined = asyncio.Event()
+        pool.on_gone.append(self._gone)
+
+    async def started(self) -> None:
+        self.spawn(self.beat(), "join the cluster")
+
+    @every(seconds=BEAT)
+    async def beat(self) -> None:
+        if self._is_beating:
+            return  # the first one is still waiting for its answer
+        self._is_beating = True
+        try:
+            await self._beat(self._network.connect(self._gcs_address))
+        except PeerLostError as error:
+            if not (error.confirmed or self._row.head):
+                raise RaySystemError(
+                    f"this node ends, for it has lost its cluster: {error}"
+                ) from error
+        except RayError as error:
+            logger.warning("the GCS does not answer: %s", error)
+        finally:
+            self._is_beating = False
+
+    async def _beat(self, link: Link) -> None:
+        is_known = False
+        if self._registered is not None:
+            is_known = await self._sync(link) and self._registered[0] is link
+        if not is_known:
+            registered = await gcs.Nodes(link).register(self._row)
+            self._registered = link, registered.epoch
+            self.joined.set()
+        self._report(link, complete=not is_known)
+        for job_id in list(self._left):
+            await gcs.Jobs(link).finish(msg.FinishJob(job_id, died=True))
+            self._left.pop(job_id, None)
+
+    async def _sync(self, link: Link) -> bool:
+        """Give a sign of life; whether the GCS knows this node as it was registered."""
+        row, available = self._row, self._leases.leases.available().to_floats()
+        synced = await gcs.Nodes(link).sync(msg.Heartbeat(row.node_id, row.incarnation, available))
+        known = self._registered
+        return not synced.register_again and known is not None and known[1] == synced.epoch
+
+    def _report(self, link: Link, *, complete: bool) -> None:
+        row = self._row
+        living = {member.id: self._worker(member) for member in self._pool.workers()}
+        changed = [
+            worker for id, worker in living.items() if complete or self._told.get(id) != worker
+        ]
+        workers = [*changed, *self._ended]
+        if workers or complete:
+            report = msg.ReportWorkers(row.node_id, row.incarnation, workers, complete)
+            gcs.Workers(link).report(report)
+        self._told = living
+        self._ended.clear()
+
+    def _worker(self, member: Member) -> msg.Worker:
+        return msg.Worker(
+            worker_id=member.id,
+            node_id=self._row.node_id,
+            pid=member.pid,
+            job_id=member.job,
+            alive=True,
+            address=member.address,
+        )
+
+    def _gone(self, member: Member, cause: str) -> None:
+        if member.is_guest:
+            return
+        if member.token is None:
+            self._left[member.job] = None
+            return
+        worker = self._worker(member)
+        worker.alive, worker.exit_cause = False, cause
+        self._ended.append(worker)
+
+
+class DriverService(Service):
+    """Keeps this driver's job in the GCS's table: there the job lasts as long as a link does."""
+
+    def __init__(self, network: Network, gcs_address: str, row: msg.AddJob) -> None:
+        self._network = network
+        self._gcs_address = gcs_address
+        self._row = row
+        self._link: Link | None = None
+
+    async def add(self) -> bytes:
+        """Make the job known, or known again; return its id."""
+        while True:
+            self._link = self._network.connect(self._gcs_address)
+            try:
+                return (await gcs.Jobs(self._link).add(self._row)).job_id
+            except PeerLostError as error:
+                if not error.confirmed:
+                    raise  # else another GCS takes the place of the one that was asked
+
+    async def finish(self, job_id: bytes) -> None:
+        """Say that the job has come to its end."""
+        await gcs.Jobs(self._network.connect(self._gcs_address)).finish(msg.FinishJob(job_id))
+
+    async def started(self) -> None:
+        self.spawn(self._stay(), "stay in the table of jobs")
+
+    async def _stay(self) -> None:
+        while True:
+            await _end_of(self._link)
+            try:
+                await self.add()
+            except RayError as error:
+                logger.info("the GCS does not take this driver's job: %s", error)
+                await asyncio.sleep(BEAT)
+
+
+async def _end_of(link: Link | None) -> None:
+    if link is not None:
+        ended = asyncio.Event()
+        link.on_end(lambda link: ended.set())
+        await ended.wait()

@@ -1,0 +1,82 @@
+"""Ending the nodes that were started on this machine, and clearing up after those that crashed."""
+
+import os
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from raylite._kernel import processes
+from raylite._runtime import records
+from raylite._runtime.guest import GuestNode
+from raylite._runtime.node import NodeConfig, clear
+from raylite._runtime.records import NodeRecord
+from raylite._runtime.remains import sweep
+
+GRACE = 16.0  # Ray's
+_REAPING = 3.0  # seconds for a fork server to reap what it had to kill
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """How many nodes were stopped, how many of them by force, and of how many only traces were left."""
+
+    nodes: int
+    killed: int
+    traces: int
+
+
+def stop_nodes(temp_dir: str = "", grace: float = GRACE, *, force: bool = False) -> Stopped:
+    """End this user's started nodes, heads last: the others have things to tell them.
+
+    Args:
+        temp_dir: Where sessions are.
+        grace: Seconds that a node has to end by itself.
+        force: Kill at once instead.
+    """
+    count = killed = 0
+    nodes = records.living(temp_dir)
+    for is_head in (False, True):
+        endings = [_begin(node, grace, force=force) for node in nodes if node.head is is_head]
+        for end in [end for end in endings if end is not None]:
+            count += 1
+            killed += end()
+    return Stopped(count, killed, records.tidy(temp_dir))
+
+
+def _begin(node: NodeRecord, grace: float, *, force: bool) -> Callable[[], bool] | None:
+    """Ask a node to end; None if it is gone. The result waits, and says whether it was killed."""
+    try:
+        pidfd = processes.open_pidfd(node.pid)
+    except ProcessLookupError:
+        return None
+    if not node.is_living:  # read again, now that the pid is ours to hold
+        os.close(pidfd)
+        return None
+    if not force:
+        _ask(node, pidfd, grace)
+
+    def end() -> bool:
+        try:
+            is_over = not force and processes.wait_exit(pidfd, grace + _REAPING)
+            if not is_over:
+                processes.send_signal(pidfd, signal.SIGKILL)
+                processes.wait_exit(pidfd, _REAPING)
+                sweep(node.session_dir, node.inode)
+                with suppress(OSError):
+                    clear(NodeConfig(0, 0, session_dir=node.session_dir))
+            return not is_over
+        finally:
+            os.close(pidfd)
+
+    return end
+
+
+def _ask(node: NodeRecord, pidfd: int, grace: float) -> None:
+    try:
+        guest = GuestNode(node.session_dir)
+    except (ConnectionError, RuntimeError):  # of another version: what a signal asks is the same
+        processes.send_signal(pidfd, signal.SIGTERM)
+    else:
+        guest.ask_to_stop(grace)
+        guest.stop()

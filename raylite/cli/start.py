@@ -1,0 +1,223 @@
+"""`raylite start`: a node that goes on when the command has ended."""
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+import click
+
+from raylite._options import validate_init_options
+from raylite._runtime.local import SessionOptions
+from raylite._runtime.node import wait_readable
+from raylite._runtime.starting import LOOPBACK, NodeOptions, Started, start_node
+from raylite.cli.errors import explained
+from raylite.cli.ports import PORT, PORTS, check_ports
+from raylite.exceptions import RaySystemError
+
+PORT_OF_HEADS = 6379  # Ray's
+
+_STARTED = """\
+This machine is {what}: node {node}, with {resources}.
+
+To join another node to the cluster, run there
+    raylite start --address={address}
+
+To use it from a Python program on this machine:
+    import raylite as ray
+    ray.init()
+
+To see what it does, run
+    raylite status
+and to end this machine's part of it
+    raylite stop"""
+
+_ONLY_HERE = """\
+
+
+Only this machine reaches {address}. For others, start the head with --node-ip-address."""
+
+_WITHOUT_EFFECT = (
+    ("--node-name", str), ("--object-manager-port", int), ("--ray-client-server-port", int),
+    ("--include-dashboard", bool), ("--dashboard-host", str), ("--dashboard-port", int),
+    ("--metrics-export-port", int), ("--plasma-directory", str), ("--log-style", str),
+    ("--log-color", str),
+)  # fmt: skip
+
+
+def _accepted(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Take Ray's other options, so that its command lines work; they are not in the help."""
+    for name, kind in _WITHOUT_EFFECT:
+        command = click.option(name, type=kind, hidden=True, expose_value=False)(command)
+    flags = ("--disable-usage-stats", "--no-monitor", "--no-redirect-output", "-v")
+    for name in flags:
+        command = click.option(name, is_flag=True, hidden=True, expose_value=False)(command)
+    return command
+
+
+@click.command()
+@click.option("--head", is_flag=True, help="Start a new cluster, with this node as its head.")
+@click.option(
+    "--address",
+    metavar="HOST:PORT",
+    help="Join the cluster whose head listens there. On the head's own machine its session "
+    "directory will do as well.",
+)
+@click.option("--port", type=PORT, help=f"The head's port, 0 for any.  [default: {PORT_OF_HEADS}]")
+@click.option(
+    "--node-ip-address",
+    default="",
+    metavar="IP",
+    help="Where other machines reach this node.  [default: a head's is only this machine's "
+    f"{LOOPBACK}, another node's is that of its way to the head]",
+)
+@click.option("--num-cpus", type=float, help="CPUs to offer.  [default: this machine's]")
+@click.option("--num-gpus", type=float, help="GPUs to offer.  [default: none]")
+@click.option("--memory", type=float, metavar="BYTES", help="The resource memory.  [default: none]")
+@click.option("--resources", metavar="JSON", help="Further resources, like '{\"oven\": 2}'.")
+@click.option("--labels", metavar="K=V,...", help="Labels of the node.")
+@click.option(
+    "--object-store-memory",
+    type=click.IntRange(min=1),
+    metavar="BYTES",
+    help="Room for large objects.  [default: 30 % of the memory, used only as objects fill it]",
+)
+@click.option("--node-manager-port", type=PORT, default=0, help="This node's port, 0 for any.")
+@click.option("--min-worker-port", type=PORT, help="The first port that workers may use.")
+@click.option("--max-worker-port", type=PORT, help="The last one.")
+@click.option("--worker-port-list", type=PORTS, metavar="PORT,...", help="Those ports, one by one.")
+@click.option("--temp-dir", default="", metavar="DIR", help="Where sessions are made.")
+@click.option(
+    "--storage",
+    default="",
+    metavar="URL",
+    help="Where a head keeps the cluster's tables: a file, or redis://host:port/db?cluster=name.  "
+    "[default: a file that ends with the cluster]",
+)
+@click.option("--system-config", metavar="JSON", help="Settings of a head's components.")
+@click.option("--block", is_flag=True, help="Stay, and end with the node.")
+@_accepted
+def start(
+    head: bool,
+    address: str | None,
+    port: int | None,
+    node_ip_address: str,
+    labels: str | None,
+    resources: str | None,
+    system_config: str | None,
+    node_manager_port: int,
+    min_worker_port: int | None,
+    max_worker_port: int | None,
+    worker_port_list: tuple[int, ...] | None,
+    storage: str,
+    temp_dir: str,
+    block: bool,
+    **amounts: Any,
+) -> None:
+    """Start a cluster on this machine (--head), or have it join one (--address).
+
+    The node goes on when this command has ended, until `raylite stop`. Programs on this machine find
+    it by themselves.
+    """
+    if head is (address is not None):
+        raise click.UsageError("Give either --head or --address=HOST:PORT.")
+    for name, value in (("port", port), ("storage", storage), ("system-config", system_config)):
+        if value not in (None, "") and not head:
+            raise click.UsageError(f"--{name} is for heads: leave it out to join {address}.")
+    gcs_port = PORT_OF_HEADS if port is None else port
+    with explained():
+        workers = check_ports(
+            {"--port": gcs_port if head else 0, "--node-manager-port": node_manager_port},
+            min_worker_port,
+            max_worker_port,
+            worker_port_list,
+        )
+        offered = _offered(amounts, _object("--resources", resources), _labels(labels))
+        system = _object("--system-config", system_config) or {}
+        started = start_node(
+            NodeOptions(
+                SessionOptions(**offered, temp_dir=temp_dir, system=system),
+                address,
+                node_ip_address,
+                gcs_port,
+                node_manager_port,
+                workers,
+                storage,
+            )
+        )
+        if block:
+            _watch(started)
+        try:
+            click.echo(_describe(started))
+            started.node.accept(outlives=True)
+        except BaseException:
+            started.node.stop()
+            raise
+
+
+def _offered(
+    amounts: Mapping[str, Any], resources: Any, labels: Mapping[str, str] | None
+) -> dict[str, Any]:
+    """Check what the node is to offer as `init` would; return what makes `SessionOptions`."""
+    offered = {**amounts, "resources": resources, "labels": labels}
+    named = {"_memory" if name == "memory" else name: value for name, value in offered.items()}
+    validate_init_options(named)
+    return offered
+
+
+def _object(option: str, text: str | None) -> Any:
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ValueError(
+            f"{option} is not JSON ({error}): write it like '{{\"name\": 1}}', quotes included"
+        ) from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{option} must be a JSON object, like '{{\"name\": 1}}', not {text}")
+    return value
+
+
+def _labels(text: str | None) -> dict[str, str] | None:
+    if text is None:
+        return None
+    pairs = [each.partition("=") for each in text.split(",") if each.strip()]
+    if wrong := [name for name, equals, _ in pairs if not equals or not name.strip()]:
+        raise ValueError(f"--labels={text}: {wrong[0]!r} has no value; write key=value,key=value")
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _describe(started: Started) -> str:
+    row, config = started.row, started.node.config
+    shown = {name: row.resources[name] for name in ("CPU", "GPU") if name in row.resources}
+    text = _STARTED.format(
+        what="the head of a new cluster"
+        if row.head
+        else f"part of the cluster at {config.cluster}",
+        node=row.node_id.hex()[:12],
+        resources=", ".join(f"{amount:g} {name}" for name, amount in shown.items()),
+        address=config.cluster,
+    )
+    is_closed = row.head and config.ip == LOOPBACK
+    return text + (_ONLY_HERE.format(address=config.cluster) if is_closed else "")
+
+
+def _watch(started: Started) -> NoReturn:
+    """Stay until the node ends, or this process is told to bring its end about."""
+    node = started.node
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        click.echo(_describe(started))
+        node.accept(outlives=False)
+        while (reason := node.failure()) is None:
+            wait_readable(node.fileno(), None)
+    except KeyboardInterrupt:
+        node.stop()
+        sys.exit(0)
+    was_stopped = node.was_stopped
+    node.stop()
+    if was_stopped:
+        sys.exit(0)
+    raise RaySystemError(reason)

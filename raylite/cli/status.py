@@ -1,0 +1,71 @@
+"""`raylite status`: a cluster at a glance, in the form of Ray's."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+
+import click
+
+from raylite._runtime import addresses, inquiry
+from raylite._wire.messages import gcs as msg
+from raylite.cli.errors import explained
+
+_RULE = "-" * 63
+_BYTES = ("memory", "object_store_memory")
+_FAILURES_SHOWN = 10
+
+
+@click.command()
+@click.option("--address", metavar="HOST:PORT", help="The cluster.  [default: this machine's]")
+@click.option("--temp-dir", default="", metavar="DIR", help="Where sessions are.")
+def status(address: str | None, temp_dir: str) -> None:
+    """Show a cluster's nodes, those that died of late, and what of its resources is in use."""
+    with explained():
+        nodes = inquiry.list_nodes(addresses.choose(address, temp_dir))
+    click.echo("\n".join(describe(nodes, datetime.now())))
+
+
+def describe(nodes: Sequence[msg.Node], now: datetime) -> Iterator[str]:
+    """Yield the lines that show these rows of the table of nodes."""
+    living = [node for node in nodes if node.alive]
+    dead = sorted((node for node in nodes if not node.alive), key=lambda node: -node.ended_at)
+    yield f"======== Cluster status: {now:%Y-%m-%d %H:%M:%S} ========"
+    yield from ("Node status", _RULE, "Active:")
+    yield from map(_node, living) if living else (" (no nodes)",)
+    yield "Recent failures:"
+    yield from map(_failure, dead[:_FAILURES_SHOWN]) if dead else (" (no failures)",)
+    yield from ("", "Resources", _RULE, "Total Usage:")
+    yield from _usage(living)
+    # The GCS is not told yet what waits for a place; a line that said "none" would be a guess.
+    yield from ("", "Pending Demands:", " (not reported by this version)")
+
+
+def _node(node: msg.Node) -> str:
+    role = "head, " if node.head else ""
+    return f" 1 node_{node.node_id.hex()[:12]} ({role}{node.hostname}, {node.ip})"
+
+
+def _failure(node: msg.Node) -> str:
+    when = datetime.fromtimestamp(node.ended_at)
+    return f" node_{node.node_id.hex()[:12]} ({node.ip}) at {when:%H:%M:%S}: {node.death_reason}"
+
+
+def _usage(nodes: Sequence[msg.Node]) -> Iterator[str]:
+    total, free = Counter[str](), Counter[str]()
+    for node in nodes:
+        total.update(node.resources)
+        free.update(node.available)
+    for name in sorted(total):
+        if not name.startswith("node:"):
+            used = max(total[name] - free[name], 0.0)
+            yield f" {_amount(name, used)}/{_amount(name, total[name])} {name}"
+
+
+def _amount(name: str, amount: float) -> str:
+    if name not in _BYTES:
+        return f"{amount:.10g}" if amount % 1 else f"{amount:.1f}"
+    for unit in ("B", "KiB", "MiB"):
+        if amount < 1024:
+            return f"{amount:.4g}{unit}"
+        amount /= 1024
+    return f"{amount:.2f}GiB"

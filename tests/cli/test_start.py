@@ -1,0 +1,136 @@
+"""`raylite start` and its neighbours as typed: what they refuse, and what their help says."""
+
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from raylite._wire.messages import gcs as msg
+from raylite.cli import main
+from raylite.cli.status import describe
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = ("health-check", "microbenchmark", "start", "status", "stop")
+
+
+def refused(*words: str) -> str:
+    """Run `raylite start`, which must refuse; return what it says in one line."""
+    result = CliRunner().invoke(main, ["start", *words])
+    assert result.exit_code != 0
+    assert isinstance(result.exception, SystemExit)
+    return " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_begins_with_its_line_in_the_groups(command: str) -> None:
+    result = CliRunner().invoke(main, [command, "--help"])
+    assert result.exit_code == 0
+    assert f"raylite {command} [OPTIONS]" in result.output or "Usage:" in result.output
+    assert command in CliRunner().invoke(main, ["--help"]).output
+
+
+def test_the_groups_help_imports_no_command_and_little_else() -> None:
+    script = (
+        "import sys; from click.testing import CliRunner; from raylite.cli.group import main\n"
+        "assert 'stop' in CliRunner().invoke(main, ['--help']).output\n"
+        "heavy = {'asyncio', 'uvloop', 'grpclib', 'msgspec', 'raylite._runtime'}\n"
+        "print(sorted((heavy | {'raylite.cli.start', 'raylite.cli.stop'}) & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_a_node_is_a_head_or_joins_one() -> None:
+    assert "either --head or --address" in refused()
+    assert "either --head or --address" in refused("--head", "--address=127.0.0.1:6379")
+
+
+@pytest.mark.parametrize("words", [["--port=7000"], ["--storage=x.db"], ["--system-config={}"]])
+def test_what_heads_decide_is_refused_of_others(words: list[str]) -> None:
+    assert "is for heads" in refused("--address=127.0.0.1:6379", *words)
+
+
+@pytest.mark.parametrize("port", ["1", "1023", "65536", "-1", "http"])
+@pytest.mark.parametrize("option", ["--port", "--node-manager-port", "--min-worker-port"])
+def test_a_port_is_0_or_one_that_a_program_may_have(option: str, port: str) -> None:
+    assert f"{port!r} is not possible: a port is 0" in refused("--head", f"{option}={port}")
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--port=7000", "--node-manager-port=7000"], "both 7000"),
+        (["--port=7000", "--min-worker-port=6500", "--max-worker-port=7500"], "workers' ports"),
+        (["--port=7000", "--worker-port-list=7001,7000"], "workers' ports"),
+        (["--min-worker-port=3000", "--max-worker-port=2000"], "exchange them"),
+        (["--worker-port-list=3000", "--max-worker-port=4000"], "exclude one another"),
+        (["--worker-port-list=3000,x"], "'x' is not possible"),
+    ],
+    ids=str,
+)
+def test_ports_that_clash_are_refused_by_name(words: list[str], reason: str) -> None:
+    said = refused("--head", *words)
+    assert reason in said
+    assert "port" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--resources={a: 1}"], "--resources is not JSON"),
+        (["--resources=[1]"], "--resources must be a JSON object"),
+        (['--resources={"CPU": 1}'], "num_cpus"),
+        (['--resources={"a": -1}'], "cannot be negative"),
+        (["--num-cpus=-1"], "cannot be negative"),
+        (["--num-cpus=many"], "--num-cpus"),
+        (["--labels=zone"], "'zone' has no value"),
+        (["--object-store-memory=0"], "--object-store-memory"),
+        (["--system-config=no"], "--system-config is not JSON"),
+    ],
+    ids=str,
+)
+def test_what_a_node_cannot_offer_is_refused_before_anything_starts(
+    words: list[str], reason: str
+) -> None:
+    assert reason in refused("--head", "--port=0", *words)
+
+
+@pytest.mark.parametrize("command", ["status", "health-check"])
+def test_without_a_cluster_a_question_says_how_to_have_one(command: str) -> None:
+    result = CliRunner().invoke(main, [command])
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: no cluster runs on this machine")
+    assert "raylite start --head" in result.output
+
+
+def test_stop_without_a_cluster_is_no_error() -> None:
+    result = CliRunner().invoke(main, ["stop"])
+    assert (result.exit_code, result.output) == (
+        0,
+        "No node of yours was running on this machine.\n",
+    )
+
+
+def test_status_shows_nodes_failures_and_what_is_in_use() -> None:
+    gib = 1024.0**3
+    rows = [
+        msg.Node(
+            node_id=b"\1" * 28, hostname="one", ip="10.0.0.1", alive=True, head=True,
+            resources={"CPU": 4, "memory": 2 * gib, "node:10.0.0.1": 1},
+            available={"CPU": 1.5, "memory": gib},
+        ),
+        msg.Node(node_id=b"\2" * 28, hostname="two", ip="10.0.0.2", alive=True,
+                 resources={"CPU": 2}, available={"CPU": 2}),
+        msg.Node(node_id=b"\3" * 28, ip="10.0.0.3", ended_at=60.0, death_reason="it was silent"),
+    ]  # fmt: skip
+    lines = list(describe(rows, datetime(2026, 1, 2, 3, 4, 5)))
+    assert lines[0] == "======== Cluster status: 2026-01-02 03:04:05 ========"
+    assert " 1 node_010101010101 (head, one, 10.0.0.1)" in lines
+    assert " 1 node_020202020202 (two, 10.0.0.2)" in lines
+    assert any(line.startswith(" node_030303030303 (10.0.0.3) at ") for line in lines)
+    assert " 2.5/6.0 CPU" in lines
+    assert " 1.00GiB/2.00GiB memory" in lines
+    assert not any("node:" in line for line in lines)

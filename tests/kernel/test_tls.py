@@ -1,0 +1,300 @@
+"""TLS: only members' certificates, only version 1.3, and an error that says what was wrong."""
+
+import asyncio
+import contextlib
+import os
+import ssl
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from raylite._kernel.certificates import DAY, load_authority, new_authority
+from raylite._kernel.grpc import GrpcNetwork
+from raylite._kernel.host import Host
+from raylite._kernel.link import LinkConfig
+from raylite._kernel.tls import Tls, fetch_authority, fingerprint, load_tls
+from raylite._kernel.token import Token
+from raylite.exceptions import AuthenticationError, PeerLostError
+from tests.kernel.membership import (
+    LOOPBACK,
+    cluster_authority,
+    cluster_tls,
+    cluster_token,
+    old_client,
+    tls_from,
+)
+from tests.kernel.rig import QUICK, Rig, Toy, ToyService, run_on, until
+
+LOOPS = pytest.mark.parametrize("kind", ["grpc-asyncio", "grpc-uvloop"])
+SHORT = replace(QUICK, session_timeout=0.5)
+NOWHERE = "tcp:127.0.0.1:0"
+
+
+def network(tls: Tls | None, config: LinkConfig = QUICK, token: Token | None = None) -> GrpcNetwork:
+    return GrpcNetwork(config=config, token=token or cluster_token(), tls=tls)
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    service: ToyService, tls: Tls | None, place: str = NOWHERE
+) -> AsyncIterator[tuple[GrpcNetwork, str]]:
+    there = network(tls)
+    address = await there.listen(place)
+    host = Host(there, service, grace=0.1)
+    running = host.start("host")
+    try:
+        yield there, address
+    finally:
+        host.stop()
+        await running
+
+
+async def refusal(tls: Tls | None, address: str, config: LinkConfig = QUICK) -> Exception:
+    """What becomes of a link to an address."""
+    here = network(tls, config)
+    try:
+        await Toy(here.connect(address)).echo(b"")
+    except (AuthenticationError, PeerLostError) as error:
+        return error
+    finally:
+        await here.close()
+    raise AssertionError("it was let in")
+
+
+# ---- members -----------------------------------------------------------------------------
+
+
+@LOOPS
+@pytest.mark.parametrize("place", [NOWHERE, "tcp:[::1]:0"])
+def test_nodes_of_one_cluster_speak_tls_1_3(kind: str, place: str) -> None:
+    async def scenario(rig: Rig) -> None:
+        async with serving(ToyService(), cluster_tls(), place) as (there, address):
+            here = network(tls_from(cluster_authority()))  # another node: another certificate
+            assert await Toy(here.connect(address)).echo(b"secret") == b"secret"
+            for side in (here, there):
+                [connection] = side._connections.values()
+                assert connection._transport is not None
+                spoken = connection._transport.get_extra_info("ssl_object")
+                assert (spoken.version(), spoken.compression()) == ("TLSv1.3", None)
+            await here.close()
+
+    run_on(kind, scenario)
+
+
+@LOOPS
+def test_a_certificate_for_a_name_is_found_by_that_name(kind: str) -> None:
+    async def scenario(rig: Rig) -> None:
+        tls = tls_from(cluster_authority(), ["localhost"])
+        async with serving(ToyService(), tls) as (_, address):
+            here = network(tls)
+            named = address.replace("127.0.0.1", "localhost")
+            assert await Toy(here.connect(named)).echo(b"named") == b"named"
+            await here.close()
+
+    run_on(kind, scenario)
+
+
+# ---- who is refused ----------------------------------------------------------------------
+
+
+@LOOPS
+@pytest.mark.parametrize(
+    ("server", "why"),
+    [
+        (lambda: tls_from(new_authority()), "self-signed certificate in certificate chain"),
+        (lambda: tls_from(cluster_authority(), lifetime=-DAY), "certificate has expired"),
+        (lambda: tls_from(cluster_authority(), ["10.9.8.7"]), "IP address mismatch"),
+        (lambda: tls_from(cluster_authority(), ["localhost"]), "IP address mismatch"),
+    ],
+    ids=["other CA", "expired", "other IP", "a name only"],
+)
+def test_a_server_with_the_wrong_certificate_is_not_spoken_to(
+    kind: str, server: object, why: str
+) -> None:
+    async def scenario(rig: Rig) -> None:
+        service = ToyService()
+        assert callable(server)
+        async with serving(service, server()) as (_, address):
+            error = await refusal(cluster_tls(), address)
+            assert isinstance(error, AuthenticationError)  # at once: it would not get better
+            assert f"no TLS 1.3 certificate of this cluster to trust: {why}" in str(error)
+            assert service.handled == []
+
+    run_on(kind, scenario)
+
+
+@LOOPS
+@pytest.mark.parametrize(
+    ("client", "reason"),
+    [
+        (
+            lambda: tls_from(new_authority(), trusted=cluster_authority()),
+            "CERTIFICATE_VERIFY_FAILED",
+        ),
+        (lambda: tls_from(cluster_authority(), lifetime=-DAY), "CERTIFICATE_VERIFY_FAILED"),
+        (lambda: without_certificate(cluster_tls()), "PEER_DID_NOT_RETURN_A_CERTIFICATE"),
+        (lambda: old_client(cluster_tls()), "UNSUPPORTED_PROTOCOL"),
+        (lambda: None, "WRONG_VERSION_NUMBER"),
+    ],
+    ids=["other CA", "expired", "none", "TLS 1.2", "plain text"],
+)
+def test_a_client_with_the_wrong_certificate_is_refused_and_counted(
+    kind: str, client: object, reason: str
+) -> None:
+    """The server can only close, so the client goes on for its session's time, and then knows why."""
+
+    async def scenario(rig: Rig) -> None:
+        service = ToyService()
+        assert callable(client)
+        async with serving(service, cluster_tls()) as (there, address):
+            error = await refusal(client(), address, SHORT)
+            assert "does not accept this process's certificate" in str(error)
+            assert set(there.refused) == {f"TLS: {reason}"}
+            assert (service.handled, there.links) == ([], [])
+            await until(lambda: there._reception._guard._total == 0)
+
+    run_on(kind, scenario)
+
+
+@LOOPS
+def test_a_server_that_speaks_no_tls_is_known_by_its_answer(kind: str) -> None:
+    async def scenario(rig: Rig) -> None:
+        async with serving(ToyService(), None) as (there, address):
+            error = await refusal(cluster_tls(), address, SHORT)
+            assert "the TLS handshake broke off" in str(error)
+            assert "speaks no TLS" in str(error)
+            assert set(there.refused) == {"no HTTP/2"}
+
+    run_on(kind, scenario)
+
+
+@LOOPS
+def test_the_tls_handshake_has_a_deadline_and_a_place_at_the_door(kind: str) -> None:
+    async def scenario(rig: Rig) -> None:
+        there = network(cluster_tls())
+        there._reception._guard.admission = replace(there._reception._guard.admission, total=2)
+        there._reception._rules = replace(
+            there._reception._rules,
+            admission=replace(there._reception._rules.admission, deadline=0.2),
+        )
+        _, host, port = (await there.listen(NOWHERE)).split(":")
+        silent = [await asyncio.open_connection(host, int(port)) for _ in range(3)]
+        async with asyncio.timeout(3):
+            for reader, writer in silent:
+                with contextlib.suppress(ConnectionError):
+                    while await reader.read(1000):
+                        pass
+                writer.close()
+        assert there.refused["too many at once"] == 1
+        assert there.refused["TLS: broken off"] == 2
+        await there.close()
+
+    run_on(kind, scenario)
+
+
+def without_certificate(tls: Tls) -> Tls:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cadata=cluster_authority().certificate)
+    return Tls(tls.server, context, tls.certificate)
+
+
+@LOOPS
+def test_a_node_that_hands_on_another_nodes_handshake_is_noticed(kind: str) -> None:
+    """Both are members and show good certificates: the proof is bound to the certificate."""
+
+    async def scenario(rig: Rig) -> None:
+        tls = cluster_tls()
+        shown = Tls(tls.server, tls.client, tls_from(cluster_authority()).certificate)
+        async with serving(ToyService(), shown) as (there, address):
+            error = await refusal(tls, address)
+            assert isinstance(error, AuthenticationError)
+            assert there.refused == {"wrong proof": 1}
+
+    run_on(kind, scenario)
+
+
+# ---- first contact -----------------------------------------------------------------------
+
+
+@LOOPS
+def test_the_first_contact_takes_the_ca_with_the_fingerprint_only(kind: str) -> None:
+    async def scenario(rig: Rig) -> None:
+        async with serving(ToyService(), cluster_tls()) as (_, address):
+            _, host, port = address.split(":")
+            pin, other = cluster_authority().fingerprint, new_authority().fingerprint
+            fetched = await asyncio.to_thread(fetch_authority, host, int(port), pin)
+            assert fingerprint(fetched) == pin
+            assert ssl.PEM_cert_to_DER_cert(fetched) == ssl.PEM_cert_to_DER_cert(
+                cluster_authority().certificate
+            )
+            with pytest.raises(AuthenticationError, match="get the join string once more"):
+                await asyncio.to_thread(fetch_authority, host, int(port), other)
+        await asyncio.get_running_loop().shutdown_default_executor()
+
+    run_on(kind, scenario)
+
+
+def test_the_first_contact_with_what_speaks_no_tls_says_so() -> None:
+    async def scenario(rig: Rig) -> None:
+        async with serving(ToyService(), None) as (_, address):
+            _, host, port = address.split(":")
+            with pytest.raises(AuthenticationError, match=r"does not speak TLS 1\.3"):
+                await asyncio.to_thread(fetch_authority, host, int(port), "sha256:00")
+        await asyncio.get_running_loop().shutdown_default_executor()
+
+    run_on("grpc-asyncio", scenario)
+
+
+# ---- files -------------------------------------------------------------------------------
+
+
+def test_a_ca_that_was_saved_issues_what_its_cluster_trusts(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    certificate, key = str(tmp_path / "ca.pem"), str(tmp_path / "ca.key")
+    authority = new_authority()
+    authority.save(certificate, key)
+    assert stat.S_IMODE(os.stat(key).st_mode) == 0o600
+    again = load_authority(certificate, key)
+    assert again.fingerprint == authority.fingerprint
+    assert again.fingerprint.startswith("sha256:")
+    tls_from(again, LOOPBACK, trusted=authority)
+    os.chmod(key, 0o644)
+    with pytest.raises(AuthenticationError, match="run chmod 600"):
+        load_authority(certificate, key)
+
+
+def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    one, other = (str(tmp_path / name) for name in ("one", "other"))
+    for name in (one, other):
+        cluster_authority().issue(LOOPBACK).save(f"{name}.pem", f"{name}.key")
+    Path(one + ".ca").write_text(cluster_authority().certificate)
+    with pytest.raises(AuthenticationError, match="name a node's certificate, its key"):
+        load_tls(f"{one}.pem", f"{other}.key", f"{one}.ca")
+    with pytest.raises(AuthenticationError, match="name a node's certificate, its key"):
+        load_tls(f"{one}.ca", f"{one}.key", f"{one}.key")
+    os.chmod(f"{one}.key", 0o640)
+    with pytest.raises(AuthenticationError, match="run chmod 600"):
+        load_tls(f"{one}.pem", f"{one}.key", f"{one}.ca")
+
+
+def test_a_private_key_is_in_no_repr() -> None:
+    credentials = cluster_authority().issue(LOOPBACK)
+    assert "PRIVATE KEY" in credentials.key
+    assert "PRIVATE KEY" not in f"{credentials!r} {cluster_authority()!r} {cluster_tls()!r}"
+
+
+@pytest.mark.process
+def test_only_making_certificates_needs_cryptography() -> None:
+    code = "import sys; sys.modules['cryptography'] = None; import raylite._kernel.grpc; {}"
+    needs = code.format("import raylite._kernel.certificates")
+    for program, told in ((code.format("print('fine')"), "fine"), (needs, "'raylite[tls]'")):
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=False
+        )
+        assert told in done.stdout + done.stderr

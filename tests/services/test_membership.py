@@ -1,0 +1,176 @@
+"""How raylets and drivers stay in the tables of a GCS that ends and comes back, in virtual time."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+
+from raylite._kernel.arena import HeapArena
+from raylite._kernel.host import Host
+from raylite._kernel.memory import MemoryNetwork, Switch
+from raylite._protocol import gcs, raylet
+from raylite._runtime.attach import attach_driver
+from raylite._runtime.components import Raylet, build_gcs, build_raylet
+from raylite._services.gcs.storage import MemoryStorage
+from raylite._services.raylet.pool import SourceListener
+from raylite._types import board
+from raylite._wire import hot
+from raylite._wire.messages import gcs as msg, raylet as raylet_msg
+from raylite.exceptions import RaySystemError
+from raylite.testing.sim import World
+from tests.services.rig import simulated
+
+
+class NoWorkers:
+    """A source whose workers register when a test says so."""
+
+    listener: SourceListener
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+
+    def start(self, token: int) -> None:
+        self.tokens.append(token)
+
+    def kill(self, token: int) -> None: ...
+
+    def last_task(self, token: int) -> bytes:
+        return b""
+
+    def flush_output(self) -> None: ...
+
+
+class Site:
+    """One raylet, and a GCS that comes and goes on one storage."""
+
+    def __init__(self) -> None:
+        self.switch, self.world, self.storage = Switch(), World(1), MemoryStorage()
+        self.source = NoWorkers()
+        self.arena = HeapArena((1 << 20) + board.SIZE)
+        self.raylet: Raylet
+
+    def network(self, name: str) -> MemoryNetwork:
+        return MemoryNetwork(self.switch, self.world.seams(name))
+
+    @asynccontextmanager
+    async def gcs(self) -> AsyncIterator[None]:
+        network = self.network("gcs")
+        await network.listen("gcs")
+        async with running(build_gcs(network, self.storage)):
+            yield
+
+    @asynccontextmanager
+    async def node(self, *, is_head: bool = True) -> AsyncIterator[None]:
+        network = self.network("raylet")
+        await network.listen("raylet")
+        self.raylet = build_raylet(
+            network, "gcs", self.source, self.arena,
+            num_cpus=1, resources={}, labels={}, is_head=is_head,
+        )  # fmt: skip
+        async with running(self.raylet.host):
+            yield
+        self.arena.close()
+
+    async def rows(self) -> tuple[list[msg.Node], list[msg.Worker], list[msg.Job]]:
+        network = self.network("client")
+        link = network.connect("gcs")
+        nodes = (await gcs.Nodes(link).list(msg.ListNodes())).nodes
+        workers = (await gcs.Workers(link).list(msg.ListWorkers())).workers
+        jobs = (await gcs.Jobs(link).list(msg.ListJobs())).jobs
+        await network.close()
+        return list(nodes), list(workers), list(jobs)
+
+    async def register_worker(self, name: bytes) -> MemoryNetwork:
+        network = self.network(name.decode())
+        token = self.source.tokens.pop(0)
+        await raylet.Pool(network.connect("raylet")).register_worker(
+            raylet_msg.RegisterWorker(token.to_bytes(8, "little"), name, 7, name.decode())
+        )
+        return network
+
+
+@asynccontextmanager
+async def running(host: Host) -> AsyncIterator[None]:
+    task = host.start("host")
+    try:
+        yield
+    finally:
+        host.stop()
+        await task
+
+
+@simulated
+async def test_a_raylet_tells_a_new_gcs_of_itself_and_of_all_its_workers() -> None:
+    site = Site()
+    async with site.node():
+        async with site.gcs():
+            await anyio.sleep(1)
+            worker = await site.register_worker(b"one")
+            await anyio.sleep(2)
+            (before,), (row,), _ = await site.rows()
+            assert (row.worker_id, row.alive, row.node_id) == (b"one", True, before.node_id)
+        await anyio.sleep(5)
+        site.storage = MemoryStorage()  # all is forgotten
+        async with site.gcs():
+            await anyio.sleep(5)
+            (after,), (row,), _ = await site.rows()
+            assert (after.node_id, after.alive) == (before.node_id, True)
+            assert (row.worker_id, row.alive) == (b"one", True)
+        await worker.close()
+
+
+@simulated
+async def test_the_end_of_a_worker_is_told_also_if_there_was_no_gcs_to_tell() -> None:
+    site = Site()
+    async with site.node():
+        async with site.gcs():
+            await anyio.sleep(1)
+            token = site.source.tokens[0]
+            worker = await site.register_worker(b"one")
+            await anyio.sleep(2)
+        site.source.listener.ended(token, "exit code 3")
+        await anyio.sleep(5)
+        async with site.gcs():
+            await anyio.sleep(5)
+            _, (row,), _ = await site.rows()
+            assert (row.worker_id, row.alive, row.exit_cause) == (b"one", False, "exit code 3")
+        await worker.close()
+
+
+@simulated
+async def test_a_driver_keeps_its_job_over_a_restart_and_loses_it_with_its_end() -> None:
+    site = Site()
+    async with site.node():
+        async with site.gcs():
+            network = site.network("driver")
+            await network.listen("driver")
+            config = hot.JobConfig("space")
+            attachment = await attach_driver(
+                network, "raylet", "gcs", site.arena, b"d", cpus=1, entrypoint="x", config=config
+            )
+        await anyio.sleep(5)
+        async with site.gcs():
+            await anyio.sleep(100)  # longer than drivers have to say that they are there
+            _, _, (job,) = await site.rows()
+            assert (job.job_id, job.namespace, job.finished) == (attachment.job, "space", False)
+        attachment.core.close()
+        await attachment.detach()
+        async with site.gcs():
+            await anyio.sleep(5)
+            _, _, (job,) = await site.rows()
+            assert job.state is msg.JobState.DEAD  # its raylet says so: it had gone without a word
+
+
+@simulated
+async def test_a_node_that_has_lost_its_cluster_for_good_ends_and_a_head_waits() -> None:
+    site = Site()
+    async with site.node(is_head=True):
+        await anyio.sleep(200)
+        async with site.gcs():
+            await anyio.sleep(5)
+            assert len((await site.rows())[0]) == 1
+    site = Site()
+    with pytest.raises(RaySystemError, match="has lost its cluster"):
+        async with site.node(is_head=False):
+            await anyio.sleep(200)
