@@ -255,7 +255,7 @@ class TransferService(Service, serves=(raylet.Transfers,)):
         try:
             copy.offset = await self._store.reserve(copy.room, copy.size, self._cluster.local)
         except ObjectStoreFullError as error:
-            self._perform(self._pulls.allocation_refused(pull, str(error), now()))
+            self._perform(self._pulls.allocation_refused(pull, str(error.args[0]), now()))
         else:
             attempt.has_room = True
             self._perform(self._pulls.allocated(pull, now()))

@@ -1,0 +1,182 @@
+"""Nodes without workers, in virtual time: raylets, stores and drivers, for what passes between nodes."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+
+from raylite._kernel.arena import HeapArena
+from raylite._kernel.host import Host
+from raylite._kernel.link import LinkConfig
+from raylite._protocol import raylet
+from raylite._runtime.attach import Attachment, attach_driver
+from raylite._runtime.components import Raylet, build_gcs, build_raylet
+from raylite._runtime.context import Place
+from raylite._services.raylet.pool import SourceListener
+from raylite._services.worker.objects import ObjectRef
+from raylite._types import board
+from raylite._types.marks import mark_of_node
+from raylite._wire import hot, pickling
+from raylite._wire.hot import Form, Value
+from raylite.testing.sim import SimNetwork, World
+
+MB = 1024 * 1024
+GCS = "gcs"
+LINKS = LinkConfig(ping_after=1.0, silence=2.0, session_timeout=6.0, connect_timeout=1.0)
+
+
+class NoWorkers:
+    """A `WorkerSource` that starts none."""
+
+    listener: SourceListener
+
+    def start(self, token: int) -> None: ...
+    def kill(self, token: int) -> None: ...
+    def last_task(self, token: int) -> bytes:
+        return b""
+
+    def flush_output(self) -> None: ...
+
+
+class Driver:
+    """A process of a node. It reads with ``await`` on what `ref` returns."""
+
+    def __init__(self, node: "Node", network: SimNetwork, attachment: Attachment) -> None:
+        self.node, self.network, self.attachment = node, network, attachment
+        self.core = attachment.core
+        self.place = Place(self.core, attachment.node_id)
+
+    async def put(self, value: bytes, at: "Node | None" = None) -> ObjectRef[bytes]:
+        """Own a value that is stored on this node, or on another, as a task's result is."""
+        node, pickled, id = at or self.node, pickling.dumps(value), self.core.new_object_id()
+        if node is not self.node:
+            await self._visit(node)
+        offset = await node.raylet.objects.reserve(id, pickled.size, self.core.id)
+        node.arena.write(offset, pickled.layout())
+        stored = Value(Form.ARENA, b"", offset, pickled.size, (), b"", node.raylet.node_id)
+        ref = self.core.keep(id, stored, pickled)
+        self.core.drain()  # as whatever passes the reference on does
+        return ref
+
+    def ref(self, ref: ObjectRef[bytes]) -> ObjectRef[bytes]:
+        """Return this process's reference to an object that another owns."""
+        return self.core.restore(ref.binary(), ref._entry.owner or ref._entry.keeper.address)
+
+    async def _visit(self, node: "Node") -> None:
+        """Be a guest of a node, as whoever has tasks run there is."""
+        link, lease = self.core.network.connect(node.network.address), self.core.new_task_id()
+        leases = raylet.Leases(link)
+        leases.request(hot.LeaseRequest(lease, {}, b"job.", 0, self.core.id))
+        leases.release(lease)
+        await link.wait_received()
+
+    async def die(self) -> None:
+        """End without a word."""
+        self.core.close()
+        self.node.world.kill(self.network.address)
+        self.attachment.running.cancel()
+        await asyncio.wait([self.attachment.running])
+        await self.network.close()
+
+
+class Node:
+    """A raylet and its store."""
+
+    def __init__(self, world: World, name: str, store: int) -> None:
+        id = name.encode().ljust(28, b".")
+        self.world, self.name, self.mark = world, name, mark_of_node(id)
+        self.arena = HeapArena(store + board.SIZE)
+        self.network = SimNetwork(world, name, LINKS)
+        self.drivers: list[Driver] = []
+        self.raylet: Raylet = build_raylet(
+            self.network, GCS, NoWorkers(), self.arena, num_cpus=1, resources={}, labels={},
+            is_head=False, node_id=id, address=self.address_of(name),
+        )  # fmt: skip
+        self.running: asyncio.Task[None] | None = None
+
+    def address_of(self, process: str) -> str:
+        return f"{process};{self.mark}="
+
+    async def start(self) -> None:
+        await self.network.listen(self.address_of(self.name))
+        self.running = self.raylet.host.start("raylet")
+
+    async def driver(self, name: str) -> Driver:
+        """Attach a process."""
+        network = SimNetwork(self.world, name, LINKS)
+        await network.listen(self.address_of(name))
+        attachment = await attach_driver(
+            network, self.network.address, GCS, self.arena, name.encode().ljust(28, b"."),
+            cpus=1, entrypoint=name, namespace="", wake=asyncio.get_running_loop().call_soon,
+        )  # fmt: skip
+        self.drivers.append(Driver(self, network, attachment))
+        return self.drivers[-1]
+
+    async def die(self) -> None:
+        """Lose the node, with all its processes, without a word."""
+        for driver in self.drivers:
+            await driver.die()
+        self.drivers.clear()
+        if self.running is not None:
+            self.world.kill(self.network.address)
+            running, self.running = self.running, None
+            running.cancel()
+            await asyncio.wait([running])
+            await self.network.close()
+
+    @property
+    def used(self) -> int:
+        """Bytes that objects have here."""
+        return self.raylet.objects.memory.statistics().used
+
+    @property
+    def chunks_read(self) -> int:
+        """How many chunks other nodes have asked this one for."""
+        return self.raylet.copies.statistics().handled.get("Copies.read", 0)
+
+    def check(self) -> None:
+        self.raylet.objects.memory.check()
+        self.raylet.copies.copies.check()
+        self.raylet.transfers.pulls.check()
+
+
+class Nodes:
+    """A GCS and the nodes that joined it."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.all: list[Node] = []
+
+    async def add(self, name: str, store: int = 32 * MB) -> Node:
+        node = Node(self.world, name, store)
+        await node.start()
+        self.all.append(node)
+        await node.raylet.joined.wait()
+        known = [each.raylet.cluster.local for each in self.all if each.running]
+        for each in self.all:
+            if each.running:
+                await each.raylet.cluster.wait_known(known)
+        return node
+
+
+@asynccontextmanager
+async def cluster(seed: int = 1) -> AsyncIterator[Nodes]:
+    """Run a GCS, and end it and all nodes after the block."""
+    world = World(seed)
+    network = SimNetwork(world, GCS, LINKS)
+    await network.listen(GCS)
+    gcs: Host = build_gcs(network)
+    running = gcs.start(GCS)
+    nodes = Nodes(world)
+    try:
+        yield nodes
+        await anyio.sleep(2.0)
+        for node in nodes.all:
+            node.check()
+    finally:
+        for node in nodes.all:
+            await node.die()
+            node.arena.close()
+        gcs.stop()
+        await running
