@@ -4,6 +4,7 @@ The one module that needs `cryptography`; whoever only speaks TLS does not impor
 """
 
 import datetime
+import ipaddress
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -15,8 +16,6 @@ from raylite._types.address import is_ip, plain_ip
 from raylite.exceptions import AuthenticationError
 
 try:
-    import ipaddress
-
     from cryptography import x509
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
