@@ -108,7 +108,7 @@ class Node:
         await network.listen(self.address_of(name))
         attachment = await attach_driver(
             network, self.network.address, GCS, self.arena, name.encode().ljust(28, b"."),
-            cpus=1, entrypoint=name, namespace="", wake=asyncio.get_running_loop().call_soon,
+            cpus=1, entrypoint=name, config=hot.JobConfig(), wake=asyncio.get_running_loop().call_soon,
         )  # fmt: skip
         self.drivers.append(Driver(self, network, attachment))
         return self.drivers[-1]

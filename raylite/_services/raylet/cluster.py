@@ -54,7 +54,9 @@ class ClusterService(Service):
         self._early: dict[NodeKey, list[hot.ViewDelta]] = {}  # of nodes not yet known to be members
         self.local = view().node
         self._mark = mark_of_node(self.local)
-        self._told_of: dict[bytes, None] = {}  # processes of other nodes, against telling them twice
+        self._told_of: dict[
+            bytes, None
+        ] = {}  # processes of other nodes, against telling them twice
         self._changed = asyncio.Event()
         self.on_change: list[Callable[[], None]] = []
         self.on_node_died: list[Callable[[NodeKey], None]] = []
