@@ -6,11 +6,11 @@ from typing import TypeVar
 
 import uvloop
 
-from raylite._kernel.grpc import GrpcNetwork
 from raylite._kernel.link import Link, LinkConfig
 from raylite._kernel.scope import Scope
 from raylite._protocol.gcs import Nodes
 from raylite._runtime.launch import NodeProcess
+from raylite._runtime.networks import network_for
 from raylite._wire.messages import gcs as msg
 from raylite.exceptions import RayError, RaySystemError
 
@@ -20,11 +20,12 @@ PATIENCE = 5.0
 _START = 60.0
 
 
-def list_nodes(gcs: str, patience: float = PATIENCE) -> list[msg.Node]:
+def list_nodes(gcs: str, token_file: str = "", patience: float = PATIENCE) -> list[msg.Node]:
     """Return the rows of a cluster's nodes, those that have died included.
 
     Args:
         gcs: The address to dial, see `addresses.resolve`.
+        token_file: The file of the cluster's token, see `networks.token_file_for`.
         patience: Seconds that the GCS has for an answer.
 
     Raises:
@@ -34,7 +35,7 @@ def list_nodes(gcs: str, patience: float = PATIENCE) -> list[msg.Node]:
     async def ask(link: Link) -> list[msg.Node]:
         return list((await Nodes(link).list(msg.ListNodes())).nodes)
 
-    return uvloop.run(_asked(gcs, ask, patience))
+    return uvloop.run(_asked(gcs, token_file, ask, patience))
 
 
 def wait_registered(node: NodeProcess) -> msg.Node:
@@ -61,7 +62,8 @@ def wait_registered(node: NodeProcess) -> msg.Node:
             loop.remove_reader(node.fileno())
             await scope.close()
 
-    return uvloop.run(_asked(node.config.gcs_url, ask, _START))
+    config = node.config
+    return uvloop.run(_asked(config.gcs_url, config.token_file, ask, _START))
 
 
 async def _row_of(link: Link, node: NodeProcess) -> msg.Node:
@@ -83,8 +85,10 @@ def _note_failure(node: NodeProcess, failed: "asyncio.Future[str]") -> None:
         failed.set_result(reason)
 
 
-async def _asked(gcs: str, ask: Callable[[Link], Awaitable[T]], patience: float) -> T:
-    network = GrpcNetwork(config=LinkConfig(session_timeout=patience))
+async def _asked(
+    gcs: str, token_file: str, ask: Callable[[Link], Awaitable[T]], patience: float
+) -> T:
+    network = network_for(token_file, LinkConfig(session_timeout=patience))
     link = network.connect(gcs)
     try:
         async with asyncio.timeout(patience):

@@ -33,6 +33,9 @@ LATEST = "session_latest"
 RECORD = "node.json"
 """The file, in the session's directory, by which others find a node."""
 
+TOKEN = "token"
+"""The file, in the session's directory, of the cluster's token."""
+
 OWN_STORAGE = "gcs.db"
 """The file, in the session's directory, of tables that nobody named another place for."""
 
@@ -66,6 +69,9 @@ class NodeConfig:
         storage: Where the cluster's tables are kept, see `open_storage`. With tables in memory the
             node ends with its GCS; with others the GCS is started again.
         is_listed: Do others on this machine find the node?
+        node_id: The node's id, in hexadecimal; empty to have one made.
+        token_file: The file of the cluster's token; empty for a cluster without one.
+        insecure: Is it accepted that what nodes say to each other can be read on the network?
     """
 
     num_cpus: float
@@ -89,6 +95,9 @@ class NodeConfig:
     worker_ports: Sequence[int] = ()
     storage: str = IN_MEMORY
     is_listed: bool = False
+    node_id: str = ""
+    token_file: str = ""
+    insecure: bool = False
 
     @property
     def sockets(self) -> Path:
@@ -121,6 +130,11 @@ class NodeConfig:
         return self.gcs or f"unix:{self.gcs_address}"
 
 
+def own_token(session_dir: str) -> str:
+    """Return where a session keeps the cluster's token, if it has one."""
+    return str(Path(session_dir, TOKEN))
+
+
 def tail(log: Path) -> str:
     """The end of a log file as the continuation of a sentence; nothing if there is nothing."""
     with suppress(OSError):
@@ -131,12 +145,12 @@ def tail(log: Path) -> str:
 
 
 def clear(config: NodeConfig) -> None:
-    """Remove a session's sockets, its record and its own tables, and whatever else of it is empty.
+    """Remove a session's sockets, its record, token and own tables, and whatever else of it is empty.
 
     Logs with text in them stay.
     """
     tables = (f"{OWN_STORAGE}{end}" for end in ("", "-wal", "-shm"))
-    for own in (RECORD, f"{RECORD}.half", *tables):
+    for own in (RECORD, f"{RECORD}.half", TOKEN, *tables):
         Path(config.session_dir, own).unlink(missing_ok=True)
     shutil.rmtree(config.sockets, ignore_errors=True)
     with suppress(OSError):

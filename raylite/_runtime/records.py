@@ -27,6 +27,7 @@ class NodeRecord(msgspec.Struct, frozen=True):
         gcs: The GCS's address, as this machine dials it.
         head: Does the GCS run here?
         inode: The arena's, by which strays of the node are known.
+        token_file: The file of the cluster's token.
     """
 
     pid: int
@@ -36,6 +37,7 @@ class NodeRecord(msgspec.Struct, frozen=True):
     gcs: str
     head: bool
     inode: int
+    token_file: str = ""
 
     @property
     def is_living(self) -> bool:
@@ -60,6 +62,7 @@ def write(config: NodeConfig, inode: int) -> None:
         gcs=config.gcs_url,
         head=config.head,
         inode=inode,
+        token_file=config.token_file,
     )
     path = Path(config.session_dir, RECORD)
     half = Path(f"{path}.half")

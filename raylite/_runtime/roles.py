@@ -4,19 +4,16 @@ import asyncio
 import os
 import signal
 import sys
-from contextlib import suppress
 
 import anyio._backends._asyncio  # noqa: F401 - what anyio loads at first use, before the fork
 import uvloop
 
 from raylite._kernel import processes
-from raylite._kernel.grpc import GrpcNetwork
 from raylite._kernel.threads import LoopThread
-from raylite._runtime import context
+from raylite._runtime import context, networks
 from raylite._runtime.attach import Attachment, attach_worker
 from raylite._runtime.components import STORE_GRACE, Raylet, build_gcs, build_raylet
 from raylite._runtime.drivers import DriverWatch
-from raylite._runtime.listeners import host_port
 from raylite._runtime.node import Inherited, Roles
 from raylite._runtime.workers import MARK, ForkedWorkers
 from raylite._services.gcs.storage import StorageError, open_storage
@@ -40,26 +37,15 @@ async def _gcs(inherited: Inherited) -> None:
     except (StorageError, ValueError) as error:
         sys.exit(str(error))
     try:
-        network = GrpcNetwork()
+        network = networks.network_of(config)
         host = build_gcs(network, storage)
-        await listen_all(network, config.gcs_address, inherited)
+        await networks.listen(
+            network, config, config.gcs_address, inherited.listener, inherited.tcp
+        )
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, host.stop)
         await host.run()
     finally:
         await storage.close()
-
-
-async def listen_all(network: GrpcNetwork, path: str, inherited: Inherited) -> None:
-    """Accept on all sockets that were bound for this process; the last one's address is its own.
-
-    A network that speaks unix sockets only leaves the other as it is: bound, so that nobody else
-    has the cluster's port, and not answering.
-    """
-    await network.listen(f"unix:{path}", inherited.listener)
-    if inherited.tcp is not None:
-        ip, port, *_ = inherited.tcp.getsockname()
-        with suppress(ValueError):
-            await network.listen(f"tcp:{host_port(ip, port)}", inherited.tcp)
 
 
 def raylet(inherited: Inherited) -> None:
@@ -70,8 +56,8 @@ def raylet(inherited: Inherited) -> None:
 async def _raylet(inherited: Inherited) -> None:
     config = inherited.config
     assert inherited.control is not None
-    network = GrpcNetwork()
-    network.address = f"unix:{config.raylet_address}"
+    network = networks.network_of(config)
+    await networks.listen(network, config, config.raylet_address, inherited.listener, inherited.tcp)
     built: list[Raylet] = []
     workers = ForkedWorkers(
         inherited.control,
@@ -90,11 +76,11 @@ async def _raylet(inherited: Inherited) -> None:
         labels=config.labels,
         is_head=config.head,
         ip=config.ip,
+        node_id=bytes.fromhex(config.node_id),
         store_grace=float(config.system.get("object_store_full_grace") or STORE_GRACE),
     )
     built.append(node)
     watch = DriverWatch(node.pool)
-    await listen_all(network, config.raylet_address, inherited)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, node.host.stop)
     try:
         await node.host.run()
@@ -157,9 +143,9 @@ def worker(inherited: Inherited) -> None:
 
 async def _attach(inherited: Inherited, token: int, executor: QueueExecutor) -> Attachment:
     config = inherited.config
-    network = GrpcNetwork()
+    network = networks.network_of(config)
     id = network.seams.random("worker").randbytes(28)
-    await network.listen(f"unix:{config.sockets}/w{id.hex()[:16]}.sock")
+    await networks.listen(network, config, f"{config.sockets}/w{id.hex()[:16]}.sock")
     return await attach_worker(
         network,
         f"unix:{config.raylet_address}",

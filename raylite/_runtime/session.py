@@ -10,11 +10,10 @@ from collections.abc import Awaitable
 from typing import TypeVar
 
 from raylite._kernel.arena import Arena
-from raylite._kernel.grpc import GrpcNetwork
 from raylite._kernel.scope import Scope
 from raylite._kernel.threads import LoopThread
 from raylite._protocol import gcs, raylet
-from raylite._runtime import context, interrupts, output
+from raylite._runtime import context, interrupts, networks, output
 from raylite._runtime.attach import Attachment, attach_driver
 from raylite._runtime.context import Place
 from raylite._runtime.guest import GuestNode
@@ -96,9 +95,9 @@ class Session:
                 link.confirm_dead(reason)
 
     async def _attach(self, cpus: float, options: SessionOptions) -> Attachment:
-        network = GrpcNetwork()
+        network = networks.network_of(self.config)
         id = network.seams.random("driver").randbytes(28)
-        await network.listen(f"unix:{self.config.sockets}/d{id.hex()[:16]}.sock")
+        await networks.listen(network, self.config, f"{self.config.sockets}/d{id.hex()[:16]}.sock")
         return await attach_driver(
             network,
             f"unix:{self.config.raylet_address}",

@@ -1,15 +1,28 @@
 """Starting a node that outlives its starter: the head of a new cluster, or a member of another."""
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from raylite._runtime import addresses, folders, inquiry, interrupts, launch, local, records
+from raylite._kernel.secretfile import write_secret
+from raylite._kernel.token import create_token, read_token
+from raylite._runtime import (
+    addresses,
+    folders,
+    inquiry,
+    interrupts,
+    launch,
+    local,
+    networks,
+    records,
+)
 from raylite._runtime.guest import check_versions
 from raylite._runtime.launch import NodeProcess
 from raylite._runtime.listeners import host_port
 from raylite._runtime.local import SessionOptions
-from raylite._runtime.node import OWN_STORAGE, NodeConfig
+from raylite._runtime.node import OWN_STORAGE, NodeConfig, own_token
+from raylite._types.address import is_loopback
 from raylite._wire.messages import gcs as msg
 
 LOOPBACK = "127.0.0.1"
@@ -27,6 +40,8 @@ class NodeOptions:
         raylet_port: 0 for any.
         worker_ports: Those that workers may use; empty for any.
         storage: Where a head keeps the cluster's tables; empty for a file of the session's.
+        token_file: Where the token of the cluster to join is; empty to look for it on this machine.
+        insecure: Is it accepted that what nodes say to each other can be read on the network?
     """
 
     resources: SessionOptions = field(default_factory=SessionOptions)
@@ -36,6 +51,8 @@ class NodeOptions:
     raylet_port: int = 0
     worker_ports: Sequence[int] = ()
     storage: str = ""
+    token_file: str = ""
+    insecure: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,22 +103,30 @@ def _head(options: NodeOptions) -> NodeConfig:
                 f"a cluster runs at {taken} already: join it with `raylite start --address={taken}`, "
                 "end it with `raylite stop`, or choose another --port"
             )
+    _check_secure(options, ip)
     session = folders.make_session_dir(options.resources.temp_dir)
+    create_token(own_token(str(session)))
     storage = options.storage or f"sqlite://{session / OWN_STORAGE}"
     return replace(_config(options, ip, session), gcs_port=options.gcs_port, storage=storage)
 
 
 def _member(options: NodeOptions, address: str) -> NodeConfig:
-    gcs = addresses.resolve(address, options.resources.temp_dir)
-    rows = inquiry.list_nodes(gcs)
+    temp_dir = options.resources.temp_dir
+    gcs = addresses.resolve(address, temp_dir)
+    token_file = networks.token_file_for(address, options.token_file, temp_dir)
+    rows = inquiry.list_nodes(gcs, token_file)
     for row in rows:
         if row.alive and row.head:
             check_versions(row.version, row.python)
     is_path = addresses.session_of(address) is not None
     host = LOOPBACK if is_path else addresses.parse(address)[0]
-    session = folders.make_session_dir(options.resources.temp_dir)
+    ip = options.ip or addresses.own_ip(host)
+    _check_secure(options, ip)
+    session = folders.make_session_dir(temp_dir)
+    if token_file:  # a copy: the head's own file ends with the head
+        write_secret(own_token(str(session)), read_token(token_file).reveal().encode() + b"\n")
     return replace(
-        _config(options, options.ip or addresses.own_ip(host), session),
+        _config(options, ip, session),
         head=False,
         gcs=gcs,
         cluster=_name_of(gcs, options.resources.temp_dir) or address,
@@ -122,4 +147,16 @@ def _config(options: NodeOptions, ip: str, session: Path) -> NodeConfig:
         raylet_port=options.raylet_port,
         worker_ports=tuple(options.worker_ports),
         is_listed=True,
+        node_id=secrets.token_hex(28),
+        token_file=own_token(str(session)) if Path(own_token(str(session))).exists() else "",
+        insecure=options.insecure,
     )
+
+
+def _check_secure(options: NodeOptions, ip: str) -> None:
+    if not (options.insecure or is_loopback(ip)):
+        raise ValueError(
+            f"at {ip} this node would be open to the network, where what nodes say can be read: "
+            "encryption between nodes is not there yet. On a network that you trust, say "
+            "--insecure-plaintext; strangers are kept out by the cluster's token all the same"
+        )

@@ -2,20 +2,27 @@
 
 import click
 
-from raylite._runtime import addresses, inquiry
+from raylite._runtime import addresses, inquiry, networks
 from raylite.cli.errors import explained
 from raylite.exceptions import RaySystemError
 
 
 @click.command(name="health-check")
 @click.option("--address", metavar="HOST:PORT", help="The cluster.  [default: this machine's]")
+@click.option(
+    "--token-file",
+    default="",
+    metavar="FILE",
+    help="The cluster's token.  [default: $RAYLITE_TOKEN_FILE, or that of this machine's node]",
+)
 @click.option("--temp-dir", default="", metavar="DIR", help="Where sessions are.")
-def health_check(address: str | None, temp_dir: str) -> None:
+def health_check(address: str | None, token_file: str, temp_dir: str) -> None:
     """Ask whether a cluster answers and has a node that lives.
 
     Says nothing and ends with 0 if so; else it says why not, and ends with 1.
     """
     with explained():
         gcs = addresses.choose(address, temp_dir)
-        if not any(node.alive for node in inquiry.list_nodes(gcs)):
+        token = networks.token_file_for(address, token_file, temp_dir)
+        if not any(node.alive for node in inquiry.list_nodes(gcs, token)):
             raise RaySystemError(f"the GCS at {gcs} answers, but no node of its cluster lives")

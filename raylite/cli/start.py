@@ -22,7 +22,7 @@ _STARTED = """\
 This machine is {what}: node {node}, with {resources}.
 
 To join another node to the cluster, run there
-    raylite start --address={address}
+    raylite start --address={address}{token}
 
 To use it from a Python program on this machine:
     import raylite as ray
@@ -32,6 +32,9 @@ To see what it does, run
     raylite status
 and to end this machine's part of it
     raylite stop"""
+
+_ELSEWHERE = """ --token-file=FILE
+where FILE is a copy of this machine's {file}"""
 
 _ONLY_HERE = """\
 
@@ -95,6 +98,19 @@ def _accepted(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Where a head keeps the cluster's tables: a file, or redis://host:port/db?cluster=name.  "
     "[default: a file that ends with the cluster]",
 )
+@click.option(
+    "--token-file",
+    default="",
+    metavar="FILE",
+    help="The token of the cluster to join, as its head has made it.  [default: "
+    "$RAYLITE_TOKEN_FILE, or that of a node of the cluster on this machine]",
+)
+@click.option(
+    "--insecure-plaintext",
+    is_flag=True,
+    help="Let nodes of other machines speak without encryption. Whoever can read the network "
+    "reads all that they say.",
+)
 @click.option("--system-config", metavar="JSON", help="Settings of a head's components.")
 @click.option("--block", is_flag=True, help="Stay, and end with the node.")
 @_accepted
@@ -111,6 +127,8 @@ def start(
     max_worker_port: int | None,
     worker_port_list: tuple[int, ...] | None,
     storage: str,
+    token_file: str,
+    insecure_plaintext: bool,
     temp_dir: str,
     block: bool,
     **amounts: Any,
@@ -144,6 +162,8 @@ def start(
                 node_manager_port,
                 workers,
                 storage,
+                token_file,
+                insecure_plaintext,
             )
         )
         if block:
@@ -199,6 +219,7 @@ def _describe(started: Started) -> str:
         node=row.node_id.hex()[:12],
         resources=", ".join(f"{amount:g} {name}" for name, amount in shown.items()),
         address=config.cluster,
+        token=_ELSEWHERE.format(file=config.token_file) if config.ip != LOOPBACK else "",
     )
     is_closed = row.head and config.ip == LOOPBACK
     return text + (_ONLY_HERE.format(address=config.cluster) if is_closed else "")

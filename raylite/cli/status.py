@@ -6,7 +6,7 @@ from datetime import datetime
 
 import click
 
-from raylite._runtime import addresses, inquiry
+from raylite._runtime import addresses, inquiry, networks
 from raylite._wire.messages import gcs as msg
 from raylite.cli.errors import explained
 
@@ -17,11 +17,20 @@ _FAILURES_SHOWN = 10
 
 @click.command()
 @click.option("--address", metavar="HOST:PORT", help="The cluster.  [default: this machine's]")
+@click.option(
+    "--token-file",
+    default="",
+    metavar="FILE",
+    help="The cluster's token.  [default: $RAYLITE_TOKEN_FILE, or that of this machine's node]",
+)
 @click.option("--temp-dir", default="", metavar="DIR", help="Where sessions are.")
-def status(address: str | None, temp_dir: str) -> None:
+def status(address: str | None, token_file: str, temp_dir: str) -> None:
     """Show a cluster's nodes, those that died of late, and what of its resources is in use."""
     with explained():
-        nodes = inquiry.list_nodes(addresses.choose(address, temp_dir))
+        nodes = inquiry.list_nodes(
+            addresses.choose(address, temp_dir),
+            networks.token_file_for(address, token_file, temp_dir),
+        )
     click.echo("\n".join(describe(nodes, datetime.now())))
 
 
