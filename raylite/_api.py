@@ -90,7 +90,8 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
             task raised, so ``except ValueError`` works; ``cause`` is that exception.
         GetTimeoutError: Time ran out. Nothing is cancelled: calling again resumes the wait.
         WorkerCrashedError: The task's worker died, as often as ``max_retries`` allows.
-        ObjectLostError: The object's owner is gone.
+        ObjectLostError: The object's owner is gone, or the last node that had a copy of it.
+        ObjectStoreFullError: A large object of another node finds no room on this one.
 
     Example:
         >>> get(put(1))  # doctest: +SKIP

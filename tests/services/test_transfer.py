@@ -235,6 +235,7 @@ async def _anything(seed: int) -> None:
             if step == 6 and random.random() < 0.5:
                 await random.choice((b, c)).die()
         await asyncio.wait(reads)
+        await safe[0].core.copies.settle()
         for read in reads:
             if not read.cancelled() and not isinstance(read.exception(), ObjectLostError):
                 assert read.result() == DATA
@@ -243,6 +244,7 @@ async def _anything(seed: int) -> None:
         for node in (a, b, c):
             if node.running is not None:
                 assert node.used == 0, f"seed {seed}, node {node.name}"
+                assert node.raylet.transfers.unfinished == 0
 
 
 async def _read(ref: object) -> object:

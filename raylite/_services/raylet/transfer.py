@@ -105,6 +105,11 @@ class TransferService(Service, serves=(raylet.Transfers,)):
         """The machine, for those who report on it."""
         return self._pulls
 
+    @property
+    def unfinished(self) -> int:
+        """How many pulls somebody waits for, or still reads."""
+        return len(self._wishes)
+
     # ---- what this node's processes ask ---------------------------------------------------
 
     @handles(raylet.Transfers.pull)
@@ -123,6 +128,8 @@ class TransferService(Service, serves=(raylet.Transfers,)):
             self._end(id)
             return failed
         copies = [wish.pinned[ObjectKey(each.key)] for each in request.objects]
+        if not copies:
+            self._end(id)
         return hot.Pulled(tuple(copy.offset for copy in copies))
 
     @handles(raylet.Transfers.unpin)

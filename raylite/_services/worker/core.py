@@ -271,7 +271,7 @@ class Core:
             if any(entry.value is None for entry in missing):
                 raise _timed_out(timeout)
         load = self.load
-        away = [entry for entry in entries if entry.value.node and self._is_away(entry)]  # type: ignore[union-attr]
+        away = [e for e in entries if (v := e.value) is not None and v.node and self._is_away(e)]
         if not away:
             return [load(entry) for entry in entries]
         left = None if timeout is None else timeout - (monotonic() - started)
