@@ -841,9 +841,8 @@ class AuthenticationError(LinkError):
 
     def __str__(self) -> str:
         return (
-            f"{self.message}. Ensure that the token of the cluster is available, as the "
-            "`RAYLITE_AUTH_TOKEN` environment variable or in the file that "
-            "`RAYLITE_AUTH_TOKEN_PATH` names."
+            f"{self.message}. Ensure that the token of the cluster is available, in the file that "
+            "--token-file or the environment variable RAYLITE_TOKEN_FILE names."
         )
 
 

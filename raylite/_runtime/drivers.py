@@ -42,7 +42,7 @@ class DriverWatch:
         self._leave(member.id)
         if member.address.startswith(_SCHEME):
             try:
-                os.unlink(member.address.removeprefix(_SCHEME))
+                os.unlink(member.address.rpartition(_SCHEME)[2])
             except OSError:
                 pass  # it removed its socket itself
 

@@ -5,7 +5,6 @@ addresses of two places, of which their own node uses the unix socket. See `_typ
 """
 
 import os
-import random
 import socket
 
 from raylite._kernel.grpc import GrpcNetwork
@@ -87,7 +86,8 @@ def token_file_for(address: str | None, given: str = "", temp_dir: str = "") -> 
 
 async def _listen_on_any(network: GrpcNetwork, config: NodeConfig) -> str:
     ports = list(config.worker_ports) or [0]
-    random.shuffle(ports)  # so that workers that start at once do not all try the same
+    # Shuffled, so that workers that start at once do not all try the same.
+    network.seams.random("ports").shuffle(ports)
     for port in ports:
         try:
             return await network.listen(f"tcp:{host_port(config.ip, port)}")

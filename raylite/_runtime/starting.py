@@ -1,6 +1,6 @@
 """Starting a node that outlives its starter: the head of a new cluster, or a member of another."""
 
-import secrets
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -147,7 +147,7 @@ def _config(options: NodeOptions, ip: str, session: Path) -> NodeConfig:
         raylet_port=options.raylet_port,
         worker_ports=tuple(options.worker_ports),
         is_listed=True,
-        node_id=secrets.token_hex(28),
+        node_id=os.urandom(28).hex(),
         token_file=own_token(str(session)) if Path(own_token(str(session))).exists() else "",
         insecure=options.insecure,
     )

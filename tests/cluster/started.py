@@ -10,6 +10,7 @@ import uvloop
 
 from raylite._kernel.grpc import GrpcNetwork
 from raylite._kernel.link import Link
+from raylite._kernel.token import read_token
 from raylite._protocol.gcs import Jobs, Nodes, Workers
 from raylite._runtime import records
 from raylite._runtime.records import NodeRecord
@@ -58,7 +59,7 @@ def ask(node: NodeRecord, question: Callable[[Link], Awaitable[T]]) -> T:
     """Ask the GCS of a cluster."""
 
     async def asked() -> T:
-        network = GrpcNetwork()
+        network = GrpcNetwork(token=read_token(node.token_file))
         try:
             return await question(network.connect(node.gcs))
         finally:

@@ -101,7 +101,11 @@ def test_a_second_head_at_the_same_port_is_refused_and_leaves_nothing() -> None:
         (["--address=/nowhere/session"], "no running cluster"),
         (["--head", "--port=0", "--storage=nonsense"], "is not a storage"),
         (["--head", "--port=0", "--storage=/nowhere/gcs.db"], "is its directory there"),
-        (["--head", "--port=0", "--node-ip-address=192.0.2.7"], "--node-ip-address"),
+        (["--head", "--port=0", "--node-ip-address=192.0.2.7"], "--insecure-plaintext"),
+        (
+            ["--head", "--port=0", "--node-ip-address=192.0.2.7", "--insecure-plaintext"],
+            "--node-ip-address",
+        ),
     ],
     ids=str,
 )
