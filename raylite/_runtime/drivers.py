@@ -40,7 +40,7 @@ class DriverWatch:
 
     def _gone(self, member: Member, cause: str) -> None:
         self._leave(member.id)
-        if member.address.startswith(_SCHEME):
+        if _SCHEME in member.address and not member.is_guest:
             try:
                 os.unlink(member.address.rpartition(_SCHEME)[2])
             except OSError:
