@@ -9,6 +9,7 @@ import anyio._backends._asyncio  # noqa: F401 - what anyio loads at first use, b
 import uvloop
 
 from raylite._kernel import processes
+from raylite._kernel.audit import refuse_unpickling
 from raylite._kernel.threads import LoopThread
 from raylite._runtime import context, networks
 from raylite._runtime.attach import Attachment, attach_worker
@@ -27,6 +28,7 @@ IDLE = "raylite::IDLE"
 
 def gcs(inherited: Inherited) -> None:
     """Serve the cluster's tables until SIGTERM."""
+    refuse_unpickling()
     uvloop.run(_gcs(inherited))
 
 
@@ -50,6 +52,7 @@ async def _gcs(inherited: Inherited) -> None:
 
 def raylet(inherited: Inherited) -> None:
     """Serve the node until SIGTERM, or until the fork server is gone."""
+    refuse_unpickling()
     uvloop.run(_raylet(inherited))
 
 
