@@ -2,8 +2,10 @@
 
 import asyncio
 import concurrent.futures
+import signal
 import threading
 from collections.abc import Callable, Coroutine
+from time import monotonic
 from typing import Any, TypeVar
 
 import uvloop
@@ -11,11 +13,55 @@ import uvloop
 T = TypeVar("T")
 
 
+LOOK_UP = 0.25  # seconds after which a main thread that waits looks whether a signal came
+
+_ITS_OWN = {
+    signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP,
+    signal.SIGPROF,
+}  # fmt: skip
+
+
+def leave_signals_to_main() -> None:
+    """Have the calling thread take no signal that is meant for the program.
+
+    The system may hand a process's signal to any thread. Python acts on it in the main one, which
+    nothing wakes if another took it: a Ctrl-C would wait as long as the main thread does.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _ITS_OWN)
+
+
+def acquire(lock: threading.Lock, timeout: float | None = None) -> bool:
+    """Acquire a lock, or give up after `timeout` seconds; a Ctrl-C ends the wait.
+
+    CPython misses a signal that comes in the moment before it blocks, and acts on it when it wakes.
+    That moment is long where another thread waits for the GIL, so the main thread looks up at times.
+    """
+    if threading.get_ident() != threading.main_thread().ident:
+        return lock.acquire(timeout=-1 if timeout is None else timeout)
+    deadline = None if timeout is None else monotonic() + timeout
+    while True:
+        left = LOOK_UP if deadline is None else min(deadline - monotonic(), LOOK_UP)
+        if lock.acquire(timeout=max(left, 0.0)):
+            return True
+        if deadline is not None and monotonic() >= deadline:
+            return False
+
+
+def result_of(future: "concurrent.futures.Future[T]", timeout: float | None = None) -> T:
+    """Wait for a future's result as `acquire` does for a lock; raises TimeoutError."""
+    done = threading.Lock()
+    done.acquire()
+    future.add_done_callback(lambda future: done.release())
+    if not acquire(done, timeout):
+        raise TimeoutError
+    return future.result(0)
+
+
 def run_on(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine on a loop of another thread, and return here what it returns."""
     future = asyncio.run_coroutine_threadsafe(work, loop)
     try:
-        return future.result()
+        return result_of(future)
     except BaseException:  # interrupted: nobody wants the result any more
         future.cancel()
         raise
@@ -52,6 +98,7 @@ class LoopThread:
         self._thread.join(timeout)
 
     def _run(self) -> None:
+        leave_signals_to_main()
         asyncio.set_event_loop(self.loop)
         try:
             self.loop.run_forever()

@@ -5,6 +5,7 @@ import sys
 import threading
 from queue import SimpleQueue
 
+from raylite._kernel.threads import leave_signals_to_main
 from raylite._wire import hot
 
 logger = logging.getLogger("raylite")
@@ -31,6 +32,7 @@ class Printer:
             self._thread.join(2.0)
 
     def _run(self) -> None:
+        leave_signals_to_main()
         while (lines := self._queue.get()) is not None:
             stream = sys.stderr if lines.is_stderr else sys.stdout
             prefix = f"({lines.name or 'worker'} pid={lines.pid}) "

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from raylite._kernel.arena import Arena
 from raylite._kernel.link import Link
 from raylite._kernel.network import Network
-from raylite._kernel.threads import run_on
+from raylite._kernel.threads import acquire, run_on
 from raylite._protocol import raylet
 from raylite._services.worker.copies import GET, Bringing, Copies
 from raylite._services.worker.locations import LocationService
@@ -518,7 +518,7 @@ class Core:
         is_task = self.on_block is not None and threading.get_ident() == self.task_thread
         self.begin_wait(unique, waiter, is_task=is_task)
         try:
-            waiter.lock.acquire(timeout=-1 if timeout is None else timeout)
+            acquire(waiter.lock, timeout)
         finally:
             self.end_wait(unique, waiter, is_task=is_task)
 

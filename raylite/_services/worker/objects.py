@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Generator
 from typing import Any, Generic, Protocol, TypeVar
 
+from raylite._kernel.threads import acquire
 from raylite._machines.refs import Reference
 from raylite._types.ids import JobID, ObjectID, TaskID
 from raylite._types.keys import ObjectKey
@@ -261,14 +262,22 @@ class RefFuture(concurrent.futures.Future[T]):
             self.set_result(None)  # type: ignore[arg-type]
 
     def result(self, timeout: float | None = None) -> T:
-        super().result(timeout)
+        self._wait(timeout)
         entry = self._ref._entry
         if self._brought is not None:
             return pickling.loads(self._brought.result()[entry])  # type: ignore[no-any-return]
         return entry.keeper.load(entry)  # type: ignore[no-any-return]
 
+    def _wait(self, timeout: float | None) -> None:
+        if not self.done():
+            settled = threading.Lock()
+            settled.acquire()
+            self.add_done_callback(lambda future: settled.release())
+            acquire(settled, timeout)
+        super().result(0)  # raises if it was cancelled, or is not done
+
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        super().result(timeout)
+        self._wait(timeout)
         try:
             self.result()
         except Exception as error:
