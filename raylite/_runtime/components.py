@@ -2,8 +2,8 @@
 
 import asyncio
 import os
-import platform
 import socket
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -147,7 +147,7 @@ def build_raylet(
         labels=dict(labels),
         ip=ip,
         version=__version__,
-        python=platform.python_version(),
+        python=".".join(map(str, sys.version_info[:3])),
     )
     membership = MemberService(network, gcs_address, row, leases, pool)
     host = Host(network, pool, leases, objects, copies, transfers, membership, cluster)

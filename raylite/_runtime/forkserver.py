@@ -408,12 +408,10 @@ def _pipe(fds: list[int]) -> tuple[int, int]:
 
 def _load(start: Start) -> Roles:
     """Import the roles and all that is to be warm, then set the memory up for sharing."""
-    gc.disable()  # collecting while importing finds nothing and moves much
     module, _, attribute = start.roles.partition(":")
     roles: Roles = getattr(importlib.import_module(module), attribute)
     for name in start.config.warm:
         importlib.import_module(name)
-    gc.collect()
     gc.freeze()  # or every child's first collection writes to, and so copies, every page
     gc.enable()
     return roles

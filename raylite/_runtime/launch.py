@@ -38,7 +38,8 @@ ROLES = "raylite._runtime.roles:ROLES"
 _TIDY = frozenset(Ending) - {Ending.FAILED}  # a fork server that ended so left nothing behind
 # Not `-m`: the node's modules are then found where this process found its own, in the same order.
 _PROGRAM = """\
-import sys
+import gc, sys
+gc.disable()  # until all is imported: collecting meanwhile finds nothing and moves much
 fd, sys.path[:] = int(sys.argv[1]), sys.argv[2:]
 sys.argv[:] = [""]
 from raylite._runtime.forkserver import main

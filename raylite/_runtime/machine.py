@@ -3,8 +3,6 @@
 import os
 from pathlib import Path
 
-import psutil
-
 _STORE_SHARE = 0.3
 _STORE_LEAST = 75 * 1024 * 1024
 _STORE_MOST = 200 * 10**9  # Ray's bounds
@@ -19,7 +17,7 @@ def default_cpus() -> int:
 
 def default_object_store() -> int:
     """Return the bytes of an object store that suits this machine's memory."""
-    total = psutil.virtual_memory().total
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = _cgroup_memory()
     if limit is not None:
         total = min(total, limit)

@@ -1,4 +1,4 @@
-"""How nodes and drivers stay in the GCS's tables, though the GCS may end and come back.
+"""How nodes stay in the GCS's tables, though the GCS may end and come back.
 
 A GCS that was started again is another incarnation, so every link to the one before it ends: who
 had said something that counts as long as the link does, says it again on the next.
@@ -125,46 +125,3 @@ class MemberService(Service):
         worker = self._worker(member)
         worker.alive, worker.exit_cause = False, cause
         self._ended.append(worker)
-
-
-class DriverService(Service):
-    """Keeps this driver's job in the GCS's table: there the job lasts as long as a link does."""
-
-    def __init__(self, network: Network, gcs_address: str, row: msg.AddJob) -> None:
-        self._network = network
-        self._gcs_address = gcs_address
-        self._row = row
-        self._link: Link | None = None
-
-    async def add(self) -> bytes:
-        """Make the job known, or known again; return its id."""
-        while True:
-            self._link = self._network.connect(self._gcs_address)
-            try:
-                return (await gcs.Jobs(self._link).add(self._row)).job_id
-            except PeerLostError as error:
-                if not error.confirmed:
-                    raise  # else another GCS takes the place of the one that was asked
-
-    async def finish(self, job_id: bytes) -> None:
-        """Say that the job has come to its end."""
-        await gcs.Jobs(self._network.connect(self._gcs_address)).finish(msg.FinishJob(job_id))
-
-    async def started(self) -> None:
-        self.spawn(self._stay(), "stay in the table of jobs")
-
-    async def _stay(self) -> None:
-        while True:
-            await _end_of(self._link)
-            try:
-                await self.add()
-            except RayError as error:
-                logger.info("the GCS does not take this driver's job: %s", error)
-                await asyncio.sleep(BEAT)
-
-
-async def _end_of(link: Link | None) -> None:
-    if link is not None:
-        ended = asyncio.Event()
-        link.on_end(lambda link: ended.set())
-        await ended.wait()

@@ -1,0 +1,61 @@
+"""How a driver's job stays in the GCS's table, though the GCS may end and come back.
+
+As with nodes, see `membership`: it says again what counts only as long as a link does.
+"""
+
+import asyncio
+import logging
+
+from raylite._kernel.link import Link
+from raylite._kernel.network import Network
+from raylite._kernel.service import Service
+from raylite._protocol import gcs
+from raylite._wire.messages import gcs as msg
+from raylite.exceptions import PeerLostError, RayError
+
+logger = logging.getLogger(__name__)
+
+RETRY = 1.0  # seconds until a GCS that did not take the job is asked again
+
+
+class DriverService(Service):
+    """Keeps this driver's job in the GCS's table: there the job lasts as long as a link does."""
+
+    def __init__(self, network: Network, gcs_address: str, row: msg.AddJob) -> None:
+        self._network = network
+        self._gcs_address = gcs_address
+        self._row = row
+        self._link: Link | None = None
+
+    async def add(self) -> bytes:
+        """Make the job known, or known again; return its id."""
+        while True:
+            self._link = self._network.connect(self._gcs_address)
+            try:
+                return (await gcs.Jobs(self._link).add(self._row)).job_id
+            except PeerLostError as error:
+                if not error.confirmed:
+                    raise  # else another GCS takes the place of the one that was asked
+
+    async def finish(self, job_id: bytes) -> None:
+        """Say that the job has come to its end."""
+        await gcs.Jobs(self._network.connect(self._gcs_address)).finish(msg.FinishJob(job_id))
+
+    async def started(self) -> None:
+        self.spawn(self._stay(), "stay in the table of jobs")
+
+    async def _stay(self) -> None:
+        while True:
+            await _end_of(self._link)
+            try:
+                await self.add()
+            except RayError as error:
+                logger.info("the GCS does not take this driver's job: %s", error)
+                await asyncio.sleep(RETRY)
+
+
+async def _end_of(link: Link | None) -> None:
+    if link is not None:
+        ended = asyncio.Event()
+        link.on_end(lambda link: ended.set())
+        await ended.wait()
