@@ -13,7 +13,7 @@ from raylite._kernel.network import Network
 from raylite._kernel.service import Service, handles
 from raylite._machines.submitter import Submitter
 from raylite._protocol import raylet
-from raylite._runtime.driver import DriverService
+from raylite._runtime.jobs import DriverService
 from raylite._services.worker.core import Core
 from raylite._services.worker.execute import ExecuteService, Executor
 from raylite._services.worker.locations import LocationService
