@@ -27,7 +27,3 @@ def test_the_count_survives_a_lost_node(raylite_cluster: LocalCluster) -> None:
     raylite_cluster.kill_node(raylite_cluster.nodes[1])
     raylite_cluster.add_node(num_cpus=1, labels={"zone": "b"})
     assert ray.get(there.remote("on the third")) == 3
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-q", "-n", "0"]))
