@@ -29,6 +29,7 @@
     │   ├── PeerLostError                   the peer is dead or out of reach
     │   ├── CongestedError                  the peer has stopped reading
     │   ├── AuthenticationError             the peer is of another cluster, or this process is
+    │   │   └── CertificateError            its TLS certificate says so
     │   └── LinkClosedError                 you closed the link
     ├── RemoteHandlerError                  a bug in the peer
     ├── UnavailableError                    what was asked for is not there, or not now
@@ -844,6 +845,13 @@ class AuthenticationError(LinkError):
             f"{self.message}. Ensure that the token of the cluster is available, in the file that "
             "--token-file or the environment variable RAYLITE_TOKEN_FILE names."
         )
+
+
+class CertificateError(AuthenticationError):
+    """A TLS certificate is not of the cluster that is meant, or cannot be used or made."""
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class LinkClosedError(LinkError):

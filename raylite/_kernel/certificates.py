@@ -13,12 +13,16 @@ from raylite._kernel.seams import wall
 from raylite._kernel.secretfile import read_secret, write_secret
 from raylite._kernel.tls import fingerprint
 from raylite._types.address import is_ip, plain_ip
-from raylite.exceptions import AuthenticationError
+from raylite.exceptions import CertificateError
 
 try:
     from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+        Ed25519PrivateKey,
+        Ed25519PublicKey,
+    )
     from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 except ImportError as missing:
     raise ImportError(
@@ -26,9 +30,18 @@ except ImportError as missing:
     ) from missing
 
 DAY = 86400.0  # seconds
-CA_LIFETIME = 3650 * DAY
-LIFETIME = 365 * DAY
+LIFETIME = 3650 * DAY  # the end of a certificate is that of its cluster, and of the CA's key
 SKEW = 300.0  # seconds that another node's clock may be behind
+MOST_HOSTS = 16  # in one certificate
+
+_UNREADABLE = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.ExtensionNotFound,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +52,9 @@ class Credentials:
     key: str = field(repr=False)
 
     def save(self, certificate: str, key: str) -> None:
-        """Write both files; the key so that only this user can read it."""
+        """Write both files, so that only this user can read them."""
         write_secret(key, self.key.encode())
-        with open(certificate, "x", encoding="ascii") as opened:
-            opened.write(self.certificate)
+        write_secret(certificate, self.certificate.encode())
 
 
 class Authority:
@@ -64,19 +76,42 @@ class Authority:
         that has expired.
         """
         key = Ed25519PrivateKey.generate()
+        certificate = self._issue(key.public_key(), _names(hosts), lifetime)
+        return Credentials(certificate, _key_pem(key))
+
+    def sign(self, request: str) -> str:
+        """Return the certificate that a node has asked for, with that of the CA behind it.
+
+        Whom to sign for, the caller has decided. The node is believed what its IP addresses are:
+        one member of a cluster is not defended against another.
+
+        Args:
+            request: As `new_request` makes it.
+
+        Raises:
+            CertificateError: It is no such request, or not made by who has its key.
+        """
+        try:
+            asked = x509.load_pem_x509_csr(request.encode())
+            key = asked.public_key()
+            names = asked.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        except _UNREADABLE as error:
+            raise CertificateError(f"this is no request for a certificate: {error}") from error
+        are_addresses = all(isinstance(name, x509.IPAddress) for name in names)
+        if not isinstance(key, Ed25519PublicKey) or not asked.is_signature_valid:
+            raise CertificateError("a certificate is asked for with an ed25519 key of one's own")
+        if not 0 < len(list(names)) <= MOST_HOSTS or not are_addresses:
+            raise CertificateError(f"a certificate is for 1 to {MOST_HOSTS} IP addresses")
+        return self._issue(key, list(names), LIFETIME)
+
+    def _issue(self, key: Ed25519PublicKey, names: list[x509.GeneralName], lifetime: float) -> str:
         mine = x509.load_pem_x509_certificate(self.certificate.encode())
-        names: list[x509.GeneralName] = [
-            x509.IPAddress(ipaddress.ip_address(plain_ip(host)))
-            if is_ip(host)
-            else x509.DNSName(host)
-            for host in hosts
-        ]
         both = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         issued = (
             _valid(lifetime)
             .subject_name(_name("raylite node"))
             .issuer_name(mine.subject)
-            .public_key(key.public_key())
+            .public_key(key)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.ExtendedKeyUsage(both), critical=False)
@@ -86,14 +121,29 @@ class Authority:
             )
             .sign(self._key, None)
         )
-        return Credentials(_pem(issued) + self.certificate, _key_pem(key))
+        return _pem(issued) + self.certificate
 
     def save(self, certificate: str, key: str) -> None:
-        """Write both files; the key so that only this user can read it."""
+        """Write both files, so that only this user can read them."""
         Credentials(self.certificate, _key_pem(self._key)).save(certificate, key)
 
 
-def new_authority(*, lifetime: float = CA_LIFETIME) -> Authority:
+def new_request(hosts: Iterable[str]) -> tuple[str, str]:
+    """Return a request for the certificate of a node at these IP addresses, and its new key.
+
+    Both in PEM: the request for `Authority.sign`, the key for nobody.
+    """
+    key = Ed25519PrivateKey.generate()
+    request = (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(_name("raylite node"))
+        .add_extension(x509.SubjectAlternativeName(_names(hosts)), critical=False)
+        .sign(key, None)
+    )
+    return request.public_bytes(serialization.Encoding.PEM).decode(), _key_pem(key)
+
+
+def new_authority(*, lifetime: float = LIFETIME) -> Authority:
     """Return a CA that nobody knows yet."""
     key = Ed25519PrivateKey.generate()
     name = _name(f"raylite cluster {os.urandom(4).hex()}")
@@ -114,7 +164,7 @@ def load_authority(certificate: str, key: str) -> Authority:
     """Return the CA that was saved in these files.
 
     Raises:
-        AuthenticationError: The key was not kept secret, or is none of a CA of raylite's.
+        CertificateError: The key was not kept secret, or is none of a CA of raylite's.
     """
     try:
         loaded = serialization.load_pem_private_key(read_secret(key), None)
@@ -122,12 +172,19 @@ def load_authority(certificate: str, key: str) -> Authority:
             shown = opened.read()
         x509.load_pem_x509_certificate(shown.encode())
     except (OSError, ValueError, TypeError) as error:
-        raise AuthenticationError(
+        raise CertificateError(
             f"{certificate} and {key} hold no CA ({error}): name the files that the head has made"
         ) from error
     if not isinstance(loaded, Ed25519PrivateKey):
-        raise AuthenticationError(f"{key} is no ed25519 key: name the one that the head has made")
+        raise CertificateError(f"{key} is no ed25519 key: name the one that the head has made")
     return Authority(shown, loaded)
+
+
+def _names(hosts: Iterable[str]) -> list[x509.GeneralName]:
+    return [
+        x509.IPAddress(ipaddress.ip_address(plain_ip(host))) if is_ip(host) else x509.DNSName(host)
+        for host in hosts
+    ]
 
 
 def _valid(lifetime: float) -> x509.CertificateBuilder:

@@ -45,6 +45,7 @@ from raylite._kernel.handshake import (
     Answering,
     Asking,
     Channel,
+    is_tls,
     path_channel,
     tcp_channel,
     tls_channel,
@@ -54,11 +55,12 @@ from raylite._kernel.listener import tune
 from raylite._kernel.network import Network
 from raylite._kernel.reception import Reception, Rules
 from raylite._kernel.seams import Seams
+from raylite._kernel.service import Service
 from raylite._kernel.tls import TIMES as TLS_TIMES, Tls
 from raylite._kernel.token import Token
 from raylite._kernel.wire import CLOSING, Deaf, Wire, WireEvents
 from raylite._types.address import Place, UnixAddress, place_to_dial
-from raylite.exceptions import AuthenticationError
+from raylite.exceptions import CertificateError
 
 PATH = "/raylite.Link/Open"
 
@@ -116,9 +118,18 @@ class GrpcNetwork(Network):
         self._reception = Reception(
             rules, self.server.connection, self._scope, self.config.connect_timeout
         )
+        self._newcomers: Network | None = None
         self._connections: dict[Any, Connection] = {}
         self._all_gone = asyncio.Event()
         self._all_gone.set()
+
+    def greet(self, *services: Service) -> None:
+        """Let these services, and no others, answer peers that prove the token and have no certificate.
+
+        Only where the TLS given speaks to newcomers; without this, they are refused.
+        """
+        self._newcomers = _Newcomers(self.seams, self.config)
+        self._newcomers.host(*services)
 
     @property
     def refused(self) -> Counter[str]:
@@ -181,6 +192,8 @@ class GrpcNetwork(Network):
             0
         )  # a task that is cancelled before it began would leave its socket open
         await super().close()
+        if self._newcomers is not None:
+            await self._newcomers.close()
         await self._wait_gone(CLOSING)
         for connection in list(self._connections.values()):
             connection.abort()
@@ -202,27 +215,32 @@ class GrpcNetwork(Network):
             if door is not None:
                 door.failed("no handshake")
             raise GRPCError(Status.UNAUTHENTICATED, _MISMATCH[self._token is not None])
+        served = self._newcomers if _is_newcomer(connection) else self
+        if served is None:
+            if door is not None:
+                door.failed("no certificate")
+            raise GRPCError(Status.UNAUTHENTICATED, "you show no certificate of this cluster")
         wire = GrpcWire(connection, stream._stream, Deaf())
         try:
             await stream.send_initial_metadata()
             if self._token is not None:
                 assert door is not None, "nobody is let in without a proof"
-                await self._ask(wire, door, self._token)
+                await self._ask(wire, door, self._token, served)
             else:
                 if door is not None:
                     door.passed()
-                self.accepted(wire)
+                served.accepted(wire)
                 wire.start()
             await wire.gone
         finally:
             wire.abort("the stream was given up")
 
-    async def _ask(self, wire: GrpcWire, door: Gate, token: Token) -> None:
+    async def _ask(self, wire: GrpcWire, door: Gate, token: Token, served: Network) -> None:
         """Ask a stranger for a proof: at once, unless too many from where it comes have failed."""
 
         def passed() -> None:
             door.passed()
-            self.accepted(wire)
+            served.accepted(wire)
 
         if door.delay:
             await asyncio.sleep(door.delay)
@@ -257,7 +275,7 @@ class GrpcNetwork(Network):
             ) from error
         except ssl.SSLError as error:
             why = getattr(error, "verify_message", "") or error.reason or str(error)
-            raise AuthenticationError(
+            raise CertificateError(
                 f"{place} shows no TLS 1.3 certificate of this cluster to trust: {why}"
             ) from error
         if (sock := transport.get_extra_info("socket")) is not None:  # it is, once lost
@@ -302,6 +320,25 @@ class GrpcNetwork(Network):
                 await self._all_gone.wait()
         except TimeoutError:
             pass
+
+
+def _is_newcomer(connection: Connection) -> bool:
+    """Whether a peer was let in by TLS without a certificate."""
+    if connection.door is None or not is_tls(connection.door.channel):
+        return False
+    transport = connection._transport
+    secured = None if transport is None else transport.get_extra_info("ssl_object")
+    return secured is None or not secured.getpeercert(binary_form=True)
+
+
+class _Newcomers(Network):
+    """The links of peers that are known by the token only: other links, and few services."""
+
+    async def listen(self, address: str) -> str:
+        raise NotImplementedError("its wires are accepted by another network")
+
+    async def dial(self, address: str, events: WireEvents) -> Wire:
+        raise ConnectionError("a newcomer is not dialled")
 
 
 class _Server(Server):

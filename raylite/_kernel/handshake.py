@@ -62,6 +62,11 @@ def tls_channel(certificate: bytes) -> Channel:
     return b"tls " + hashlib.sha256(certificate).digest()
 
 
+def is_tls(channel: Channel) -> bool:
+    """Whether a channel is one of TLS."""
+    return channel.startswith(b"tls ")
+
+
 def prove(token: Token, role: str, server: bytes, client: bytes, channel: Channel) -> bytes:
     """Return what only somebody who knows the token can say about two nonces and a channel."""
     told = SCHEME.encode() + role.encode() + server + client + channel

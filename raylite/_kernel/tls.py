@@ -5,15 +5,17 @@ What makes certificates is in `certificates`; this module needs Python's `ssl` o
 
 import hashlib
 import hmac
+import re
 import socket
 import ssl
 from dataclasses import dataclass, field
 
 from raylite._kernel.secretfile import read_secret
 from raylite._kernel.wire import CLOSING
-from raylite.exceptions import AuthenticationError
+from raylite.exceptions import CertificateError
 
 FIRST_CONTACT = 5.0  # seconds
+_PIN = re.compile(r"sha256:[0-9a-f]{64}")
 TIMES = {"ssl_handshake_timeout": 5.0, "ssl_shutdown_timeout": CLOSING}  # for asyncio's transports
 
 
@@ -29,11 +31,13 @@ class Tls:
     certificate: bytes = field(repr=False)
 
 
-def load_tls(certificate: str, key: str, authority: str) -> Tls:
+def load_tls(certificate: str, key: str, authority: str, *, newcomers: bool = False) -> Tls:
     """Return TLS with a node's files, in PEM: its certificate, its key, and the CA's certificate.
 
+    With `newcomers`, clients without a certificate are spoken to as well; see `GrpcNetwork.greet`.
+
     Raises:
-        AuthenticationError: The key is not kept secret, or the files do not belong together.
+        CertificateError: The key is not kept secret, or the files do not belong together.
     """
     read_secret(key)
     try:
@@ -49,14 +53,28 @@ def load_tls(certificate: str, key: str, authority: str) -> Tls:
             context.load_cert_chain(certificate, key)
             context.set_alpn_protocols(["h2"])
     except (OSError, ValueError) as error:  # an SSLError is an OSError
-        raise AuthenticationError(
+        raise CertificateError(
             f"TLS cannot use {certificate}, {key} and {authority} ({error}): "
             "name a node's certificate, its key, and the certificate of the CA that issued it"
         ) from error
     server, client = contexts
     server.num_tickets = 0  # sessions are never resumed: a link's connection lives long
+    if newcomers:
+        server.verify_mode = ssl.CERT_OPTIONAL
     client.check_hostname = True
     return Tls(server, client, der)
+
+
+def newcomer_tls(authority: str) -> Tls:
+    """Return TLS of a process that knows the CA's certificate, in PEM, and has none of its own yet.
+
+    It can dial, where `newcomers` are spoken to; nobody can dial it.
+    """
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.minimum_version = ssl.TLSVersion.TLSv1_3
+    client.load_verify_locations(cadata=authority)
+    client.set_alpn_protocols(["h2"])
+    return Tls(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), client, b"")
 
 
 def fingerprint(certificate: str) -> str:
@@ -64,16 +82,30 @@ def fingerprint(certificate: str) -> str:
     return _fingerprint(ssl.PEM_cert_to_DER_cert(_first(certificate)))
 
 
-def fetch_authority(host: str, port: int, pin: str) -> str:
-    """Return the certificate of a cluster's CA, in PEM, as a node of it shows; blocks.
+@dataclass(frozen=True, slots=True)
+class FirstContact:
+    """A cluster's CA certificate, in PEM, and the IP address of the node that has shown it."""
+
+    authority: str
+    ip: str
+
+
+def fetch_authority(host: str, port: int, pin: str) -> FirstContact:
+    """Return the certificate of a cluster's CA as a node of it shows; blocks.
 
     For the first contact, when all that is known is the fingerprint: what has another is refused.
     It says nothing yet about who answers, which every later connection verifies with this.
 
     Raises:
-        AuthenticationError: Nothing with this fingerprint is shown there.
+        ValueError: This is no fingerprint.
+        CertificateError: Nothing with this fingerprint is shown there.
         OSError: Nobody can be reached there.
     """
+    if not _PIN.fullmatch(pin):
+        raise ValueError(
+            f"{pin!r} is no fingerprint: copy it from the join command of the cluster's head, "
+            "from sha256: to the last of its 64 digits"
+        )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -82,14 +114,17 @@ def fetch_authority(host: str, port: int, pin: str) -> str:
         try:
             with context.wrap_socket(sock) as secured:
                 chain = _unverified_chain(secured)
-        except ssl.SSLError as error:
-            raise AuthenticationError(
-                f"{host}:{port} does not speak TLS 1.3 ({error.reason}): name a node of the cluster"
+                ip: str = secured.getpeername()[0]
+        except (ssl.SSLError, ConnectionResetError) as error:
+            why = getattr(error, "reason", None) or "it closed the connection"
+            raise CertificateError(
+                f"{host}:{port} does not speak TLS 1.3 ({why}): name the head of a cluster that "
+                "encrypts, which prints a fingerprint when it starts"
             ) from error
     for der in chain:
         if hmac.compare_digest(_fingerprint(der).encode(), pin.encode()):
-            return ssl.DER_cert_to_PEM_cert(der)
-    raise AuthenticationError(
+            return FirstContact(ssl.DER_cert_to_PEM_cert(der), ip)
+    raise CertificateError(
         f"{host}:{port} shows no certificate with the fingerprint {pin}: "
         "it is of another cluster, or somebody stands between, so get the join string once more"
     )

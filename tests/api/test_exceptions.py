@@ -549,6 +549,7 @@ def test_bytes_of_something_else_are_not_an_error() -> None:
         (exceptions.OutOfMemoryError("m"), "m"),
         (exceptions.ActorHandleNotFoundError("m"), "m"),
         (UnavailableError("m"), "m"),
+        (exceptions.CertificateError("m"), "m"),
     ],
 )
 def test_texts(error: RayError, text: str) -> None:

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from raylite._kernel.certificates import LIFETIME, Authority, new_authority
+from raylite._kernel.certificates import LIFETIME, Authority, Credentials, new_authority
 from raylite._kernel.tls import Tls, load_tls
 from raylite._kernel.token import Token, new_token
 
@@ -34,14 +34,22 @@ def tls_from(
     *,
     trusted: Authority | None = None,
     lifetime: float = LIFETIME,
+    newcomers: bool = False,
 ) -> Tls:
     """TLS of a node that an authority has issued credentials to, and that trusts one."""
+    issued = authority.issue(hosts, lifetime=lifetime)
+    trust = (trusted or authority).certificate
+    return tls_from_files(issued.certificate, issued.key, trust, newcomers=newcomers)
+
+
+def tls_from_files(
+    certificate: str, key: str, trusted: str = "", *, newcomers: bool = False
+) -> Tls:
     with tempfile.TemporaryDirectory() as folder:
         paths = [str(Path(folder) / name) for name in ("node.pem", "node.key", "ca.pem")]
-        certificate, key, trust = paths
-        authority.issue(hosts, lifetime=lifetime).save(certificate, key)
-        Path(trust).write_text((trusted or authority).certificate)
-        return load_tls(certificate, key, trust)
+        Credentials(certificate, key).save(*paths[:2])
+        Path(paths[2]).write_text(trusted or cluster_authority().certificate)
+        return load_tls(*paths, newcomers=newcomers)
 
 
 def old_client(tls: Tls) -> Tls:

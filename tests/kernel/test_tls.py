@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ipaddress
 import os
 import ssl
 import stat
@@ -12,14 +13,25 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
-from raylite._kernel.certificates import DAY, load_authority, new_authority
+from raylite._kernel.certificates import (
+    DAY,
+    MOST_HOSTS,
+    load_authority,
+    new_authority,
+    new_request,
+)
 from raylite._kernel.grpc import GrpcNetwork
 from raylite._kernel.host import Host
+from raylite._kernel.interface import Interface, call
 from raylite._kernel.link import LinkConfig
-from raylite._kernel.tls import Tls, fetch_authority, fingerprint, load_tls
-from raylite._kernel.token import Token
-from raylite.exceptions import AuthenticationError, PeerLostError
+from raylite._kernel.service import Service, handles
+from raylite._kernel.tls import Tls, fetch_authority, fingerprint, load_tls, newcomer_tls
+from raylite._kernel.token import Token, new_token
+from raylite.exceptions import AuthenticationError, PeerLostError, RayError
 from tests.kernel.membership import (
     LOOPBACK,
     cluster_authority,
@@ -27,12 +39,25 @@ from tests.kernel.membership import (
     cluster_token,
     old_client,
     tls_from,
+    tls_from_files,
 )
 from tests.kernel.rig import QUICK, Rig, Toy, ToyService, run_on, until
 
 LOOPS = pytest.mark.parametrize("kind", ["grpc-asyncio", "grpc-uvloop"])
 SHORT = replace(QUICK, session_timeout=0.5)
 NOWHERE = "tcp:127.0.0.1:0"
+
+
+class Greeting(Interface):
+    hello = call(bytes, bytes)
+
+
+class Greeter(Service, serves=(Greeting,)):
+    """What a newcomer may talk to."""
+
+    @handles(Greeting.hello)
+    def hello(self, name: bytes) -> bytes:
+        return b"hello " + name
 
 
 def network(tls: Tls | None, config: LinkConfig = QUICK, token: Token | None = None) -> GrpcNetwork:
@@ -228,8 +253,8 @@ def test_the_first_contact_takes_the_ca_with_the_fingerprint_only(kind: str) -> 
             _, host, port = address.split(":")
             pin, other = cluster_authority().fingerprint, new_authority().fingerprint
             fetched = await asyncio.to_thread(fetch_authority, host, int(port), pin)
-            assert fingerprint(fetched) == pin
-            assert ssl.PEM_cert_to_DER_cert(fetched) == ssl.PEM_cert_to_DER_cert(
+            assert (fingerprint(fetched.authority), fetched.ip) == (pin, "127.0.0.1")
+            assert ssl.PEM_cert_to_DER_cert(fetched.authority) == ssl.PEM_cert_to_DER_cert(
                 cluster_authority().certificate
             )
             with pytest.raises(AuthenticationError, match="get the join string once more"):
@@ -244,10 +269,119 @@ def test_the_first_contact_with_what_speaks_no_tls_says_so() -> None:
         async with serving(ToyService(), None) as (_, address):
             _, host, port = address.split(":")
             with pytest.raises(AuthenticationError, match=r"does not speak TLS 1\.3"):
-                await asyncio.to_thread(fetch_authority, host, int(port), "sha256:00")
+                await asyncio.to_thread(fetch_authority, host, int(port), f"sha256:{0:064}")
         await asyncio.get_running_loop().shutdown_default_executor()
 
     run_on("grpc-asyncio", scenario)
+
+
+@pytest.mark.parametrize("pin", ["", "sha256:00", "0" * 64, "md5:" + "0" * 64])
+def test_what_is_no_fingerprint_is_refused_before_anybody_is_asked(pin: str) -> None:
+    with pytest.raises(ValueError, match="is no fingerprint: copy it from the join command"):
+        fetch_authority("192.0.2.1", 1, pin)
+
+
+# ---- newcomers ---------------------------------------------------------------------------
+
+
+def welcoming() -> Tls:
+    """TLS of a node that speaks to clients without a certificate."""
+    return tls_from(cluster_authority(), newcomers=True)
+
+
+@LOOPS
+def test_a_newcomer_reaches_only_what_greets_newcomers(kind: str) -> None:
+    async def scenario(rig: Rig) -> None:
+        members, greeter = ToyService(), Greeter()
+        async with serving(members, welcoming()) as (there, address):
+            there.greet(greeter)
+            running = asyncio.create_task(greeter.run())
+            here = network(newcomer_tls(cluster_authority().certificate))
+            assert await Greeting(here.connect(address)).hello(b"new") == b"hello new"
+            with pytest.raises(RayError, match=r"Toy\.echo|route"):
+                await Toy(here.connect(address)).echo(b"members only")
+            assert (members.handled, there.links) == ([], [])
+            member = network(cluster_tls())
+            assert await Toy(member.connect(address)).echo(b"member") == b"member"
+            with pytest.raises(RayError):
+                await Greeting(member.connect(address)).hello(b"newcomers only")
+            await here.close()
+            await member.close()
+            running.cancel()
+            await asyncio.wait([running])
+
+    run_on(kind, scenario)
+
+
+@LOOPS
+@pytest.mark.parametrize("greets", [True, False])
+def test_a_newcomer_without_the_token_is_not_greeted(kind: str, greets: bool) -> None:
+    async def scenario(rig: Rig) -> None:
+        async with serving(ToyService(), welcoming()) as (there, address):
+            greeter = Greeter()
+            if greets:
+                there.greet(greeter)
+            tls = newcomer_tls(cluster_authority().certificate)
+            here = network(tls, token=new_token() if greets else None)
+            with pytest.raises(AuthenticationError):
+                await Greeting(here.connect(address)).hello(b"")
+            assert there.refused == {"wrong proof" if greets else "no certificate": 1}
+            await here.close()
+
+    run_on(kind, scenario)
+
+
+@LOOPS
+def test_where_newcomers_are_spoken_to_a_wrong_certificate_is_refused_all_the_same(
+    kind: str,
+) -> None:
+    async def scenario(rig: Rig) -> None:
+        async with serving(ToyService(), welcoming()) as (there, address):
+            there.greet(Greeter())
+            tls = tls_from(new_authority(), trusted=cluster_authority())
+            await refusal(tls, address, SHORT)
+            assert set(there.refused) == {"TLS: CERTIFICATE_VERIFY_FAILED"}
+
+    run_on(kind, scenario)
+
+
+def test_a_node_gets_a_certificate_for_a_key_that_only_it_has() -> None:
+    request, key = new_request(["10.0.0.7", "::1"])
+    assert "PRIVATE KEY" in key
+    signed = cluster_authority().sign(request)
+    shown = x509.load_pem_x509_certificate(signed.encode())
+    names = shown.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert [str(each) for each in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.7", "::1"]
+    assert signed.endswith(cluster_authority().certificate)
+    assert not shown.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    tls_from_files(signed, key)  # they belong together
+
+
+def test_what_is_no_request_of_a_node_is_not_signed() -> None:
+    good, _ = new_request(["10.0.0.7"])
+    lines = good.splitlines()
+    middle = len(lines) // 2
+    lines[middle] = lines[middle][:-4] + ("AAAA" if lines[middle][-4:] != "AAAA" else "BBBB")
+    wrong = [
+        "",
+        "\n".join(lines),
+        cluster_authority().certificate,
+        new_request([])[0],
+        new_request(["a.name"])[0],
+        new_request(f"10.0.0.{n}" for n in range(MOST_HOSTS + 1))[0],
+        rsa_request(),
+    ]
+    for request in wrong:
+        with pytest.raises(AuthenticationError):
+            cluster_authority().sign(request)
+
+
+def rsa_request() -> str:
+    key = rsa.generate_private_key(65537, 2048)
+    names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("10.0.0.7"))])
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    request = builder.add_extension(names, critical=False).sign(key, hashes.SHA256())
+    return request.public_bytes(serialization.Encoding.PEM).decode()
 
 
 # ---- files -------------------------------------------------------------------------------
@@ -258,7 +392,8 @@ def test_a_ca_that_was_saved_issues_what_its_cluster_trusts(tmp_path: Path) -> N
     certificate, key = str(tmp_path / "ca.pem"), str(tmp_path / "ca.key")
     authority = new_authority()
     authority.save(certificate, key)
-    assert stat.S_IMODE(os.stat(key).st_mode) == 0o600
+    for file in (certificate, key):
+        assert stat.S_IMODE(os.stat(file).st_mode) == 0o600
     again = load_authority(certificate, key)
     assert again.fingerprint == authority.fingerprint
     assert again.fingerprint.startswith("sha256:")
