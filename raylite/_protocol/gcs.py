@@ -43,6 +43,12 @@ class Workers(Interface):
     watch = feed(msg.WatchWorkers, msg.WorkerEvent)
 
 
+class Certificates(Interface):
+    """The cluster's CA; all that a node can reach which has the token and no certificate yet."""
+
+    sign = call(msg.CertificateRequest, msg.Certificate)
+
+
 class Kv(Interface):
     """Small values by namespace and key."""
 

@@ -103,6 +103,16 @@ def nodes_of(address: str, temp_dir: str = "") -> list[NodeRecord]:
     return [node for node in records.living(temp_dir) if node.cluster in wanted]
 
 
+def node_of(address: str | None, temp_dir: str = "") -> NodeRecord | None:
+    """Return this machine's node of the cluster that an address stands for; the latest, of any."""
+    session = session_of(address) if address else None
+    if session is not None:
+        return records.read(session)
+    if address and address != AUTO:
+        return next(iter(nodes_of(address, temp_dir)), None)
+    return next(iter(records.living(temp_dir)), None)
+
+
 def own_ip(peer: str) -> str:
     """Return the address by which this machine is known to another: that of the way there."""
     for ip in _ips(peer):

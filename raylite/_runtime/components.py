@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from raylite._kernel.arena import Arena
 from raylite._kernel.host import Host
 from raylite._kernel.network import Network
+from raylite._kernel.service import Service
 from raylite._machines.leases import Leases
 from raylite._machines.memory import Memory
 from raylite._machines.nodes import Nodes as Membership
@@ -41,14 +42,15 @@ STORE_GRACE = 60.0
 LOOPBACK = "127.0.0.1"
 
 
-def build_gcs(network: Network, storage: Storage | None = None) -> Host:
+def build_gcs(network: Network, storage: Storage | None = None, *further: Service) -> Host:
     """Return the GCS, to be run; the storage, if one is given, is for the caller to close."""
     kept = storage or MemoryStorage()
     epoch = Epoch(kept, network.seams.random("cluster"))
     nodes = NodeService(Membership(), kept, epoch, network.is_refused)
     workers = WorkerService(kept, epoch, nodes)
     views = ViewService(nodes)
-    return Host(network, nodes, views, JobService(kept, epoch), workers, KvService(kept))
+    jobs, kv = JobService(kept, epoch), KvService(kept)
+    return Host(network, nodes, views, jobs, workers, kv, *further)
 
 
 @dataclass(slots=True)

@@ -114,7 +114,9 @@ class ForkServer:
     def _start_components(self, raylet_end: Channel) -> Ready:
         config, gcs_pid = self._config, None
         if config.head:
-            sockets = listeners.bind(config.gcs_address, config.ip, config.gcs_port, "--port")
+            sockets = listeners.bind(
+                config.gcs_address, config.listens_at, config.gcs_port, "--port"
+            )
             if sockets.port is not None:
                 cluster = listeners.host_port(config.ip, sockets.port)
                 self._config = config = replace(config, gcs_port=sockets.port, cluster=cluster)
@@ -124,7 +126,7 @@ class ForkServer:
             else:
                 self._gcs_sockets = sockets
         sockets = listeners.bind(
-            config.raylet_address, config.ip, config.raylet_port, "--node-manager-port"
+            config.raylet_address, config.listens_at, config.raylet_port, "--node-manager-port"
         )
         raylet_pid = self._fork_component("raylet", sockets, raylet_end)
         sockets.close()

@@ -8,11 +8,11 @@ import uvloop
 
 from raylite._kernel.link import Link, LinkConfig
 from raylite._kernel.scope import Scope
-from raylite._protocol.gcs import Nodes
+from raylite._protocol.gcs import Certificates, Nodes
 from raylite._runtime.launch import NodeProcess
-from raylite._runtime.networks import network_for
+from raylite._runtime.networks import Keys, network_for, read_keys
 from raylite._wire.messages import gcs as msg
-from raylite.exceptions import RayError, RaySystemError
+from raylite.exceptions import AuthenticationError, RayError, RaySystemError
 
 T = TypeVar("T")
 
@@ -20,22 +20,33 @@ PATIENCE = 5.0
 _START = 60.0
 
 
-def list_nodes(gcs: str, token_file: str = "", patience: float = PATIENCE) -> list[msg.Node]:
+def list_nodes(gcs: str, keys: Keys, patience: float = PATIENCE) -> list[msg.Node]:
     """Return the rows of a cluster's nodes, those that have died included.
 
     Args:
         gcs: The address to dial, see `addresses.resolve`.
-        token_file: The file of the cluster's token, see `networks.token_file_for`.
+        keys: What lets this process in, see `networks.keys_for`.
         patience: Seconds that the GCS has for an answer.
 
     Raises:
         ConnectionError: No GCS answers there.
+        AuthenticationError: It does not let this process in, or is another than the one meant.
     """
 
     async def ask(link: Link) -> list[msg.Node]:
         return list((await Nodes(link).list(msg.ListNodes())).nodes)
 
-    return uvloop.run(_asked(gcs, token_file, ask, patience))
+    return uvloop.run(_asked(gcs, keys, ask, patience))
+
+
+def have_signed(gcs: str, keys: Keys, request: str, patience: float = PATIENCE) -> str:
+    """Return the certificate that a head signs for a node; see `list_nodes`."""
+
+    async def ask(link: Link) -> str:
+        asked = msg.CertificateRequest(request=request)
+        return (await Certificates(link).sign(asked)).certificate
+
+    return uvloop.run(_asked(gcs, keys, ask, patience))
 
 
 def wait_registered(node: NodeProcess) -> msg.Node:
@@ -63,7 +74,8 @@ def wait_registered(node: NodeProcess) -> msg.Node:
             await scope.close()
 
     config = node.config
-    return uvloop.run(_asked(config.gcs_url, config.token_file, ask, _START))
+    keys = read_keys(config.token_file, config.tls)
+    return uvloop.run(_asked(config.gcs_url, keys, ask, _START))
 
 
 async def _row_of(link: Link, node: NodeProcess) -> msg.Node:
@@ -85,15 +97,13 @@ def _note_failure(node: NodeProcess, failed: "asyncio.Future[str]") -> None:
         failed.set_result(reason)
 
 
-async def _asked(
-    gcs: str, token_file: str, ask: Callable[[Link], Awaitable[T]], patience: float
-) -> T:
-    network = network_for(token_file, LinkConfig(session_timeout=patience))
+async def _asked(gcs: str, keys: Keys, ask: Callable[[Link], Awaitable[T]], patience: float) -> T:
+    network = network_for(keys, LinkConfig(session_timeout=patience))
     link = network.connect(gcs)
     try:
         async with asyncio.timeout(patience):
             return await ask(link)
-    except RaySystemError:
+    except (RaySystemError, AuthenticationError):
         raise
     except (RayError, TimeoutError) as error:
         reason = str(error) or f"it said nothing for {patience:g} s ({link.last_failure})"

@@ -43,7 +43,7 @@ def bind(path: str, ip: str, port: int | None, option: str) -> Listeners:
 
     Args:
         path: The unix socket's.
-        ip: The node's own address.
+        ip: The address to listen at.
         port: The TCP port, 0 for any.
         option: What the port is called where users choose it.
 
@@ -94,6 +94,8 @@ def _listening(
     try:
         if family != socket.AF_UNIX:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:  # as the sockets of workers: `::` is not 0.0.0.0 as well
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind(address)
         listener.listen(_BACKLOG)
         listener.setblocking(False)
@@ -110,5 +112,8 @@ def _explain(error: OSError, ip: str, port: int, option: str) -> str:
             f"`raylite stop` if it is yours, or choose another with {option}"
         )
     if error.errno == errno.EADDRNOTAVAIL:
-        return f"{ip} is not an address of this machine: give one that is with --node-ip-address"
+        return (
+            f"{ip} is not an address of this machine: give one that is with --node-ip-address, or "
+            "listen at another with --bind"
+        )
     return f"cannot listen on port {port} of {ip}: {error.strerror}; choose another with {option}"

@@ -1,4 +1,4 @@
-"""The network of a node's process: the sockets it listens on, its address, and the cluster's token.
+"""The network of a node's process: the sockets it listens on, its address, and what lets it in.
 
 A node that was started for others listens on TCP besides its unix sockets. Its processes then have
 addresses of two places, of which their own node uses the unix socket. See `_types/address.py`.
@@ -6,33 +6,58 @@ addresses of two places, of which their own node uses the unix socket. See `_typ
 
 import os
 import socket
+from dataclasses import dataclass
 
 from raylite._kernel.grpc import GrpcNetwork
 from raylite._kernel.link import LinkConfig
-from raylite._kernel.token import read_token
-from raylite._runtime import addresses, records
+from raylite._kernel.tls import Tls
+from raylite._kernel.token import Token, read_token
+from raylite._runtime import addresses, credentials
 from raylite._runtime.listeners import host_port
 from raylite._runtime.node import NodeConfig
+from raylite._runtime.records import NodeRecord
 from raylite._types.marks import mark_of_node
 
 TOKEN_VARIABLE = "RAYLITE_TOKEN_FILE"
 
 
-def network_of(config: NodeConfig, links: LinkConfig | None = None) -> GrpcNetwork:
-    """Return a network for a process of a node; it listens nowhere yet.
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """What lets a process in at a cluster: its token, and certificates if its nodes encrypt."""
+
+    token: Token | None = None
+    tls: Tls | None = None
+
+
+def read_keys(token_file: str, folder: str, *, newcomers: bool = False) -> Keys:
+    """Return what is in a token's file, and in a directory of credentials; either may be empty.
 
     Raises:
-        AuthenticationError: The cluster's token cannot be read.
+        AuthenticationError: They cannot be used.
     """
-    token = read_token(config.token_file) if config.token_file else None
-    network = GrpcNetwork(config=links, token=token, insecure=config.insecure)
+    token = read_token(token_file) if token_file else None
+    return Keys(token, credentials.load(folder, newcomers=newcomers))
+
+
+def network_of(config: NodeConfig, *, newcomers: bool = False) -> GrpcNetwork:
+    """Return a network for a process of a node; it listens nowhere yet.
+
+    Args:
+        config: The node's.
+        newcomers: Is this the process that nodes without a certificate turn to?
+
+    Raises:
+        AuthenticationError: The cluster's token, or the node's credentials, cannot be read.
+    """
+    keys = read_keys(config.token_file, config.tls, newcomers=newcomers)
+    network = GrpcNetwork(token=keys.token, tls=keys.tls, insecure=config.insecure)
     network.node = mark_of_node(bytes.fromhex(config.node_id)) if config.node_id else ""
     return network
 
 
-def network_for(token_file: str, links: LinkConfig) -> GrpcNetwork:
+def network_for(keys: Keys, links: LinkConfig) -> GrpcNetwork:
     """Return a network for a process outside, which only asks."""
-    return GrpcNetwork(config=links, token=read_token(token_file) if token_file else None)
+    return GrpcNetwork(config=links, token=keys.token, tls=keys.tls)
 
 
 async def listen(
@@ -59,41 +84,39 @@ async def listen(
     if config.raylet_port is None:
         return
     if tcp is not None:
-        ip, port, *_ = tcp.getsockname()
-        place = await network.listen(f"tcp:{host_port(ip, port)}", tcp)
+        port: int = tcp.getsockname()[1]
+        await network.listen(f"tcp:{host_port(config.listens_at, port)}", tcp)
     else:
-        place = await _listen_on_any(network, config)
-    network.address = f"{place};{network.node}=unix:{path}"
+        port = await _listen_on_any(network, config)
+    network.address = f"tcp:{host_port(config.ip, port)};{network.node}=unix:{path}"
 
 
-def token_file_for(address: str | None, given: str = "", temp_dir: str = "") -> str:
-    """Return the file of the token of the cluster at an address; empty if none is known.
+def token_file_for(node: NodeRecord | None, given: str = "") -> str:
+    """Return the file of a cluster's token; empty if none is known.
 
-    That is the one given, the one that the environment names, or that of a node of this machine
-    which belongs to the cluster.
+    That is the one given, the one that the environment names, or that of this machine's node of
+    the cluster.
     """
-    if named := given or os.environ.get(TOKEN_VARIABLE, ""):
-        return named
-    session = addresses.session_of(address) if address else None
-    if session is not None:
-        record = records.read(session)
-        return record.token_file if record is not None else ""
-    living = records.living(temp_dir)
-    if address and address != addresses.AUTO:
-        living = addresses.nodes_of(address, temp_dir)
-    return next((node.token_file for node in living if node.token_file), "")
+    return given or os.environ.get(TOKEN_VARIABLE, "") or (node.token_file if node else "")
 
 
-async def _listen_on_any(network: GrpcNetwork, config: NodeConfig) -> str:
+def keys_for(address: str | None, token_file: str = "", temp_dir: str = "") -> Keys:
+    """Return what lets a command in at the cluster at an address; see `addresses.choose`."""
+    node = addresses.node_of(address or addresses.from_environment(), temp_dir)
+    return read_keys(token_file_for(node, token_file), node.tls if node else "")
+
+
+async def _listen_on_any(network: GrpcNetwork, config: NodeConfig) -> int:
     ports = list(config.worker_ports) or [0]
     # Shuffled, so that workers that start at once do not all try the same.
     network.seams.random("ports").shuffle(ports)
     for port in ports:
         try:
-            return await network.listen(f"tcp:{host_port(config.ip, port)}")
+            place = await network.listen(f"tcp:{host_port(config.listens_at, port)}")
+            return int(place.rpartition(":")[2])
         except OSError:
             continue
     raise OSError(
-        f"none of the {len(ports)} worker ports is free on {config.ip}: give this node more of them "
+        f"none of the {len(ports)} worker ports is free on {config.listens_at}: give this node more of them "
         "with --min-worker-port and --max-worker-port"
     )

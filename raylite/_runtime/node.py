@@ -36,6 +36,9 @@ RECORD = "node.json"
 TOKEN = "token"
 """The file, in the session's directory, of the cluster's token."""
 
+TLS = "tls"
+"""The directory, in the session's directory, of the node's credentials."""
+
 OWN_STORAGE = "gcs.db"
 """The file, in the session's directory, of tables that nobody named another place for."""
 
@@ -71,6 +74,9 @@ class NodeConfig:
         is_listed: Do others on this machine find the node?
         node_id: The node's id, in hexadecimal; empty to have one made.
         token_file: The file of the cluster's token; empty for a cluster without one.
+        tls: The directory of the node's credentials, with which it encrypts what it says to other
+            nodes; empty for plain text.
+        bind: The IP address to listen at; empty for that of `ip`.
         insecure: Is it accepted that what nodes say to each other can be read on the network?
     """
 
@@ -97,6 +103,8 @@ class NodeConfig:
     is_listed: bool = False
     node_id: str = ""
     token_file: str = ""
+    tls: str = ""
+    bind: str = ""
     insecure: bool = False
 
     @property
@@ -125,9 +133,19 @@ class NodeConfig:
         return str(self.sockets / "node.sock")
 
     @property
+    def listens_at(self) -> str:
+        """The IP address of the node's TCP sockets."""
+        return self.bind or self.ip
+
+    @property
     def gcs_url(self) -> str:
         """The address at which this node's processes dial the GCS."""
         return self.gcs or f"unix:{self.gcs_address}"
+
+
+def own_tls(session_dir: str) -> str:
+    """Return where a session keeps its node's credentials, if it has some."""
+    return str(Path(session_dir, TLS))
 
 
 def own_token(session_dir: str) -> str:
@@ -145,14 +163,15 @@ def tail(log: Path) -> str:
 
 
 def clear(config: NodeConfig) -> None:
-    """Remove a session's sockets, its record, token and own tables, and whatever else of it is empty.
+    """Remove a session's sockets, record, secrets and own tables, and whatever else of it is empty.
 
     Logs with text in them stay.
     """
     tables = (f"{OWN_STORAGE}{end}" for end in ("", "-wal", "-shm"))
     for own in (RECORD, f"{RECORD}.half", TOKEN, *tables):
         Path(config.session_dir, own).unlink(missing_ok=True)
-    shutil.rmtree(config.sockets, ignore_errors=True)
+    for folder in (config.sockets, own_tls(config.session_dir)):
+        shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError):
         for log in config.logs.iterdir():
             if log.stat().st_size == 0:

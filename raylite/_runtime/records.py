@@ -28,6 +28,7 @@ class NodeRecord(msgspec.Struct, frozen=True):
         head: Does the GCS run here?
         inode: The arena's, by which strays of the node are known.
         token_file: The file of the cluster's token.
+        tls: The directory of the node's credentials.
     """
 
     pid: int
@@ -38,6 +39,7 @@ class NodeRecord(msgspec.Struct, frozen=True):
     head: bool
     inode: int
     token_file: str = ""
+    tls: str = ""
 
     @property
     def is_living(self) -> bool:
@@ -63,6 +65,7 @@ def write(config: NodeConfig, inode: int) -> None:
         head=config.head,
         inode=inode,
         token_file=config.token_file,
+        tls=config.tls,
     )
     path = Path(config.session_dir, RECORD)
     half = Path(f"{path}.half")

@@ -4,19 +4,22 @@ import asyncio
 import os
 import signal
 import sys
+from functools import partial
 
 import anyio._backends._asyncio  # noqa: F401 - what anyio loads at first use, before the fork
 import uvloop
 
 from raylite._kernel import processes
 from raylite._kernel.audit import refuse_unpickling
+from raylite._kernel.service import Service
 from raylite._kernel.threads import LoopThread
-from raylite._runtime import context, networks
+from raylite._runtime import context, credentials, networks
 from raylite._runtime.attach import Attachment, attach_worker
 from raylite._runtime.components import STORE_GRACE, Raylet, build_gcs, build_raylet
 from raylite._runtime.drivers import DriverWatch
 from raylite._runtime.node import Inherited, Roles
 from raylite._runtime.workers import MARK, ForkedWorkers
+from raylite._services.gcs.certificates import CertificateService
 from raylite._services.gcs.storage import StorageError, open_storage
 from raylite._services.worker.execute import QueueExecutor
 from raylite._services.worker.runner import Runner
@@ -39,8 +42,12 @@ async def _gcs(inherited: Inherited) -> None:
     except (StorageError, ValueError) as error:
         sys.exit(str(error))
     try:
-        network = networks.network_of(config)
-        host = build_gcs(network, storage)
+        network = networks.network_of(config, newcomers=True)
+        further: list[Service] = []
+        if config.tls:
+            further.append(CertificateService(partial(credentials.sign, config.tls)))
+            network.greet(*further)
+        host = build_gcs(network, storage, *further)
         await networks.listen(
             network, config, config.gcs_address, inherited.listener, inherited.tcp
         )

@@ -1,14 +1,17 @@
 """Starting a node that outlives its starter: the head of a new cluster, or a member of another."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from raylite._kernel.secretfile import write_secret
+from raylite._kernel.tls import FirstContact, fetch_authority, fingerprint, newcomer_tls
 from raylite._kernel.token import create_token, read_token
 from raylite._runtime import (
     addresses,
+    credentials,
     folders,
     inquiry,
     interrupts,
@@ -21,11 +24,14 @@ from raylite._runtime.guest import check_versions
 from raylite._runtime.launch import NodeProcess
 from raylite._runtime.listeners import host_port
 from raylite._runtime.local import SessionOptions
-from raylite._runtime.node import OWN_STORAGE, NodeConfig, own_token
-from raylite._types.address import is_loopback
+from raylite._runtime.networks import Keys, read_keys
+from raylite._runtime.node import OWN_STORAGE, NodeConfig, clear, own_tls, own_token
+from raylite._types.address import is_ip, is_loopback
 from raylite._wire.messages import gcs as msg
+from raylite.exceptions import CertificateError
 
 LOOPBACK = "127.0.0.1"
+INSECURE_VARIABLE = "RAYLITE_INSECURE_PLAINTEXT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,23 +41,28 @@ class NodeOptions:
     Args:
         resources: What the node is to offer, labels and the temporary directory included.
         address: The cluster to join; None to start one.
-        ip: Where this node is reached; empty to choose.
+        ip: The IP address at which this node is reached; empty to choose.
+        bind: The one to listen at, all zeros for every one of this machine; empty for `ip`.
         gcs_port: A head's, 0 for any.
         raylet_port: 0 for any.
         worker_ports: Those that workers may use; empty for any.
         storage: Where a head keeps the cluster's tables; empty for a file of the session's.
         token_file: Where the token of the cluster to join is; empty to look for it on this machine.
+        pin: The fingerprint of the CA of the cluster to join; empty if a node of it is on this
+            machine, or if it does not encrypt.
         insecure: Is it accepted that what nodes say to each other can be read on the network?
     """
 
     resources: SessionOptions = field(default_factory=SessionOptions)
     address: str | None = None
     ip: str = ""
+    bind: str = ""
     gcs_port: int = 0
     raylet_port: int = 0
     worker_ports: Sequence[int] = ()
     storage: str = ""
     token_file: str = ""
+    pin: str = ""
     insecure: bool = False
 
 
@@ -70,8 +81,9 @@ def start_node(options: NodeOptions) -> Started:
 
     Raises:
         ConnectionError: There is a head at this address already, or none at the one to join.
-        ValueError: The address is none.
-        RuntimeError: The cluster runs another version.
+        ValueError: An address is none, or the network would be trusted more than was said.
+        AuthenticationError: The head does not let this node in, or is another than the one meant.
+        RuntimeError: The cluster runs another version, or what makes certificates is missing.
         OSError: The session's directory cannot be made.
         RaySystemError: The node could not start; the message says why.
     """
@@ -95,7 +107,9 @@ def start_node(options: NodeOptions) -> Started:
 
 
 def _head(options: NodeOptions) -> NodeConfig:
-    ip = options.ip or LOOPBACK
+    if options.pin:
+        raise ValueError("a new cluster makes its own CA: leave --ca-fingerprint out")
+    ip = options.ip or ("" if _is_anywhere(options.bind) else options.bind) or LOOPBACK
     taken = host_port(ip, options.gcs_port)
     for node in records.living(options.resources.temp_dir):
         if node.head and node.cluster == taken:
@@ -103,60 +117,147 @@ def _head(options: NodeOptions) -> NodeConfig:
                 f"a cluster runs at {taken} already: join it with `raylite start --address={taken}`, "
                 "end it with `raylite stop`, or choose another --port"
             )
-    _check_secure(options, ip)
-    session = folders.make_session_dir(options.resources.temp_dir)
-    create_token(own_token(str(session)))
-    storage = options.storage or f"sqlite://{session / OWN_STORAGE}"
-    return replace(_config(options, ip, session), gcs_port=options.gcs_port, storage=storage)
+    config = _config(options, ip)
+    is_open = not is_loopback(config.listens_at)
+    with _session(options) as session:
+        create_token(own_token(session))
+        if is_open and not options.insecure:
+            credentials.create(own_tls(session), ip)
+        storage = options.storage or f"sqlite://{Path(session, OWN_STORAGE)}"
+        return replace(_in_session(config, session), gcs_port=options.gcs_port, storage=storage)
 
 
 def _member(options: NodeOptions, address: str) -> NodeConfig:
     temp_dir = options.resources.temp_dir
-    gcs = addresses.resolve(address, temp_dir)
-    token_file = networks.token_file_for(address, options.token_file, temp_dir)
-    rows = inquiry.list_nodes(gcs, token_file)
-    for row in rows:
-        if row.alive and row.head:
-            check_versions(row.version, row.python)
-    is_path = addresses.session_of(address) is not None
-    host = LOOPBACK if is_path else addresses.parse(address)[0]
-    ip = options.ip or addresses.own_ip(host)
-    _check_secure(options, ip)
-    session = folders.make_session_dir(temp_dir)
-    if token_file:  # a copy: the head's own file ends with the head
-        write_secret(own_token(str(session)), read_token(token_file).reveal().encode() + b"\n")
-    return replace(
-        _config(options, ip, session),
-        head=False,
-        gcs=gcs,
-        cluster=_name_of(gcs, options.resources.temp_dir) or address,
-    )
+    neighbour = addresses.node_of(address, temp_dir)
+    cluster = neighbour.cluster if neighbour is not None else address
+    host = LOOPBACK if addresses.session_of(cluster) else addresses.parse(cluster)[0]
+    gcs, authority = addresses.resolve(address, temp_dir), ""
+    if neighbour is not None:
+        authority = credentials.authority(neighbour.tls) if neighbour.tls else ""
+        if options.pin and not (authority and fingerprint(authority) == options.pin):
+            raise CertificateError(
+                f"the cluster at {address}, of which a node is on this machine, has another "
+                "--ca-fingerprint or none: leave it out to join this cluster"
+            )
+    elif options.pin:
+        port = addresses.parse(address)[1]
+        contact = _first_contact(host, port, options.pin)
+        host, authority = contact.ip, contact.authority
+        gcs = f"tcp:{host_port(host, port)}"
+    config = _config(options, options.ip or addresses.own_ip(host))
+    if authority and options.insecure:
+        raise ValueError(f"the cluster at {address} encrypts: leave --insecure-plaintext out")
+    if not (authority or options.insecure):
+        _check_local(address, host, config.listens_at)
+    token_file = networks.token_file_for(neighbour, options.token_file)
+    token = read_token(token_file) if token_file else None
+    if authority and token is None:
+        raise ValueError(
+            f"the cluster at {address} asks for its token: copy the file `token` from the session's "
+            f"directory of its head, and name it with --token-file or {networks.TOKEN_VARIABLE}"
+        )
+    with _session(options) as session:
+        if token is not None:  # a copy: the head's own file ends with the head
+            write_secret(own_token(session), token.reveal().encode() + b"\n")
+        if authority:
+            asked, key = credentials.request(config.ip)
+            keys = Keys(token, newcomer_tls(authority))
+            signed = inquiry.have_signed(gcs, keys, asked)
+            credentials.keep(own_tls(session), authority, signed, key)
+        config = replace(
+            _in_session(config, session),
+            head=False,
+            gcs=gcs,
+            cluster=cluster,
+        )
+        for row in inquiry.list_nodes(gcs, read_keys(config.token_file, config.tls)):
+            if row.alive and row.head:
+                check_versions(row.version, row.python)
+        return config
 
 
-def _name_of(gcs: str, temp_dir: str) -> str:
-    """Return what the head calls its cluster, if it is one of this machine's."""
-    heads = (node for node in records.living(temp_dir) if node.head and node.gcs == gcs)
-    return next((head.cluster for head in heads), "")
+def _first_contact(host: str, port: int, pin: str) -> FirstContact:
+    try:
+        return fetch_authority(host, port, pin)
+    except OSError as error:
+        raise ConnectionError(
+            f"no cluster answers at {host_port(host, port)}: {error.strerror or error}. Is its head "
+            "running, and is this its address?"
+        ) from error
 
 
-def _config(options: NodeOptions, ip: str, session: Path) -> NodeConfig:
+@contextmanager
+def _session(options: NodeOptions) -> Iterator[str]:
+    """Make a session's directory; of a node that does not get to its start, nothing is left."""
+    session = str(folders.make_session_dir(options.resources.temp_dir))
+    try:
+        yield session
+    except BaseException:
+        clear(NodeConfig(0, 0, session_dir=session))
+        raise
+
+
+def _config(options: NodeOptions, ip: str) -> NodeConfig:
+    _check_addresses(ip, options)
     return replace(
         local.node_config(options.resources),
-        session_dir=str(session),
         ip=ip,
+        bind=options.bind,
         raylet_port=options.raylet_port,
         worker_ports=tuple(options.worker_ports),
         is_listed=True,
         node_id=os.urandom(28).hex(),
-        token_file=own_token(str(session)) if Path(own_token(str(session))).exists() else "",
         insecure=options.insecure,
     )
 
 
-def _check_secure(options: NodeOptions, ip: str) -> None:
-    if not (options.insecure or is_loopback(ip)):
+def _in_session(config: NodeConfig, session: str) -> NodeConfig:
+    """Return the configuration with the session's directory, and the secrets that are there."""
+    token_file, tls = own_token(session), own_tls(session)
+    return replace(
+        config,
+        session_dir=session,
+        token_file=token_file if Path(token_file).exists() else "",
+        tls=tls if Path(tls).exists() else "",
+    )
+
+
+def _is_anywhere(ip: str) -> bool:
+    return ip in ("0.0.0.0", "::")
+
+
+def _check_addresses(ip: str, options: NodeOptions) -> None:
+    for option, given in (("--node-ip-address", ip), ("--bind", options.bind)):
+        if given and not is_ip(given):
+            raise ValueError(f"{option}={given} is no IP address: give one of this machine's")
+    if _is_anywhere(ip) or (_is_anywhere(options.bind) and not options.ip):
         raise ValueError(
-            f"at {ip} this node would be open to the network, where what nodes say can be read: "
-            "encryption between nodes is not there yet. On a network that you trust, say "
-            "--insecure-plaintext; strangers are kept out by the cluster's token all the same"
+            "all zeros say where to listen, not where others reach this node: give the address of "
+            f"one interface with --node-ip-address, and --bind={options.bind or ip} besides"
+        )
+    if options.bind and (":" in options.bind) is not (":" in ip):
+        raise ValueError(
+            f"--bind={options.bind} does not listen at {ip}: choose both of IPv4, or both of IPv6"
+        )
+    is_repeated = os.environ.get(INSECURE_VARIABLE) == "1"
+    if options.insecure and _is_anywhere(options.bind) and not is_repeated:
+        raise ValueError(
+            f"--insecure-plaintext and --bind={options.bind} would speak plain text on every network "
+            f"of this machine: bind to one interface, or set {INSECURE_VARIABLE}=1 as well"
+        )
+
+
+def _check_local(address: str, host: str, listens_at: str) -> None:
+    """Refuse to join a cluster in plain text over a network, which nobody has allowed."""
+    if not is_loopback(host):
+        raise ValueError(
+            f"how is the cluster at {address} to be known? Add --ca-fingerprint, as the join command "
+            "of its head says. Only if that was started with --insecure-plaintext, say so too"
+        )
+    if not is_loopback(listens_at):
+        raise ValueError(
+            f"the cluster at {address} is its machine's only, and at {listens_at} this node would be "
+            "open to the network, in plain text: start the head with --node-ip-address, which makes "
+            "it encrypt, or say --insecure-plaintext on a network that you trust"
         )

@@ -23,6 +23,6 @@ def health_check(address: str | None, token_file: str, temp_dir: str) -> None:
     """
     with explained():
         gcs = addresses.choose(address, temp_dir)
-        token = networks.token_file_for(address, token_file, temp_dir)
-        if not any(node.alive for node in inquiry.list_nodes(gcs, token)):
+        keys = networks.keys_for(address, token_file, temp_dir)
+        if not any(node.alive for node in inquiry.list_nodes(gcs, keys)):
             raise RaySystemError(f"the GCS at {gcs} answers, but no node of its cluster lives")

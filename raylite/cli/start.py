@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import click
 
 from raylite._options import validate_init_options
+from raylite._runtime import credentials
 from raylite._runtime.local import SessionOptions
 from raylite._runtime.node import wait_readable
 from raylite._runtime.starting import LOOPBACK, NodeOptions, Started, start_node
@@ -34,7 +35,11 @@ and to end this machine's part of it
     raylite stop"""
 
 _ELSEWHERE = """ --token-file=FILE
-where FILE is a copy of this machine's {file}"""
+where FILE is a copy of this machine's {file}, as secret as that is there."""
+
+_READABLE = """\
+WARNING: nothing that this node says to others is encrypted. Whoever can read the network between them
+reads all data and code that they send; whoever can change what is sent can run code as this user."""
 
 _ONLY_HERE = """\
 
@@ -75,6 +80,13 @@ def _accepted(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Where other machines reach this node.  [default: a head's is only this machine's "
     f"{LOOPBACK}, another node's is that of its way to the head]",
 )
+@click.option(
+    "--bind",
+    default="",
+    metavar="IP",
+    help="Where this node listens, 0.0.0.0 or :: for every network of this machine.  "
+    "[default: the address where it is reached]",
+)
 @click.option("--num-cpus", type=float, help="CPUs to offer.  [default: this machine's]")
 @click.option("--num-gpus", type=float, help="GPUs to offer.  [default: none]")
 @click.option("--memory", type=float, metavar="BYTES", help="The resource memory.  [default: none]")
@@ -106,6 +118,13 @@ def _accepted(command: Callable[..., Any]) -> Callable[..., Any]:
     "$RAYLITE_TOKEN_FILE, or that of a node of the cluster on this machine]",
 )
 @click.option(
+    "--ca-fingerprint",
+    default="",
+    metavar="sha256:...",
+    help="By which the cluster to join is known, as its head has printed it.  [default: known from "
+    "a node of the cluster on this machine]",
+)
+@click.option(
     "--insecure-plaintext",
     is_flag=True,
     help="Let nodes of other machines speak without encryption. Whoever can read the network "
@@ -128,6 +147,8 @@ def start(
     worker_port_list: tuple[int, ...] | None,
     storage: str,
     token_file: str,
+    bind: str,
+    ca_fingerprint: str,
     insecure_plaintext: bool,
     temp_dir: str,
     block: bool,
@@ -157,15 +178,19 @@ def start(
             NodeOptions(
                 SessionOptions(**offered, temp_dir=temp_dir, system=system),
                 address,
-                node_ip_address,
-                gcs_port,
-                node_manager_port,
-                workers,
-                storage,
-                token_file,
-                insecure_plaintext,
+                ip=node_ip_address,
+                bind=bind,
+                gcs_port=gcs_port,
+                raylet_port=node_manager_port,
+                worker_ports=workers,
+                storage=storage,
+                token_file=token_file,
+                pin=ca_fingerprint,
+                insecure=insecure_plaintext,
             )
         )
+        if insecure_plaintext:
+            click.echo(_READABLE, err=True)
         if block:
             _watch(started)
         try:
@@ -211,6 +236,9 @@ def _labels(text: str | None) -> dict[str, str] | None:
 
 def _describe(started: Started) -> str:
     row, config = started.row, started.node.config
+    address, is_reached = config.cluster, config.ip != LOOPBACK
+    if config.tls:
+        address += f" --ca-fingerprint={credentials.pin(config.tls)}"
     shown = {name: row.resources[name] for name in ("CPU", "GPU") if name in row.resources}
     text = _STARTED.format(
         what="the head of a new cluster"
@@ -218,10 +246,10 @@ def _describe(started: Started) -> str:
         else f"part of the cluster at {config.cluster}",
         node=row.node_id.hex()[:12],
         resources=", ".join(f"{amount:g} {name}" for name, amount in shown.items()),
-        address=config.cluster,
-        token=_ELSEWHERE.format(file=config.token_file) if config.ip != LOOPBACK else "",
+        address=address,
+        token=_ELSEWHERE.format(file=config.token_file) if is_reached else "",
     )
-    is_closed = row.head and config.ip == LOOPBACK
+    is_closed = row.head and not is_reached
     return text + (_ONLY_HERE.format(address=config.cluster) if is_closed else "")
 
 

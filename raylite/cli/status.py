@@ -29,7 +29,7 @@ def status(address: str | None, token_file: str, temp_dir: str) -> None:
     with explained():
         nodes = inquiry.list_nodes(
             addresses.choose(address, temp_dir),
-            networks.token_file_for(address, token_file, temp_dir),
+            networks.keys_for(address, token_file, temp_dir),
         )
     click.echo("\n".join(describe(nodes, datetime.now())))
 

@@ -45,10 +45,15 @@ class Machine:
 
     def raylite(self, *words: str) -> str:
         """Run a command of raylite; return what it printed."""
+        code, out, err = self.attempt(*words)
+        assert code == 0, err
+        return out
+
+    def attempt(self, *words: str) -> tuple[int, str, str]:
+        """Run a command of raylite; return its exit code and what it printed, errors apart."""
         with self.popen("-c", COMMAND, *words) as process:
             out, err = process.communicate(timeout=50)
-        assert process.returncode == 0, err
-        return out
+        return process.returncode, out, err
 
     def run(self, program: str) -> str:
         """Run a program; return what it printed."""

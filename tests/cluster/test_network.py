@@ -12,11 +12,15 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from raylite._kernel.token import create_token
+from raylite._runtime import credentials
 from tests.cluster.netns import Lan, Machine, lan
+from tests.cluster.watching import SOON, Watch, the_only, titled
 
 pytestmark = [pytest.mark.process, pytest.mark.fault, pytest.mark.timeout(120)]
 
-LITTLE = ("--num-cpus=1", "--object-store-memory=80000000", "--insecure-plaintext")
+LITTLE = ("--num-cpus=1", "--object-store-memory=80000000")
+PLAIN = "--insecure-plaintext"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,29 +28,36 @@ class Cluster:
     network: Lan
     head: Machine
     other: Machine
+    options: tuple[str, ...]
 
     def record(self, machine: Machine) -> dict[str, object]:
         [path] = machine.folder.glob("*/session_latest/node.json")
         found: dict[str, object] = json.loads(path.read_bytes())
         return found
 
-    def join(self) -> None:
-        token, address = self.record(self.head)["token_file"], f"{self.head.ip}:6379"
-        self.other.raylite(
-            "start", f"--address={address}", f"--token-file={token}", *LITTLE,
-            '--resources={"far": 1}', f"--node-ip-address={self.other.ip}",
-        )  # fmt: skip
+    def begin(self, *more: str) -> list[str]:
+        """Start the head; return the words of the join command that it prints, without `raylite`."""
+        told = self.head.raylite(
+            "start", "--head", f"--node-ip-address={self.head.ip}", *LITTLE, *self.options, *more
+        )
+        [command] = [line for line in told.splitlines() if " --address=" in line]
+        token = str(self.record(self.head)["token_file"])
+        return command.replace("=FILE", f"={token}").split()[1:]
+
+    def join(self, command: list[str]) -> None:
+        self.other.raylite(*command, *LITTLE, *self.options, '--resources={"far": 1}')
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """Two machines, whose nodes encrypt unless a test says otherwise."""
     # Not `tmp_path`: the paths of sockets would be too long.
     with TemporaryDirectory(prefix="rl") as folder, lan(Path(folder)) as network:
-        made = Cluster(network, network.machine(), network.machine())
+        machines = network.machine(), network.machine()
+        made = Cluster(network, *machines, getattr(request, "param", ()))
         head = made.head
-        head.raylite("start", "--head", f"--node-ip-address={head.ip}", *LITTLE)
         try:
-            made.join()
+            made.join(made.begin())
             yield made
         finally:
             network.plug(made.other)
@@ -88,16 +99,108 @@ def hear(process: "subprocess.Popen[str]") -> str:
     return line
 
 
-def test_tasks_and_large_objects_pass_between_machines(cluster: Cluster) -> None:
-    told = cluster.head.run(
-        program("""
+WORK = """
 spread = where.options(scheduling_strategy="SPREAD")
-print(len(set(ray.get([spread.remote() for _ in range(4)]))))
+print(len(set(ray.get([spread.remote() for _ in range(4)]))), flush=True)
 size, back = ray.get(far.remote(ray.put(bytes(3_000_000))))
-print(size, len(back))
-""")
-    )
-    assert told.split() == ["2", "3000000", "2000000"]
+print(size, len(back), flush=True)
+"""
+
+
+@pytest.mark.parametrize("cluster", [(), (PLAIN,)], indirect=True, ids=["TLS", "plain text"])
+def test_tasks_and_large_objects_pass_between_machines(cluster: Cluster) -> None:
+    assert cluster.head.run(program(WORK)).split() == ["2", "3000000", "2000000"]
+
+
+def test_all_that_nodes_say_to_each_other_is_encrypted(cluster: Cluster) -> None:
+    """Also what a GCS says that was started again, and the workers and drivers of both nodes."""
+    pin = credentials.pin(str(cluster.record(cluster.head)["tls"]))
+    watched = Watch(gcs := component(cluster, cluster.head, "gcs"))
+    os.kill(gcs, signal.SIGKILL)
+    assert watched.left_after(SOON) == []
+    watched.close()
+    with cluster.other.popen("-c", program(f"{WORK}sys.stdin.read()")) as running:
+        assert [hear(running) for _ in range(2)] == ["2", "3000000 2000000"]
+        for machine in (cluster.head, cluster.other):
+            ports = listening(machine)
+            assert len(ports) >= 2  # the raylet's, and a worker's; the GCS's, and the driver's
+            other = cluster.other if machine is cluster.head else cluster.head
+            shown = other.run(SHOWN.format(ip=machine.ip, ports=ports, pin=pin))
+            assert shown.split() == ["sealed"] * len(ports)
+        assert running.stdin is not None
+        running.stdin.close()
+        assert running.wait(20) == 0
+
+
+SHOWN = """
+import socket
+from raylite._kernel.tls import fetch_authority
+
+for port in {ports}:
+    with socket.create_connection(({ip!r}, port), 5) as sock:
+        sock.sendall(b"PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n" + bytes(9))
+        try:
+            said = sock.recv(100)
+        except ConnectionError:
+            said = b""
+    is_sealed = fetch_authority({ip!r}, port, {pin!r}) and said[:1] in (b"", b"\\x15")  # an alert
+    print("sealed" if is_sealed else "plain")
+"""
+
+
+def listening(machine: Machine) -> list[int]:
+    """The TCP ports at which a machine's processes listen, by the system's table."""
+    shown = subprocess.run(
+        ["ip", "netns", "exec", machine.name, "cat", "/proc/net/tcp", "/proc/net/tcp6"],
+        check=True, capture_output=True, text=True, timeout=20,
+    )  # fmt: skip
+    rows = [line.split() for line in shown.stdout.splitlines() if ":" in line]
+    return [int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "0A"]
+
+
+def component(cluster: Cluster, machine: Machine, role: str) -> int:
+    server = int(str(cluster.record(machine)["pid"]))
+    return the_only(titled(f"raylite: {role}", server))
+
+
+def test_what_cannot_join_says_why_and_leaves_nothing() -> None:
+    with TemporaryDirectory(prefix="rl") as folder, lan(Path(folder)) as network:
+        made = Cluster(network, network.machine(), network.machine(), ())
+        try:
+            _, address, pin, token = made.begin()
+            create_token(other_token := f"{folder}/other/token")
+            other_pin = f"--ca-fingerprint=sha256:{0:064}"
+            for words, hint in [
+                ((address, token), "Add --ca-fingerprint"),
+                ((address, pin), "with --token-file or RAYLITE_TOKEN_FILE"),
+                ((address, pin, f"--token-file={other_token}"), "it has another token"),
+                ((address, token, other_pin), "get the join string once more"),
+                ((address, token, "--ca-fingerprint=sha256:12"), "is no fingerprint"),
+                ((address, token, PLAIN), "expects TLS"),
+                ((address, token, pin, PLAIN), "encrypts: leave --insecure-plaintext out"),
+                ((address.replace("6379", "6380"), token, pin), "Is its head running"),
+                ((address, token, pin, "--bind=0.0.0.0"), "--node-ip-address"),
+                ((address, token, pin, "--node-ip-address=10.9.9.9"), "is not an address of this"),
+            ]:
+                code, out, errors = made.other.attempt("start", *words)
+                assert (code, out) == (1, ""), words
+                assert hint in errors, words
+                assert errors.count("\n") == 1, errors
+                assert list(made.other.folder.glob("raylite/*")) == []
+        finally:
+            made.head.raylite("stop", "--force")
+
+
+def test_a_node_may_listen_on_every_network_and_be_reached_at_one() -> None:
+    with TemporaryDirectory(prefix="rl") as folder, lan(Path(folder)) as network:
+        made = Cluster(network, network.machine(), network.machine(), ())
+        try:
+            command = made.begin("--bind=0.0.0.0")
+            made.join([*command, f"--node-ip-address={made.other.ip}", "--bind=0.0.0.0"])
+            assert made.other.run(program(WORK)).split() == ["2", "3000000", "2000000"]
+        finally:
+            for machine in (made.other, made.head):
+                machine.raylite("stop", "--force")
 
 
 def test_a_blackout_of_five_seconds_is_invisible(cluster: Cluster) -> None:
@@ -160,17 +263,9 @@ print(time.monotonic() - began, flush=True)
     )
     with watching:
         assert hear(watching) == "ready"
-        server = int(str(cluster.record(cluster.other)["pid"]))
-        os.kill(raylet_of(server), signal.SIGKILL)
+        os.kill(component(cluster, cluster.other, "raylet"), signal.SIGKILL)
         assert watching.stdin is not None
         watching.stdin.write("\n")
         watching.stdin.flush()
         assert float(hear(watching)) <= 2.5
         assert watching.wait(20) == 0
-
-
-def raylet_of(server: int) -> int:
-    for child in Path(f"/proc/{server}/task/{server}/children").read_text().split():
-        if Path(f"/proc/{child}/cmdline").read_bytes().startswith(b"raylite: raylet"):
-            return int(child)
-    raise AssertionError("the node has no raylet")

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,10 +11,14 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from raylite._kernel import processes
-from raylite._runtime import folders, node, records
+from raylite._kernel.tls import fetch_authority
+from raylite._runtime import credentials, folders, node, records
 from raylite._runtime.records import NodeRecord
-from tests.cluster.started import begin, component, epoch, nodes, raylite, start
-from tests.cluster.watching import SOON, Watch, eventually, title, titled, tree
+from tests.cluster.started import PROGRAM, begin, component, epoch, nodes, raylite, start
+from tests.cluster.watching import ROOT, SOON, Watch, eventually, title, titled, tree
+
+FINGERPRINT = f"sha256:{0:064}"
+ANYWHERE = ("--bind=0.0.0.0", "--node-ip-address=127.0.0.1")  # reached here, but listening there
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(120)]
 
@@ -101,10 +106,20 @@ def test_a_second_head_at_the_same_port_is_refused_and_leaves_nothing() -> None:
         (["--address=/nowhere/session"], "no running cluster"),
         (["--head", "--port=0", "--storage=nonsense"], "is not a storage"),
         (["--head", "--port=0", "--storage=/nowhere/gcs.db"], "is its directory there"),
-        (["--head", "--port=0", "--node-ip-address=192.0.2.7"], "--insecure-plaintext"),
+        (["--address=192.0.2.7:6379"], "Add --ca-fingerprint"),
+        (["--address=127.0.0.1:1", "--node-ip-address=192.0.2.7"], "makes it encrypt"),
+        (["--head", "--port=0", f"--ca-fingerprint={FINGERPRINT}"], "leave --ca-fingerprint out"),
         (
-            ["--head", "--port=0", "--node-ip-address=192.0.2.7", "--insecure-plaintext"],
-            "--node-ip-address",
+            ["--head", "--port=0", "--node-ip-address=192.0.2.7"],
+            "is not an address of this machine",
+        ),
+        (["--head", "--port=0", "--node-ip-address=a.name"], "is no IP address"),
+        (["--head", "--port=0", "--bind=0.0.0.0"], "where others reach this node"),
+        (["--head", "--port=0", "--node-ip-address=::"], "where others reach this node"),
+        (["--head", "--port=0", "--bind=::", "--node-ip-address=127.0.0.1"], "both of IPv4"),
+        (
+            ["--head", "--port=0", *ANYWHERE, "--insecure-plaintext"],
+            "set RAYLITE_INSECURE_PLAINTEXT=1 as well",
         ),
     ],
     ids=str,
@@ -116,6 +131,47 @@ def test_what_cannot_start_says_why_and_leaves_nothing(words: list[str], hint: s
     assert "Traceback" not in done.stderr
     assert records.living() == []
     assert not list(Path(os.environ["RAYLITE_TMPDIR"]).glob("*/*/sockets"))
+
+
+def test_a_head_that_cannot_make_certificates_says_what_to_install() -> None:
+    code = f"import sys; sys.modules['cryptography'] = None; {PROGRAM}"
+    words = ["start", "--head", "--port=0", "--node-ip-address=192.0.2.7"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        capture_output=True, text=True, check=False, timeout=60,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "run pip install 'raylite[tls]'" in done.stderr
+    assert not list(Path(os.environ["RAYLITE_TMPDIR"]).glob("*/session_2*"))
+
+
+def test_plain_text_on_every_network_is_spoken_when_it_was_said_twice_and_warned_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAYLITE_INSECURE_PLAINTEXT", "1")
+    done = raylite("start", "--head", "--port=0", "--num-cpus=1", *ANYWHERE, "--insecure-plaintext")
+    assert done.returncode == 0
+    assert "WARNING: nothing that this node says to others is encrypted." in done.stderr
+    assert "--ca-fingerprint" not in done.stdout
+    (head,) = records.living()
+    assert (head.tls, Path(head.session_dir, "tls").exists()) == ("", False)
+
+
+def test_a_head_that_listens_on_every_network_encrypts() -> None:
+    head = start("--head", "--port=0", *ANYWHERE)
+    assert {path.name for path in Path(head.tls).iterdir()} == {
+        "ca.key", "ca.pem", "node.key", "node.pem",
+    }  # fmt: skip
+    start(f"--address={head.cluster}")
+    other = start(f"--address={head.session_dir}")
+    assert {path.name for path in Path(other.tls).iterdir()} == {"ca.pem", "node.key", "node.pem"}
+    assert [row.alive for row in nodes(head)] == [True] * 3
+    port = int(head.cluster.rpartition(":")[2])
+    contact = fetch_authority("127.0.0.1", port, credentials.pin(other.tls))
+    assert contact.authority == credentials.authority(head.tls)
+    assert raylite("stop").stdout == "Stopped 3 nodes.\n"
+    assert not Path(head.session_dir).exists()
 
 
 def test_a_command_that_is_killed_while_it_starts_a_node_leaves_nothing(temp_dir: Path) -> None:

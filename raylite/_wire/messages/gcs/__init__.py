@@ -5,6 +5,8 @@
 
 __all__ = (
     "AddJob",
+    "Certificate",
+    "CertificateRequest",
     "Epoch",
     "FinishJob",
     "Heartbeat",
@@ -107,6 +109,34 @@ class AddJob(betterproto2.Message):
 
 
 default_message_pool.register_message("raylite.gcs", "AddJob", AddJob)
+
+
+@dataclass(eq=False, repr=False)
+class Certificate(betterproto2.Message):
+    certificate: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    and behind it that of the cluster's CA
+    """
+
+
+default_message_pool.register_message("raylite.gcs", "Certificate", Certificate)
+
+
+@dataclass(eq=False, repr=False)
+class CertificateRequest(betterproto2.Message):
+    """
+    Certificates: what nodes show to one another. All in PEM.
+    """
+
+    request: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    PKCS #10, with the addresses of the node
+    """
+
+
+default_message_pool.register_message(
+    "raylite.gcs", "CertificateRequest", CertificateRequest
+)
 
 
 @dataclass(eq=False, repr=False)
