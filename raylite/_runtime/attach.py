@@ -4,7 +4,8 @@ import asyncio
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from raylite._kernel.arena import Arena
 from raylite._kernel.host import Host
@@ -103,8 +104,7 @@ class ProcessService(Service, serves=(raylet.Process,)):
                 self._objects.viewless(id)
 
 
-@dataclass(slots=True)
-class Attachment:
+class Attachment(Struct):
     """One process's core worker, running on the loop that made it."""
 
     core: Core
@@ -114,6 +114,7 @@ class Attachment:
     job: bytes
     gcs_address: str
     driver: DriverService | None = None
+    execute: ExecuteService | None = None
 
     async def finish(self) -> None:
         """Say that this driver's job has come to its end; who does not is taken for dead."""
@@ -124,6 +125,8 @@ class Attachment:
         """Belong to the node that has taken this process in."""
         self.node_id = node_id
         self.core.settle(node_id)
+        if self.execute is not None:
+            self.execute.settled()
 
     async def detach(self) -> None:
         """Say goodbye and end the services."""
@@ -230,6 +233,7 @@ def _assemble(
     core = Core(id, job, loop, network, arena, owner, submit, locations, link, wake)
     services: list[Service] = [owner, submit, process, locations, *more]
     process.core = core
+    execute = None
     if executor is not None:
         execute = ExecuteService(owner, core, executor, link)
         process.executor = executor
@@ -238,4 +242,4 @@ def _assemble(
         services.append(execute)
     host = Host(network, *services)
     running = host.start("core worker")
-    return Attachment(core, host, running, b"", job, gcs_address)
+    return Attachment(core, host, running, b"", job, gcs_address, execute=execute)

@@ -59,8 +59,8 @@ class Copies:
         self.node = b""
 
     def is_away(self, value: Value) -> bool:
-        """Whether a value lies on another node."""
-        return bool(value.node) and value.node != self.node
+        """Whether a value lies on another node; False as long as this process's own is unknown."""
+        return bool(value.node and self.node) and value.node != self.node
 
     def bring(self, entries: Sequence[Entry], priority: int) -> Bringing:
         """Have objects brought here, all of them or none; the future is of views of their bytes.

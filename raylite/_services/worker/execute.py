@@ -91,6 +91,15 @@ class ExecuteService(Service, serves=(worker.Execute,)):
                 self._submitters[job.link].given_back(hot.GivenBack(job.task.id, job.task.attempt))
             self._let_go(job)
 
+    def settled(self) -> None:
+        """The raylet has said which node this is, which the first owner's tasks may have outrun.
+
+        None of them has begun: a worker runs nothing before it has been taken in.
+        """
+        for job in self._executor.take_back():
+            self._bring_arguments(job)
+            self._executor.run(job)
+
     def blocked(self) -> None:
         """The running task waits: lend the CPU to others, and give back what is behind it."""
         self._is_blocked = True
