@@ -5,15 +5,15 @@ given the time, and the `Door` acts.
 """
 
 from collections import Counter
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from raylite._kernel.rate import Rate
 
 REMEMBERED = 1024  # places whose failures are counted; of more, the longest known is forgotten
 
 
-@dataclass(frozen=True, slots=True)
-class Admission:
+class Admission(Struct, frozen=True):
     """What a stranger is allowed. Times in seconds.
 
     Args:

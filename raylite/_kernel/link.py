@@ -17,12 +17,12 @@ import math
 import struct
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import anyio
 import msgspec
+from msgspec import Struct
 
+from raylite._kernel.deadlines import effective_deadline
 from raylite._kernel.interface import Route, batch
 from raylite._kernel.mailbox import Mailbox
 from raylite._kernel.outbox import Outbox
@@ -60,8 +60,7 @@ _encode_error = msgspec.msgpack.Encoder().encode
 _decode_error = msgspec.msgpack.Decoder(tuple[str, str]).decode
 
 
-@dataclass(frozen=True, slots=True)
-class LinkConfig:
+class LinkConfig(Struct, frozen=True):
     """Times in seconds, sizes in bytes.
 
     Args:
@@ -604,7 +603,7 @@ class Link:
                 return call
 
     def _deadline(self) -> bytes:
-        deadline = anyio.current_effective_deadline()
+        deadline = effective_deadline()
         if deadline == math.inf:
             return b"\0\0\0\0\0\0\0\0"
         return _DEADLINE.pack(max(deadline - self._loop.time(), 1e-6))

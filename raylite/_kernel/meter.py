@@ -1,11 +1,11 @@
 """Counts of what a service did, cheap enough to keep always."""
 
 from collections import Counter
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True)
-class Statistics:
+class Statistics(Struct, frozen=True):
     """A service's counts since it started. `waiting` is how many messages its mailbox holds now."""
 
     handled: dict[str, int]

@@ -7,11 +7,11 @@ import select
 import signal
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import setproctitle
+from msgspec import Struct
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -20,8 +20,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _title = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Exit:
+class Exit(Struct, frozen=True):
     """How a process ended: with an exit code, or by a signal. One of the two is None."""
 
     pid: int

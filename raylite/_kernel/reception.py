@@ -6,9 +6,11 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from raylite._kernel.connection import Connection
 from raylite._kernel.door import Door
@@ -30,8 +32,7 @@ _LOCAL = "this machine"  # where strangers on unix sockets come from
 _SUBNET = 64  # bits of an IPv6 address: whoever has one has all that begin with these
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
+class Rules(Struct, frozen=True):
     """Where a process may listen, and what is allowed to whom."""
 
     has_token: bool

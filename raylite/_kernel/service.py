@@ -16,9 +16,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from functools import cached_property, partial
 from typing import Any, ClassVar, NamedTuple, TypeVar, overload
 
-import anyio
-
 from raylite._kernel import interface
+from raylite._kernel.deadlines import cancel_scope
 from raylite._kernel.interface import Interface, Route
 from raylite._kernel.link import Link, Message
 from raylite._kernel.mailbox import Mailbox
@@ -248,7 +247,7 @@ class Service:
             if deadline == math.inf:
                 await answer(handler, link, call, request)
             else:
-                with anyio.CancelScope(deadline=deadline) as scope:
+                with cancel_scope(deadline) as scope:
                     await answer(handler, link, call, request)
                 if scope.cancelled_caught:
                     link.fail(call, DeadlineExceededError(f"{route.name} did not end in time"))

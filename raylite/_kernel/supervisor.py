@@ -4,7 +4,8 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from raylite._kernel.seams import now
 from raylite._kernel.service import Service
@@ -12,8 +13,7 @@ from raylite._kernel.service import Service
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Restart:
+class Restart(Struct, frozen=True):
     """How often a service may crash: `limit` times within `window` seconds, `delay` apart."""
 
     limit: int = 5

@@ -6,7 +6,6 @@ import signal
 import sys
 from functools import partial
 
-import anyio._backends._asyncio  # noqa: F401 - what anyio loads at first use, before the fork
 import uvloop
 
 from raylite._kernel import processes

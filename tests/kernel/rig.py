@@ -9,13 +9,13 @@ import socket
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import anyio
 import msgspec
 import pytest
 import uvloop
+from msgspec.structs import replace
 
 from raylite._kernel.grpc import GrpcNetwork
 from raylite._kernel.host import Host

@@ -12,7 +12,6 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from grpclib.const import Status
 from grpclib.events import RecvRequest, listen
 from grpclib.exceptions import GRPCError
 from hypothesis import example, given, settings, strategies as st
+from msgspec.structs import replace
 
 from raylite._kernel import grpc
 from raylite._kernel.connection import Connection

@@ -4,13 +4,13 @@ import asyncio
 import gc
 import time
 import weakref
-from dataclasses import replace
 from typing import Any
 
 import anyio
 import msgspec
 import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
+from msgspec.structs import replace
 
 from raylite._kernel.link import FEED_CREDIT, Link
 from raylite._kernel.mailbox import HIGH_WATER
