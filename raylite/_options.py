@@ -12,8 +12,9 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, Self
+
+from msgspec import Struct
 
 Check = Callable[[Any], str | None]
 """Why a value is refused, or None if it is not."""
@@ -214,8 +215,7 @@ def _namespace(value: str | None) -> str | None:
 # --- The table ---
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(Struct, frozen=True):
     """A keyword: what its value may be, and what it is when it is not given."""
 
     name: str
@@ -394,8 +394,7 @@ def update_options(original: Mapping[str, object], new: Mapping[str, object]) ->
 # --- What a task is submitted with ---
 
 
-@dataclass(frozen=True, slots=True)
-class TaskOptions:
+class TaskOptions(Struct, frozen=True):
     """All options of one task, defaults filled in."""
 
     num_cpus: float = 1

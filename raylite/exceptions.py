@@ -53,11 +53,11 @@ import pickle
 import sysconfig
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
 from types import GetSetDescriptorType, MemberDescriptorType
 from typing import Any, ClassVar
 
 import cloudpickle
+from msgspec import Struct
 
 logger = logging.getLogger(__name__)
 
@@ -509,8 +509,7 @@ class RayActorError(RayError):
         return self.error_msg
 
 
-@dataclass(frozen=True, slots=True)
-class ActorDeath:
+class ActorDeath(Struct, frozen=True):
     """How an actor died: what the cluster remembers of it and an `ActorDiedError` tells."""
 
     actor_id: str

@@ -29,6 +29,11 @@ from typing import Any
 
 import pytest
 import uvloop
+from hypothesis import HealthCheck, settings
+
+# How fast inputs are made and tried is the machine's business: other tests run beside these.
+settings.register_profile("raylite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("raylite")
 
 # The first loop makes a pipe for signals that libuv keeps for as long as the process lives.
 uvloop.new_event_loop().close()

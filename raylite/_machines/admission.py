@@ -12,8 +12,9 @@ hold the very bytes that they wait for. One is active always, though it be too l
 
 from bisect import bisect_left, insort
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
 from enum import IntEnum
+
+from msgspec import Struct
 
 from raylite._types.keys import ObjectKey
 
@@ -26,15 +27,13 @@ class Priority(IntEnum):
     ARGUMENT = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Admit:
+class Admit(Struct, frozen=True):
     """Bring this object."""
 
     object_id: ObjectKey
 
 
-@dataclass(frozen=True, slots=True)
-class Suspend:
+class Suspend(Struct, frozen=True):
     """Give up what has come of this object: others go first."""
 
     object_id: ObjectKey
@@ -46,8 +45,7 @@ Effect = Admit | Suspend
 _Place = tuple[int, int, Hashable]
 
 
-@dataclass(slots=True)
-class _Request:
+class _Request(Struct):
     place: _Place
     #: What it still needs.
     missing: dict[ObjectKey, None]

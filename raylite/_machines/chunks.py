@@ -6,9 +6,10 @@ as early as can be.
 """
 
 from collections import deque
-from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Final
+
+from msgspec import Struct, field
 
 from raylite._types.keys import ObjectKey
 from raylite._types.strategies import NodeKey
@@ -21,8 +22,7 @@ WINDOW: Final = 8
 """Chunks that one source is asked for at a time: 8 MiB, what 2 GB/s carry in 4 ms."""
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(Struct, frozen=True):
     """A run of an object's bytes."""
 
     offset: int
@@ -92,8 +92,7 @@ class Chunks:
         return Chunk(offset, min(self._chunk, self._size - offset))
 
 
-@dataclass(slots=True)
-class _Line:
+class _Line(Struct):
     """The objects that come from one source."""
 
     flying: int = 0

@@ -10,13 +10,13 @@ of one that has gone is never taken for its successor.
 """
 
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from raylite._types.keys import ObjectKey
 
 
-@dataclass(slots=True)
-class Copy:
+class Copy(Struct):
     """A whole object, here. `owner` is its owner's address."""
 
     key: ObjectKey
@@ -28,8 +28,7 @@ class Copy:
     is_primary: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Discard:
+class Discard(Struct, frozen=True):
     """Give this copy's room back; with `is_news`, its owner does not know yet."""
 
     copy: Copy

@@ -10,9 +10,10 @@ object was freed in the meantime, is dropped where it is: nothing else would eve
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final
+
+from msgspec import Struct, field
 
 from raylite._types.keys import ObjectKey
 from raylite._types.strategies import NodeKey
@@ -21,8 +22,7 @@ DEAD_KEPT: Final = 10_000
 """Nodes remembered as dead. Of one forgotten, late news would count: a pull would correct it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tell:
+class Tell(Struct, frozen=True):
     """These raylets are to know who has the object now; nobody, if `nodes` is empty."""
 
     subscribers: tuple[NodeKey, ...]
@@ -31,39 +31,34 @@ class Tell:
     nodes: tuple[NodeKey, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class TellLost:
+class TellLost(Struct, frozen=True):
     """These raylets wait in vain: the object is gone for good. They are subscribed no more."""
 
     subscribers: tuple[NodeKey, ...]
     object_id: ObjectKey
 
 
-@dataclass(frozen=True, slots=True)
-class Pin:
+class Pin(Struct, frozen=True):
     """This node's copy is the primary from now on; if it has gone meanwhile, news of that comes."""
 
     object_id: ObjectKey
     node: NodeKey
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
+class Lost(Struct, frozen=True):
     """No copy is left: rebuild the object, unless that is under way, or `give_up` on it."""
 
     object_id: ObjectKey
 
 
-@dataclass(frozen=True, slots=True)
-class Drop:
+class Drop(Struct, frozen=True):
     """This node's copy is not wanted any more."""
 
     object_id: ObjectKey
     node: NodeKey
 
 
-@dataclass(frozen=True, slots=True)
-class Verify:
+class Verify(Struct, frozen=True):
     """Have this node tell anew whether it has a copy."""
 
     object_id: ObjectKey
@@ -82,8 +77,7 @@ class _State(Enum):
     GIVEN_UP = auto()
 
 
-@dataclass(slots=True)
-class _Object:
+class _Object(Struct):
     state: _State = _State.EXPECTED
     size: int = 0
     # In the order in which they came; the primary is one of them.

@@ -16,10 +16,11 @@ Who waits for whom
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from operator import itemgetter
 from typing import Final
+
+from msgspec import Struct
 
 from raylite._types.keys import HolderKey, LeaseID
 from raylite._types.resources import Resources, amount_text
@@ -27,8 +28,7 @@ from raylite._types.resources import Resources, amount_text
 _GRANTS_BETWEEN_OLDEST: Final = 7
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Struct, frozen=True):
     """A wish for a worker that holds `demand`."""
 
     lease: LeaseID
@@ -40,8 +40,7 @@ class Request:
     lasting: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(Struct, frozen=True):
     """The lease is its holder's, until released."""
 
     lease: LeaseID
@@ -49,8 +48,7 @@ class Grant:
     demand: Resources
 
 
-@dataclass(frozen=True, slots=True)
-class Infeasible:
+class Infeasible(Struct, frozen=True):
     """This node could not grant it even when idle. It stays listed, in case the node grows."""
 
     lease: LeaseID
@@ -58,23 +56,20 @@ class Infeasible:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Revoke:
+class Revoke(Struct, frozen=True):
     """A granted lease is void because its holder died; its worker must stop the holder's work."""
 
     lease: LeaseID
     holder: HolderKey
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(Struct, frozen=True):
     """Others wait: these holders are to give idle leases back at once, until `Unwanted`."""
 
     holders: tuple[HolderKey, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Unwanted:
+class Unwanted(Struct, frozen=True):
     """Nobody waits any more: these holders, told `Wanted` before, may keep idle leases a while."""
 
     holders: tuple[HolderKey, ...]
@@ -83,8 +78,7 @@ class Unwanted:
 Effect = Grant | Infeasible | Revoke | Wanted | Unwanted
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseStatistics:
+class LeaseStatistics(Struct, frozen=True):
     """Counts of leases by where they stand."""
 
     #: Lent, the blocked ones included.
@@ -97,8 +91,7 @@ class LeaseStatistics:
     granted: int
 
 
-@dataclass(slots=True)
-class _Loan:
+class _Loan(Struct):
     request: Request
     blocked: bool = False
 

@@ -17,7 +17,8 @@ Sizes and offsets are bytes. Finding an extent is O(log n) in the number of free
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 PAGE = 4096
 """Extents start on multiples of this, and nothing else shares their last page."""
@@ -25,8 +26,7 @@ PAGE = 4096
 NOBODY: frozenset[bytes] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(Struct, frozen=True):
     """A run of bytes in the arena; `size` is the object's own size, not rounded."""
 
     offset: int
@@ -43,8 +43,7 @@ class Extent:
         return self.offset + _span(self.size)
 
 
-@dataclass(frozen=True, slots=True)
-class Allocated:
+class Allocated(Struct, frozen=True):
     """The object has its bytes; reserve `fresh` before anybody writes to them."""
 
     request: Hashable
@@ -53,8 +52,7 @@ class Allocated:
     fresh: tuple[Extent, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(Struct, frozen=True):
     """The object gets no bytes, and the message says why."""
 
     request: Hashable
@@ -64,8 +62,7 @@ class Refused:
 Effect = Allocated | Refused
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryStatistics:
+class MemoryStatistics(Struct, frozen=True):
     """Bytes and counts at one moment; ``used + quarantined + free == capacity``."""
 
     capacity: int
@@ -78,22 +75,19 @@ class MemoryStatistics:
     waiting: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Held:
+class _Held(Struct, frozen=True):
     extent: Extent
     owner: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class _Waiting:
+class _Waiting(Struct, frozen=True):
     object_id: bytes
     size: int
     owner: bytes
     since: float
 
 
-@dataclass(slots=True)
-class _Ward:
+class _Ward(Struct):
     """Extents given up together, and who may still be looking at them."""
 
     extents: list[Extent]

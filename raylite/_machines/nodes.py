@@ -1,21 +1,20 @@
 """Nodes: who is in the cluster, and who has been silent for too long."""
 
-from dataclasses import dataclass
 from enum import Enum
+
+from msgspec import Struct
 
 GRACE = 10.0  # seconds of silence after which a node is dead
 STALL = 5.0  # seconds without `expire` after which it is not the nodes that were silent
 
 
-@dataclass(frozen=True, slots=True)
-class NodeJoined:
+class NodeJoined(Struct, frozen=True):
     """A node is a member from now on."""
 
     node_id: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class NodeDied:
+class NodeDied(Struct, frozen=True):
     """A node is a member no more, and why."""
 
     node_id: bytes
@@ -33,8 +32,7 @@ class Standing(Enum):
     REPLACED = "replaced"  # another incarnation of the same node is the member
 
 
-@dataclass(slots=True)
-class _Member:
+class _Member(Struct):
     incarnation: int
     heard_at: float
 

@@ -15,9 +15,11 @@ among them, exact and up to date; and calls `changed` when views have changed, a
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from raylite._machines.policies import Draw, Policies, is_available, is_feasible
 from raylite._machines.shortage import refusal, shortage
@@ -36,8 +38,7 @@ PROMISE_LASTS: Final = 3.0
 (ray_syncer_message_refresh_interval_ms): the view of a node that did quick work may not change."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(Struct, frozen=True):
     """A wish for a lease, with all that it says about where."""
 
     lease: LeaseID
@@ -47,15 +48,13 @@ class Ask:
     visited: tuple[NodeKey, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Keep:
+class Keep(Struct, frozen=True):
     """Queue it here, or leave it queued."""
 
     ask: Ask
 
 
-@dataclass(frozen=True, slots=True)
-class Spill:
+class Spill(Struct, frozen=True):
     """Have its holder ask this node instead; withdraw it, if it is queued here."""
 
     lease: LeaseID
@@ -66,8 +65,7 @@ class Spill:
     visited: tuple[NodeKey, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Refuse:
+class Refuse(Struct, frozen=True):
     """It can never be granted; withdraw it, if it is queued here."""
 
     lease: LeaseID
@@ -75,8 +73,7 @@ class Refuse:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Infeasible:
+class Infeasible(Struct, frozen=True):
     """No node can serve it at present: tell its holder why. Withdraw it, if it is queued here."""
 
     lease: LeaseID
@@ -95,8 +92,7 @@ class _Standing(Enum):
     PARKED = auto()
 
 
-@dataclass(slots=True)
-class _Entry:
+class _Entry(Struct):
     ask: Ask
     since: float
     standing: _Standing = _Standing.PARKED
@@ -104,8 +100,7 @@ class _Entry:
     told: str | None = None
 
 
-@dataclass(slots=True)
-class _Promise:
+class _Promise(Struct):
     """What was sent to a node since it last described itself."""
 
     view: NodeView

@@ -16,11 +16,12 @@ How the pool grows
 
 from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
 from operator import itemgetter
 from typing import Final, final
+
+from msgspec import Struct
 
 from raylite._types.keys import LeaseID, StartToken, WorkerKey
 from raylite._types.resources import UNIT
@@ -29,16 +30,14 @@ from raylite._types.resources import UNIT
 FAILURES: Final = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Lend:
+class Lend(Struct, frozen=True):
     """The lease's tasks run on this worker."""
 
     worker: WorkerKey
     lease: LeaseID
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(Struct, frozen=True):
     """Start a process; answer with `Pool.registered` or `Pool.start_failed`.
 
     `key` is the key of the lease that needs it, None to have a fresh worker at hand.
@@ -48,24 +47,21 @@ class Start:
     key: Hashable
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
+class Lost(Struct, frozen=True):
     """The worker died under this lease."""
 
     lease: LeaseID
     worker: WorkerKey
 
 
-@dataclass(frozen=True, slots=True)
-class Fail:
+class Fail(Struct, frozen=True):
     """No worker can be started for this lease."""
 
     lease: LeaseID
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Retire:
+class Retire(Struct, frozen=True):
     """End this worker; it may take its time, and gets no more work. Answer with `Pool.died`."""
 
     worker: WorkerKey
@@ -74,8 +70,7 @@ class Retire:
 Effect = Lend | Start | Lost | Fail | Retire
 
 
-@dataclass(frozen=True, slots=True)
-class PoolStatistics:
+class PoolStatistics(Struct, frozen=True):
     """Counts of processes by state, and of the leases that wait for one."""
 
     idle: int
@@ -103,8 +98,7 @@ class _Fresh:
 _FRESH: Final = _Fresh()
 
 
-@dataclass(slots=True)
-class _Worker:
+class _Worker(Struct):
     key: Hashable
     idle_since: float
     state: _State = _State.IDLE
@@ -114,14 +108,12 @@ class _Worker:
     last_lease: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Ask:
+class _Ask(Struct, frozen=True):
     number: int
     load: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Beginning:
+class _Beginning(Struct, frozen=True):
     key: Hashable
     load: int
 

@@ -10,8 +10,9 @@ twice or for an attempt that has ended is ignored.
 """
 
 from collections.abc import Collection, Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
 from enum import Enum, auto
+
+from msgspec import Struct, field
 
 from raylite._machines.admission import Admission, Admit, Priority, Suspend
 from raylite._machines.chunks import CHUNK, WINDOW, Chunks, Lines
@@ -29,8 +30,7 @@ class Failure(Enum):
     NO_ROOM = auto()
 
 
-@dataclass(frozen=True, slots=True)
-class AskLocations:
+class AskLocations(Struct, frozen=True):
     """Have the owner tell who has the object, now and on changes; `without` said they have not."""
 
     object_id: ObjectKey
@@ -38,16 +38,14 @@ class AskLocations:
     without: tuple[NodeKey, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Unsubscribe:
+class Unsubscribe(Struct, frozen=True):
     """The owner need not tell any more."""
 
     object_id: ObjectKey
     owner: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Allocate:
+class Allocate(Struct, frozen=True):
     """Find room in the local store; answer with `allocated` or `allocation_refused`."""
 
     pull: int
@@ -56,8 +54,7 @@ class Allocate:
     owner: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class RequestChunk:
+class RequestChunk(Struct, frozen=True):
     """Have a source send some bytes; they come to `arrived`, or it answers with `refused`."""
 
     pull: int
@@ -67,8 +64,7 @@ class RequestChunk:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
+class Write(Struct, frozen=True):
     """Put the bytes that have just arrived into the store."""
 
     pull: int
@@ -76,30 +72,26 @@ class Write:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Seal:
+class Seal(Struct, frozen=True):
     """All bytes are written: the object is local, and its owner is to know."""
 
     pull: int
     object_id: ObjectKey
 
 
-@dataclass(frozen=True, slots=True)
-class Abort:
+class Abort(Struct, frozen=True):
     """Give back the room of this attempt, or stop looking for it."""
 
     pull: int
 
 
-@dataclass(frozen=True, slots=True)
-class Fulfilled:
+class Fulfilled(Struct, frozen=True):
     """All objects of the request are local."""
 
     request: Hashable
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(Struct, frozen=True):
     """The request is over because this object will not come."""
 
     request: Hashable
@@ -120,8 +112,7 @@ class _State(Enum):
     FETCHING = auto()
 
 
-@dataclass(slots=True)
-class _Object:
+class _Object(Struct):
     id: ObjectKey
     owner: bytes
     size: int = 0

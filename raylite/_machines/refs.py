@@ -16,7 +16,7 @@ Objects whose values hold each other in a circle keep each other alive; like Ray
 such circles.
 """
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from raylite._types.keys import ObjectKey
 
@@ -48,15 +48,13 @@ class Reference:
         return bool(self.local or self.views or self.contained)
 
 
-@dataclass(frozen=True, slots=True)
-class Free:
+class Free(Struct, frozen=True):
     """Nothing holds this owned object any more: its value can go."""
 
     reference: Reference
 
 
-@dataclass(frozen=True, slots=True)
-class GiveUp:
+class GiveUp(Struct, frozen=True):
     """Nothing here holds this borrowed object any more: tell its owner."""
 
     reference: Reference

@@ -15,8 +15,9 @@ once, and one in use when its turn is over: who has much to do must not starve w
 
 from collections import deque
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
 from enum import Enum
+
+from msgspec import Struct
 
 from raylite._types.keys import LeaseID, TaskKey, WorkerKey
 from raylite._types.resources import UNIT, Resources
@@ -47,8 +48,7 @@ class Pending:
         self.worker: WorkerKey | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class LaneKey:
+class LaneKey(Struct, frozen=True):
     """What tasks must share to run on each other's leases."""
 
     demand: Resources
@@ -60,31 +60,27 @@ class LaneKey:
     scattered: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class RequestLease:
+class RequestLease(Struct, frozen=True):
     """Ask for a worker that has what the lane demands."""
 
     lease: LeaseID
     key: LaneKey
 
 
-@dataclass(frozen=True, slots=True)
-class ReturnLease:
+class ReturnLease(Struct, frozen=True):
     """Give a lease back, or withdraw the wish for one."""
 
     lease: LeaseID
 
 
-@dataclass(frozen=True, slots=True)
-class Push:
+class Push(Struct, frozen=True):
     """Send these tasks to a worker, in this order."""
 
     worker: WorkerKey
     tasks: list[Pending]
 
 
-@dataclass(frozen=True, slots=True)
-class AskBack:
+class AskBack(Struct, frozen=True):
     """Ask a worker to give back what it has not started."""
 
     worker: WorkerKey
@@ -93,8 +89,7 @@ class AskBack:
 Effect = RequestLease | ReturnLease | Push | AskBack
 
 
-@dataclass(frozen=True, slots=True)
-class SubmitterStatistics:
+class SubmitterStatistics(Struct, frozen=True):
     """Counts of what the submitter keeps at one moment."""
 
     lanes: int

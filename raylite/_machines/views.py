@@ -14,8 +14,9 @@ node leaves nothing behind, and late news cannot bring it back.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
+
+from msgspec import Struct
 
 from raylite._types.resources import Resources
 from raylite._types.strategies import NodeKey, NodeView
@@ -23,8 +24,7 @@ from raylite._types.strategies import NodeKey, NodeView
 ASK_AGAIN = 1.0  # seconds without an answer; ten times what a view takes to travel
 
 
-@dataclass(frozen=True, slots=True)
-class Profile:
+class Profile(Struct, frozen=True):
     """What seldom changes of a node."""
 
     address: str
@@ -33,16 +33,14 @@ class Profile:
     draining: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(Struct, frozen=True):
     """What changes with every lease."""
 
     available: Resources
     backlog: int
 
 
-@dataclass(frozen=True, slots=True)
-class ViewDelta:
+class ViewDelta(Struct, frozen=True):
     """The parts of a node's view that changed after `base`; all of them if that is 0."""
 
     node: NodeKey
@@ -53,22 +51,19 @@ class ViewDelta:
     load: Load | None
 
 
-@dataclass(frozen=True, slots=True)
-class Changed:
+class Changed(Struct, frozen=True):
     """A node is known, or known better, from now on."""
 
     view: NodeView
 
 
-@dataclass(frozen=True, slots=True)
-class Gone:
+class Gone(Struct, frozen=True):
     """A node whose view was known is no member any more."""
 
     node: NodeKey
 
 
-@dataclass(frozen=True, slots=True)
-class AskFull:
+class AskFull(Struct, frozen=True):
     """News of a node was missed: have its whole view sent."""
 
     node: NodeKey
@@ -139,8 +134,7 @@ class ViewPublisher:
         assert 0 <= self._sent <= self._version
 
 
-@dataclass(slots=True)
-class _Member:
+class _Member(Struct):
     incarnation: int
     #: When it joined, or its view was last asked for.
     since: float

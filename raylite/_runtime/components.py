@@ -5,7 +5,8 @@ import os
 import socket
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from raylite._kernel.arena import Arena
 from raylite._kernel.host import Host
@@ -53,8 +54,7 @@ def build_gcs(network: Network, storage: Storage | None = None, *further: Servic
     return Host(network, nodes, views, jobs, workers, kv, *further)
 
 
-@dataclass(slots=True)
-class Raylet:
+class Raylet(Struct):
     """A raylet's services, to be run by its host."""
 
     host: Host

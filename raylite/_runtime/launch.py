@@ -6,11 +6,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
 from typing import Self
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from raylite._kernel import processes
 from raylite._runtime.folders import make_session_dir
@@ -47,8 +49,7 @@ main(fd)
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Addresses:
+class Addresses(Struct, frozen=True):
     """The paths of a node's unix sockets."""
 
     gcs: str

@@ -7,7 +7,8 @@ place is reached by those who have just lost the first.
 import errno
 import os
 import socket
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 _BACKLOG = 4096
 
@@ -16,8 +17,7 @@ class CannotListen(Exception):
     """An address cannot be had. The message is for the user."""
 
 
-@dataclass(frozen=True, slots=True)
-class Listeners:
+class Listeners(Struct, frozen=True):
     """A component's bound and listening sockets."""
 
     unix: socket.socket

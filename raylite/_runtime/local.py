@@ -4,7 +4,8 @@ Apart from the session, which needs much more code: that is loaded while the nod
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from raylite._runtime import launch
 from raylite._runtime.launch import NodeProcess
@@ -13,8 +14,7 @@ from raylite._runtime.node import NodeConfig
 from raylite._types import board
 
 
-@dataclass(frozen=True, slots=True)
-class SessionOptions:
+class SessionOptions(Struct, frozen=True):
     """What `init` was asked for. None leaves it to the machine."""
 
     num_cpus: float | None = None

@@ -6,7 +6,8 @@ addresses of two places, of which their own node uses the unix socket. See `_typ
 
 import os
 import socket
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from raylite._kernel.grpc import GrpcNetwork
 from raylite._kernel.link import LinkConfig
@@ -21,8 +22,7 @@ from raylite._types.marks import mark_of_node
 TOKEN_VARIABLE = "RAYLITE_TOKEN_FILE"
 
 
-@dataclass(frozen=True, slots=True)
-class Keys:
+class Keys(Struct, frozen=True):
     """What lets a process in at a cluster: its token, and certificates if its nodes encrypt."""
 
     token: Token | None = None

@@ -8,12 +8,12 @@ import socket
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import Struct, field
 
 from raylite._kernel import processes
 from raylite._kernel.arena import Arena
@@ -45,8 +45,7 @@ OWN_STORAGE = "gcs.db"
 Scalar = bool | int | float | str | None
 
 
-@dataclass(frozen=True, slots=True)
-class NodeConfig:
+class NodeConfig(Struct, frozen=True):
     """What a node is made from. Plain data: it travels as JSON.
 
     Args:
@@ -393,8 +392,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
     return one, other
 
 
-@dataclass(frozen=True, slots=True)
-class Inherited:
+class Inherited(Struct, frozen=True):
     """What a role's process gets from the fork server. It owns these, and no other descriptors.
 
     Args:

@@ -3,8 +3,10 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from raylite._kernel.secretfile import write_secret
 from raylite._kernel.tls import FirstContact, fetch_authority, fingerprint, newcomer_tls
@@ -34,8 +36,7 @@ LOOPBACK = "127.0.0.1"
 INSECURE_VARIABLE = "RAYLITE_INSECURE_PLAINTEXT"
 
 
-@dataclass(frozen=True, slots=True)
-class NodeOptions:
+class NodeOptions(Struct, frozen=True):
     """What `raylite start` was asked for.
 
     Args:
@@ -66,8 +67,7 @@ class NodeOptions:
     insecure: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class Started(Struct, frozen=True):
     """A node that works, and its row in the cluster's table."""
 
     node: NodeProcess

@@ -4,7 +4,8 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from raylite._kernel import processes
 from raylite._runtime import records
@@ -17,8 +18,7 @@ GRACE = 16.0  # Ray's
 _REAPING = 3.0  # seconds for a fork server to reap what it had to kill
 
 
-@dataclass(frozen=True, slots=True)
-class Stopped:
+class Stopped(Struct, frozen=True):
     """How many nodes were stopped, how many of them by force, and of how many only traces were left."""
 
     nodes: int

@@ -4,7 +4,8 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from raylite._kernel import processes
 from raylite._kernel.arena import Arena
@@ -21,8 +22,7 @@ _LONGEST_LINE = 64 * 1024
 OnLines = Callable[[int, int, str, bool, list[str]], bool]
 
 
-@dataclass(slots=True)
-class _Worker:
+class _Worker(Struct):
     token: int
     pid: int
     pidfd: int

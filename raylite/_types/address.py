@@ -7,7 +7,8 @@ own, which the hexadecimal mark NODE names, by the unix socket.
 
 import ipaddress
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 LONGEST_PATH = 107  # bytes: what the kernel takes for a unix socket
 
@@ -17,8 +18,7 @@ _MARK = re.compile(r"(?:[0-9a-f]{2})+")
 _EXPECTED = "expected unix:/path, tcp:HOST:PORT, tcp:[IPV6]:PORT or tcp:HOST:PORT;NODE=unix:/path"
 
 
-@dataclass(frozen=True, slots=True)
-class UnixAddress:
+class UnixAddress(Struct, frozen=True):
     """A unix socket, by its absolute path."""
 
     path: str
@@ -27,8 +27,7 @@ class UnixAddress:
         return f"unix:{self.path}"
 
 
-@dataclass(frozen=True, slots=True)
-class TcpAddress:
+class TcpAddress(Struct, frozen=True):
     """A host, by name or IP address, and a port; port 0 asks for any that is free."""
 
     host: str
@@ -40,8 +39,7 @@ class TcpAddress:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class NodeAddress:
+class NodeAddress(Struct, frozen=True):
     """A process that its own node reaches by a unix socket, and others by TCP."""
 
     tcp: TcpAddress

@@ -5,9 +5,10 @@ the answers are, so whoever looks for nodes can treat tasks with equal placement
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import NewType, Self
+
+from msgspec import Struct, field
 
 from raylite._types.resources import Resources
 
@@ -15,8 +16,7 @@ from raylite._types.resources import Resources
 NodeKey = NewType("NodeKey", bytes)
 
 
-@dataclass(frozen=True, slots=True)
-class NodeView:
+class NodeView(Struct, frozen=True):
     """A node as it describes itself; by the time others read it, it may be out of date."""
 
     node: NodeKey
@@ -39,8 +39,7 @@ class NodeView:
         return host if host and port.isdigit() else self.address
 
 
-@dataclass(frozen=True, slots=True)
-class In:
+class In(Struct, frozen=True):
     """The label is there and has one of these values."""
 
     values: tuple[str, ...]
@@ -53,8 +52,7 @@ class In:
         return self.values[0] if len(self.values) == 1 else f"in({','.join(self.values)})"
 
 
-@dataclass(frozen=True, slots=True)
-class NotIn:
+class NotIn(Struct, frozen=True):
     """The label has none of these values. Ray: an absent label is accepted, here too."""
 
     values: tuple[str, ...]
@@ -67,8 +65,7 @@ class NotIn:
         return f"!{In(self.values)}"
 
 
-@dataclass(frozen=True, slots=True)
-class Exists:
+class Exists(Struct, frozen=True):
     """The label is there, whatever its value."""
 
     def accepts(self, value: str | None) -> bool:
@@ -79,8 +76,7 @@ class Exists:
         return "exists"
 
 
-@dataclass(frozen=True, slots=True)
-class DoesNotExist:
+class DoesNotExist(Struct, frozen=True):
     """The label is absent."""
 
     def accepts(self, value: str | None) -> bool:
@@ -94,8 +90,7 @@ class DoesNotExist:
 LabelOperator = In | NotIn | Exists | DoesNotExist
 
 
-@dataclass(frozen=True, slots=True)
-class Labels:
+class Labels(Struct, frozen=True):
     """Conditions on a node's labels, all of which must hold; without any, every node will do."""
 
     terms: tuple[tuple[str, LabelOperator], ...] = ()
@@ -124,18 +119,15 @@ class Labels:
         return ", ".join(f"{label}: {operator}" for label, operator in self.terms)
 
 
-@dataclass(frozen=True, slots=True)
-class DefaultStrategy:
+class DefaultStrategy(Struct, frozen=True):
     """Ray's hybrid: near at hand until half of that is in use, then where there is most room."""
 
 
-@dataclass(frozen=True, slots=True)
-class SpreadStrategy:
+class SpreadStrategy(Struct, frozen=True):
     """One node after another."""
 
 
-@dataclass(frozen=True, slots=True)
-class NodeAffinity:
+class NodeAffinity(Struct, frozen=True):
     """One node; if `soft`, any other will do when that one is gone or too small."""
 
     node: NodeKey
@@ -146,8 +138,7 @@ class NodeAffinity:
     fail_on_unavailable: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class NodeLabels:
+class NodeLabels(Struct, frozen=True):
     """A node that meets `hard`, and `soft` too if there is such a one with room."""
 
     hard: Labels = Labels()
@@ -157,8 +148,7 @@ class NodeLabels:
 Strategy = DefaultStrategy | SpreadStrategy | NodeAffinity | NodeLabels
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(Struct, frozen=True):
     """What a task needs of a node: resources, a strategy, labels."""
 
     demand: Resources

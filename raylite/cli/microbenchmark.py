@@ -4,10 +4,10 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 
 import click
+from msgspec import Struct
 
 import raylite as ray
 
@@ -15,8 +15,7 @@ WARM_UP = 0.5  # seconds
 STRETCHES = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Measure:
+class Measure(Struct, frozen=True):
     """One line of the benchmark: a step, and how many operations one call of it is worth."""
 
     name: str

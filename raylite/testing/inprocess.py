@@ -3,8 +3,9 @@
 import asyncio
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Self
+
+from msgspec import Struct, field
 
 from raylite._kernel.arena import HeapArena
 from raylite._kernel.host import Host
@@ -23,8 +24,7 @@ STORE = 64 * 1024 * 1024
 GCS = "memory:gcs"
 
 
-@dataclass(frozen=True, slots=True)
-class NodeSpec:
+class NodeSpec(Struct, frozen=True):
     """What a node of a test cluster offers. Sizes are in bytes."""
 
     num_cpus: float = 2

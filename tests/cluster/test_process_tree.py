@@ -12,12 +12,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from raylite._kernel.processes import Exit, open_pidfd, send_signal, wait_exit
 from raylite._runtime.folders import make_session_dir

@@ -1,10 +1,11 @@
 """Picker: requests are served here, sent on or parked; none wanders for ever, none is forgotten."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from random import Random
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from msgspec.structs import replace
 
 from raylite._machines.picker import (
     MAX_HOPS,

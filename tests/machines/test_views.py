@@ -1,9 +1,8 @@
 """Views: deltas build on what is there, what is missed is asked for, and the dead are forgotten."""
 
-from dataclasses import replace
-
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from msgspec.structs import replace
 
 from raylite._machines.views import (
     ASK_AGAIN,

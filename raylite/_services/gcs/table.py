@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import Generic, Protocol, TypeVar
+
+from msgspec import Struct
 
 from raylite._kernel.topic import Topic
 from raylite._services.gcs.storage import Storage, Write
@@ -22,8 +23,7 @@ class Row(Protocol):
 R = TypeVar("R", bound=Row)
 
 
-@dataclass(frozen=True, slots=True)
-class Change(Generic[R]):
+class Change(Struct, Generic[R], frozen=True):
     """What stands under a key from now on; None is nothing."""
 
     key: bytes

@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
 from typing import Protocol
+
+from msgspec import Struct, field
 
 from raylite._kernel.alarm import Alarm
 from raylite._kernel.link import Link
@@ -43,8 +44,7 @@ class SourceListener(Protocol):
     def ended(self, token: int, cause: str, *, was_killed: bool = False) -> None: ...
 
 
-@dataclass(slots=True)
-class Member:
+class Member(Struct):
     """A process of this node: a worker, or a driver (`token` None). Or a guest: one of another node."""
 
     id: bytes

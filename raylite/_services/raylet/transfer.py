@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable
-from dataclasses import dataclass, field
 from typing import Any, assert_never
+
+from msgspec import Struct, field
 
 from raylite._kernel.alarm import Alarm
 from raylite._kernel.arena import Arena
@@ -44,16 +45,14 @@ _FAILURES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Reader:
+class Reader(Struct, frozen=True):
     """One pull of one process, by its own number."""
 
     process: bytes
     number: int
 
 
-@dataclass(slots=True)
-class _Wish:
+class _Wish(Struct):
     """What a process asked for, until it has let go of all of it."""
 
     done: asyncio.Future[hot.Pulled | None]  # a result is a failure
@@ -61,8 +60,7 @@ class _Wish:
     pinned: dict[ObjectKey, Copy] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
-class _Attempt:
+class _Attempt(Struct):
     """The copy that an attempt at an object is to become, and what is under way for it."""
 
     copy: Copy

@@ -5,10 +5,11 @@ import sys
 import threading
 from asyncio import CancelledError
 from collections.abc import Callable
-from dataclasses import dataclass
 from queue import Empty
 from time import perf_counter
 from typing import Any, Protocol
+
+from msgspec import Struct
 
 from raylite._services.worker.execute import Job, QueueExecutor
 from raylite._services.worker.objects import Entry, ObjectRef
@@ -41,8 +42,7 @@ class Values(Protocol):
     def find(self, id: bytes) -> Entry | None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class RunningTask:
+class RunningTask(Struct, frozen=True):
     """What `get_runtime_context` says about the task being run."""
 
     id: bytes

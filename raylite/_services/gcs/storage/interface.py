@@ -8,7 +8,9 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from raylite._services.gcs.storage.record import DamagedRecordError, seal, unseal
 from raylite.exceptions import UnavailableError
@@ -22,8 +24,7 @@ class StorageError(UnavailableError):
     """The storage cannot be opened, read or written. What was being written may be kept or not."""
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
+class Write(Struct, frozen=True):
     """A row to be kept under a key of a table, or with None to be forgotten."""
 
     table: str
