@@ -17,6 +17,7 @@ in ``tests/kernel/test_grpc.py`` that fails without its cure.
 7. Its server knows TCP only, and its TLS begins before anybody has counted the connection. Sockets
    are bound and accepted here (`listener`).
 8. h2 and hyperframe are slow, and their control frames free: see `GrpcWire` and `Connection`.
+9. It serves whoever dials a port. Processes of a node may share one: see `relay`.
 
 An h2 event that grpclib does not know raises inside ``data_received``; `Connection` ignores it.
 """
@@ -25,6 +26,8 @@ import asyncio
 import socket
 import ssl
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from grpclib.client import Handler as ClientHandler
@@ -54,12 +57,13 @@ from raylite._kernel.link import LinkConfig
 from raylite._kernel.listener import tune
 from raylite._kernel.network import Network
 from raylite._kernel.reception import Reception, Rules
+from raylite._kernel.relay import TO, reached, relay
 from raylite._kernel.seams import Seams
 from raylite._kernel.service import Service
 from raylite._kernel.tls import TIMES as TLS_TIMES, Tls
 from raylite._kernel.token import Token
 from raylite._kernel.wire import CLOSING, Deaf, Wire, WireEvents
-from raylite._types.address import Place, UnixAddress, place_to_dial
+from raylite._types.address import Place, UnixAddress, place_to_dial, socket_name
 from raylite.exceptions import CertificateError
 
 PATH = "/raylite.Link/Open"
@@ -119,6 +123,10 @@ class GrpcNetwork(Network):
             rules, self.server.connection, self._scope, self.config.connect_timeout
         )
         self._newcomers: Network | None = None
+        #: The directory of the unix sockets that others reach by this process's ports; none if empty.
+        self.relays = ""
+        #: The name of the socket among them for who names none; this process itself if empty.
+        self.front = ""
         self._connections: dict[Any, Connection] = {}
         self._all_gone = asyncio.Event()
         self._all_gone.set()
@@ -167,6 +175,8 @@ class GrpcNetwork(Network):
                 ("content-type", "application/grpc+proto"),
                 *self.metadata.items(),
             ]
+            if name := socket_name(address):
+                headers.append((TO, name))
             await stream.send_request(headers, _processor=connection.processor)
             wire = GrpcWire(connection, stream, events)
             terminated.wire = wire
@@ -221,26 +231,32 @@ class GrpcNetwork(Network):
                 door.failed("no certificate")
             raise GRPCError(Status.UNAUTHENTICATED, "you show no certificate of this cluster")
         wire = GrpcWire(connection, stream._stream, Deaf())
+        name = str(told.get(TO) or self.front)
+        accept = served.accepted
+        if served is self and name and name not in self._reception.names:
+            accept = partial(self._pass_on, stream, name)
         try:
             await stream.send_initial_metadata()
             if self._token is not None:
                 assert door is not None, "nobody is let in without a proof"
-                await self._ask(wire, door, self._token, served)
+                await self._ask(wire, door, self._token, accept)
             else:
                 if door is not None:
                     door.passed()
-                served.accepted(wire)
+                accept(wire)
                 wire.start()
             await wire.gone
         finally:
             wire.abort("the stream was given up")
 
-    async def _ask(self, wire: GrpcWire, door: Gate, token: Token, served: Network) -> None:
+    async def _ask(
+        self, wire: GrpcWire, door: Gate, token: Token, accept: Callable[[GrpcWire], None]
+    ) -> None:
         """Ask a stranger for a proof: at once, unless too many from where it comes have failed."""
 
         def passed() -> None:
             door.passed()
-            served.accepted(wire)
+            accept(wire)
 
         if door.delay:
             await asyncio.sleep(door.delay)
@@ -249,6 +265,13 @@ class GrpcNetwork(Network):
         wire.events = asking = Asking(wire, token, door.channel, passed, door.failed)
         wire.start()
         asking.begin()
+
+    def _pass_on(self, stream: "ServerStream[bytes, bytes]", name: str, wire: GrpcWire) -> None:
+        """A member has opened a wire that is meant for another process."""
+        wire.events = Deaf()
+        wire.pause_reading()
+        reach = partial(reached, self.dial, self.relays, name, self.config.connect_timeout)
+        self._scope.start(relay(wire, stream, reach), f"relay to {name}")
 
     # ---- connections -------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ here once `Connection` has found them; whatever else a connection carries is h2'
 import asyncio
 import struct
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from grpclib.const import Status
 from grpclib.exceptions import StreamTerminatedError
@@ -40,7 +40,9 @@ class GrpcWire:
         self._transport = stream._transport
         self._h2 = stream._h2_connection
         self._h2_stream = self._h2.streams[stream.id]
-        self._is_broken = self._is_closing = self._is_over = self._is_paused = False
+        self._is_broken = self._is_closing = self._is_over = False
+        self._detour: Callable[[memoryview, int], None] | None = None  # for what is not cut here
+        self._onward: GrpcWire | None = None
         self._closing_timer: asyncio.TimerHandle | None = None
         self._unsent: deque[memoryview] = deque()
         self._held: deque[tuple[memoryview, int]] = deque()  # arrived while reading is paused
@@ -97,6 +99,20 @@ class GrpcWire:
         elif (rest := self._write(message)) is not None:
             self._unsent.append(rest)
 
+    def forward(self, data: memoryview) -> None:
+        """Send bytes of another stream, which need not begin or end with a packet."""
+        if self._is_broken or self._is_closing:
+            return
+        if self._unsent:
+            self._unsent.append(data)
+        elif (rest := self._write(data)) is not None:
+            self._unsent.append(rest)
+
+    def nudge(self) -> None:
+        """Let the peer know that more is on its way: its listener hears `arriving`."""
+        if not (self._is_broken or self._is_closing or self._unsent):
+            self._transport.write(FRAME_HEAD.pack(0, 0, 0, 0, self._id))
+
     def pump(self) -> None:
         """Write on what waited for room: in the window, or in the transport's buffer."""
         if not self._unsent:
@@ -131,15 +147,34 @@ class GrpcWire:
     # ---- reading
 
     def pause_reading(self) -> None:
-        self._is_paused = True
+        self._detour = self._hold
 
     def resume_reading(self) -> None:
-        self._is_paused = False
-        while self._held and not self._is_paused:
+        self._detour = None
+        while self._held and self._detour is None:
             data, padded = self._held.popleft()
             if not padded:
                 self._held_size -= len(data)
             self.take(data, padded)
+
+    def pass_to(self, onward: "GrpcWire") -> None:
+        """Send on another wire whatever this one brings from now on, as bytes.
+
+        The peer may send more as the other wire takes it: see `credit`.
+        """
+        if self._cutter.has_begun:
+            self._refuse(ProtocolError("half a packet before the stream was passed on"))
+            return
+        self._onward, self._detour = onward, self._pass
+        held, self._held = self._held, deque()
+        for data, padded in held:
+            self._pass(data, padded)
+
+    def credit(self) -> None:
+        """Let the peer send on, if it has sent enough and the wire that takes it has room."""
+        onward = self._onward
+        if self._uncredited >= _CREDIT and (onward is None or onward.is_writable):
+            self._credit()
 
     def take(self, data: memoryview, padded: int = 0) -> None:
         """Take what a DATA frame brought; once enough is read, the peer may send as much again.
@@ -148,12 +183,8 @@ class GrpcWire:
         """
         if self._is_over:
             return  # the connection is about to go; what it still brings is nobody's
-        if self._is_paused:
-            self._held.append((data, padded))
-            if not padded:
-                self._held_size += len(data)
-                if self._held_size + self._uncredited > WINDOW:
-                    self._refuse(ProtocolError("more was sent than flow control admits"))
+        if self._detour is not None:
+            self._detour(data, padded)
             return
         if padded:
             self._connection.connection.ack(self._id, padded)
@@ -181,6 +212,25 @@ class GrpcWire:
     def add(self, data: bytes, ack_size: int) -> None:
         """Take what h2 read: it came before the wire was there, or its frame is padded."""
         self.take(memoryview(data), ack_size)
+
+    def _hold(self, data: memoryview, padded: int) -> None:
+        self._held.append((data, padded))
+        if not padded:
+            self._held_size += len(data)
+            if self._held_size + self._uncredited > WINDOW:
+                self._refuse(ProtocolError("more was sent than flow control admits"))
+
+    def _pass(self, data: memoryview, padded: int) -> None:
+        assert self._onward is not None
+        self._uncredited += len(data)
+        if padded or self._uncredited > WINDOW:  # of padding nobody would know how much there is
+            self._refuse(ProtocolError("more was sent than flow control admits, or padding"))
+        elif data:
+            self._onward.forward(data)
+            self.credit()
+        else:
+            self._connection.count_control()
+            self._onward.nudge()
 
     def _credit(self) -> None:
         size, self._uncredited = self._uncredited, 0
@@ -243,6 +293,11 @@ class Cutter:
         self.limit = FIRST_PACKET
         self._parts: list[bytes] = []
         self._size = 0
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a packet has begun that is not whole yet."""
+        return bool(self._parts)
 
     def is_whole(self, data: memoryview) -> bool:
         """Whether these bytes are one packet and nothing else: then there is nothing to cut."""

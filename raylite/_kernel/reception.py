@@ -66,6 +66,7 @@ class Reception:
         self._rules, self._make, self._scope, self._timeout = rules, make, scope, timeout
         self._listeners: list[Listener] = []
         self._doors: dict[Door, None] = {}
+        self.names: set[str] = set()  # of the unix sockets that are listened on
         self._paths: dict[str, int] = {}  # made here, and the inode that shows whether it still is
         everybody = replace(rules.admission, each=rules.admission.total, tarpit=0.0)
         self._guard = Guard(rules.admission)
@@ -87,8 +88,10 @@ class Reception:
             place = bound_place(sock, place)
             if isinstance(place, TcpAddress):
                 self._rules.check(place, sock.getsockname()[0])
-            elif is_made_here:
-                self._paths[place.path] = os.stat(place.path).st_ino
+            else:
+                self.names.add(os.path.basename(place.path))
+                if is_made_here:
+                    self._paths[place.path] = os.stat(place.path).st_ino
             self._listeners.append(Listener(sock, partial(self._came, place)))
         except BaseException:
             sock.close()

@@ -4,7 +4,7 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
@@ -91,6 +91,7 @@ def build_raylet(
     store_grace: float = STORE_GRACE,
     node_id: bytes = b"",
     address: str = "",
+    further: Sequence[Service] = (),
 ) -> Raylet:
     """Return a raylet, to be run.
 
@@ -152,7 +153,7 @@ def build_raylet(
         python=".".join(map(str, sys.version_info[:3])),
     )
     membership = MemberService(network, gcs_address, row, leases, pool)
-    host = Host(network, pool, leases, objects, copies, transfers, membership, cluster)
+    host = Host(network, pool, leases, objects, copies, transfers, membership, cluster, *further)
     return Raylet(
         host, node_id, pool, leases, objects, cluster, copies, transfers, membership.joined
     )

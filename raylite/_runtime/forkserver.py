@@ -113,7 +113,7 @@ class ForkServer:
         owner.send(self._ready, [os.dup(arena.fileno())])
 
     def _start_components(self, raylet_end: Channel) -> Ready:
-        config, gcs_pid = self._config, None
+        config, gcs_pid, shared = self._config, None, None
         if config.head:
             sockets = listeners.bind(
                 config.gcs_address, config.listens_at, config.gcs_port, "--port"
@@ -121,14 +121,21 @@ class ForkServer:
             if sockets.port is not None:
                 cluster = listeners.host_port(config.ip, sockets.port)
                 self._config = config = replace(config, gcs_port=sockets.port, cluster=cluster)
+            if config.one_port:
+                self._config = config = replace(config, raylet_port=sockets.port)
+                sockets, shared = Listeners(sockets.unix), sockets.tcp
             gcs_pid = self._fork_component("gcs", sockets, None)
             if config.storage == IN_MEMORY:
                 sockets.close()
             else:
                 self._gcs_sockets = sockets
+        port = None if config.one_port else config.raylet_port
         sockets = listeners.bind(
-            config.raylet_address, config.listens_at, config.raylet_port, "--node-manager-port"
+            config.raylet_address, config.listens_at, port, "--node-manager-port"
         )
+        if config.one_port:
+            sockets = Listeners(sockets.unix, shared)
+        self._config = config = replace(config, raylet_port=sockets.port)
         raylet_pid = self._fork_component("raylet", sockets, raylet_end)
         sockets.close()
         raylet_end.close()

@@ -2,10 +2,14 @@
 
 A node that was started for others listens on TCP besides its unix sockets. Its processes then have
 addresses of two places, of which their own node uses the unix socket. See `_types/address.py`.
+
+Workers and drivers share the port of the node's raylet, which relays, unless the node has ports for
+them: then others reach them directly.
 """
 
 import os
 import socket
+from collections.abc import Sequence
 
 from msgspec import Struct
 
@@ -66,15 +70,18 @@ async def listen(
     path: str,
     listener: socket.socket | None = None,
     tcp: socket.socket | None = None,
+    ports: Sequence[int] = (),
 ) -> None:
-    """Listen on a unix socket, and on TCP if the node does; the network's address says both.
+    """Listen on a unix socket; if the node is reached by TCP, the network's address says that too.
 
     Args:
         network: The process's.
         config: Its node's.
         path: The unix socket's.
         listener: That socket, if it is bound already.
-        tcp: A bound TCP socket; without one, a port is taken as `config.worker_ports` says.
+        tcp: A bound TCP socket.
+        ports: Without one, the TCP ports to choose from, 0 for any that is free. Without these too, the
+            process is reached by the raylet's port, which hands on what comes for it.
 
     Raises:
         OSError: None of the ports is free.
@@ -86,8 +93,10 @@ async def listen(
     if tcp is not None:
         port: int = tcp.getsockname()[1]
         await network.listen(f"tcp:{host_port(config.listens_at, port)}", tcp)
+    elif ports:
+        port = await _listen_on_any(network, config.listens_at, ports)
     else:
-        port = await _listen_on_any(network, config)
+        port = config.raylet_port
     network.address = f"tcp:{host_port(config.ip, port)};{network.node}=unix:{path}"
 
 
@@ -106,17 +115,17 @@ def keys_for(address: str | None, token_file: str = "", temp_dir: str = "") -> K
     return read_keys(token_file_for(node, token_file), node.tls if node else "")
 
 
-async def _listen_on_any(network: GrpcNetwork, config: NodeConfig) -> int:
-    ports = list(config.worker_ports) or [0]
+async def _listen_on_any(network: GrpcNetwork, ip: str, ports: Sequence[int]) -> int:
+    ports = list(ports)
     # Shuffled, so that workers that start at once do not all try the same.
     network.seams.random("ports").shuffle(ports)
     for port in ports:
         try:
-            place = await network.listen(f"tcp:{host_port(config.listens_at, port)}")
+            place = await network.listen(f"tcp:{host_port(ip, port)}")
             return int(place.rpartition(":")[2])
         except OSError:
             continue
     raise OSError(
-        f"none of the {len(ports)} worker ports is free on {config.listens_at}: give this node more of them "
+        f"none of the {len(ports)} worker ports is free on {ip}: give this node more of them "
         "with --min-worker-port and --max-worker-port"
     )

@@ -67,7 +67,9 @@ class NodeConfig(Struct, frozen=True):
         cluster: The cluster's address as users type it.
         gcs_port: The GCS's TCP port, 0 for any that is free; None for its unix socket only.
         raylet_port: The raylet's, likewise.
-        worker_ports: The TCP ports that workers may use; empty for any.
+        one_port: Do GCS and raylet share `gcs_port`? The raylet then hands on what comes for the GCS.
+        worker_ports: TCP ports of workers and drivers, 0 for any that is free; without them they are
+            reached by the raylet's.
         storage: Where the cluster's tables are kept, see `open_storage`. With tables in memory the
             node ends with its GCS; with others the GCS is started again.
         is_listed: Do others on this machine find the node?
@@ -97,6 +99,7 @@ class NodeConfig(Struct, frozen=True):
     cluster: str = ""
     gcs_port: int | None = None
     raylet_port: int | None = None
+    one_port: bool = False
     worker_ports: Sequence[int] = ()
     storage: str = IN_MEMORY
     is_listed: bool = False

@@ -5,18 +5,20 @@ import os
 import signal
 import sys
 from functools import partial
+from pathlib import Path
 
 import uvloop
 
 from raylite._kernel import processes
 from raylite._kernel.audit import refuse_unpickling
+from raylite._kernel.grpc import GrpcNetwork
 from raylite._kernel.service import Service
 from raylite._kernel.threads import LoopThread
 from raylite._runtime import context, credentials, networks
 from raylite._runtime.attach import Attachment, attach_worker
 from raylite._runtime.components import STORE_GRACE, Raylet, build_gcs, build_raylet
 from raylite._runtime.drivers import DriverWatch
-from raylite._runtime.node import Inherited, Roles
+from raylite._runtime.node import Inherited, NodeConfig, Roles
 from raylite._runtime.workers import MARK, ForkedWorkers
 from raylite._services.gcs.certificates import CertificateService
 from raylite._services.gcs.storage import StorageError, open_storage
@@ -41,12 +43,8 @@ async def _gcs(inherited: Inherited) -> None:
     except (StorageError, ValueError) as error:
         sys.exit(str(error))
     try:
-        network = networks.network_of(config, newcomers=True)
-        further: list[Service] = []
-        if config.tls:
-            further.append(CertificateService(partial(credentials.sign, config.tls)))
-            network.greet(*further)
-        host = build_gcs(network, storage, *further)
+        network = networks.network_of(config, newcomers=not config.one_port)
+        host = build_gcs(network, storage, *_signing(network, config))
         await networks.listen(
             network, config, config.gcs_address, inherited.listener, inherited.tcp
         )
@@ -54,6 +52,15 @@ async def _gcs(inherited: Inherited) -> None:
         await host.run()
     finally:
         await storage.close()
+
+
+def _signing(network: GrpcNetwork, config: NodeConfig) -> list[Service]:
+    """Return what signs for nodes that have no certificate yet, and let those reach it."""
+    if not config.tls:
+        return []
+    service = CertificateService(partial(credentials.sign, config.tls))
+    network.greet(service)
+    return [service]
 
 
 def raylet(inherited: Inherited) -> None:
@@ -65,7 +72,12 @@ def raylet(inherited: Inherited) -> None:
 async def _raylet(inherited: Inherited) -> None:
     config = inherited.config
     assert inherited.control is not None
-    network = networks.network_of(config)
+    network = networks.network_of(config, newcomers=config.one_port)
+    network.relays = str(config.sockets)
+    signing: list[Service] = []
+    if config.one_port:
+        network.front = Path(config.gcs_address).name
+        signing = _signing(network, config)
     await networks.listen(network, config, config.raylet_address, inherited.listener, inherited.tcp)
     built: list[Raylet] = []
     workers = ForkedWorkers(
@@ -86,6 +98,7 @@ async def _raylet(inherited: Inherited) -> None:
         is_head=config.head,
         ip=config.ip,
         node_id=bytes.fromhex(config.node_id),
+        further=signing,
         store_grace=float(config.system.get("object_store_full_grace") or STORE_GRACE),
     )
     built.append(node)
@@ -154,7 +167,8 @@ async def _attach(inherited: Inherited, token: int, executor: QueueExecutor) -> 
     config = inherited.config
     network = networks.network_of(config)
     id = network.seams.random("worker").randbytes(28)
-    await networks.listen(network, config, f"{config.sockets}/w{id.hex()[:16]}.sock")
+    path = f"{config.sockets}/w{id.hex()[:16]}.sock"
+    await networks.listen(network, config, path, ports=config.worker_ports)
     return await attach_worker(
         network,
         f"unix:{config.raylet_address}",

@@ -97,7 +97,8 @@ class Session:
     async def _attach(self, cpus: float, options: SessionOptions) -> Attachment:
         network = networks.network_of(self.config)
         id = network.seams.random("driver").randbytes(28)
-        await networks.listen(network, self.config, f"{self.config.sockets}/d{id.hex()[:16]}.sock")
+        path = f"{self.config.sockets}/d{id.hex()[:16]}.sock"
+        await networks.listen(network, self.config, path, ports=self.config.worker_ports)
         return await attach_driver(
             network,
             f"unix:{self.config.raylet_address}",

@@ -45,8 +45,9 @@ class NodeOptions(Struct, frozen=True):
         ip: The IP address at which this node is reached; empty to choose.
         bind: The one to listen at, all zeros for every one of this machine; empty for `ip`.
         gcs_port: A head's, 0 for any.
-        raylet_port: 0 for any.
-        worker_ports: Those that workers may use; empty for any.
+        raylet_port: 0 for any; None for any too, but on a head for the GCS's, which they share then.
+        worker_ports: Those that workers and drivers may use, 0 for any; empty if they are to be reached by
+            the raylet's.
         storage: Where a head keeps the cluster's tables; empty for a file of the session's.
         token_file: Where the token of the cluster to join is; empty to look for it on this machine.
         pin: The fingerprint of the CA of the cluster to join; empty if a node of it is on this
@@ -59,7 +60,7 @@ class NodeOptions(Struct, frozen=True):
     ip: str = ""
     bind: str = ""
     gcs_port: int = 0
-    raylet_port: int = 0
+    raylet_port: int | None = None
     worker_ports: Sequence[int] = ()
     storage: str = ""
     token_file: str = ""
@@ -123,8 +124,12 @@ def _head(options: NodeOptions) -> NodeConfig:
         create_token(own_token(session))
         if is_open and not options.insecure:
             credentials.create(own_tls(session), ip)
-        storage = options.storage or f"sqlite://{Path(session, OWN_STORAGE)}"
-        return replace(_in_session(config, session), gcs_port=options.gcs_port, storage=storage)
+        return replace(
+            _in_session(config, session),
+            gcs_port=options.gcs_port,
+            one_port=options.raylet_port is None,
+            storage=options.storage or f"sqlite://{Path(session, OWN_STORAGE)}",
+        )
 
 
 def _member(options: NodeOptions, address: str) -> NodeConfig:
@@ -204,7 +209,7 @@ def _config(options: NodeOptions, ip: str) -> NodeConfig:
         local.node_config(options.resources),
         ip=ip,
         bind=options.bind,
-        raylet_port=options.raylet_port,
+        raylet_port=options.raylet_port or 0,
         worker_ports=tuple(options.worker_ports),
         is_listed=True,
         node_id=os.urandom(28).hex(),

@@ -85,6 +85,15 @@ def place_to_dial(text: str, node: str) -> Place:
     return address
 
 
+def socket_name(text: str) -> str:
+    """Return by which name a process is asked for where it is dialled: that of its unix socket.
+
+    Several processes of a node may share one port: see `raylite._kernel.relay`. A port without a
+    path names nobody.
+    """
+    return text.partition("unix:")[2].rpartition("/")[2]
+
+
 def place_to_listen(text: str) -> Place:
     """Return where to listen for an address: a path or an IP address, and one of them only."""
     address = parse_address(text)

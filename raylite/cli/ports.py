@@ -40,7 +40,7 @@ PORT, PORTS = Port(), Ports()
 def check_ports(
     own: Mapping[str, int], first: int | None, last: int | None, several: tuple[int, ...] | None
 ) -> tuple[int, ...]:
-    """Return the ports for workers, none for any.
+    """Return the ports for workers: 0 for any, none if they are to have none of their own.
 
     Args:
         own: The node's own ports by the option that gives them; 0 is any.
@@ -74,9 +74,11 @@ def _workers(
             raise ValueError(
                 "--worker-port-list and --min-worker-port or --max-worker-port exclude one another"
             )
-        return tuple(sorted({port for port in several if port}))
-    if not first and not last:
+        return tuple(sorted(set(several)))
+    if first is None and last is None:
         return ()
+    if not first and not last:
+        return (0,)
     lowest, highest = first or LOWEST, last or HIGHEST
     if lowest > highest:
         raise ValueError(

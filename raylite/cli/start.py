@@ -98,8 +98,17 @@ def _accepted(command: Callable[..., Any]) -> Callable[..., Any]:
     metavar="BYTES",
     help="Room for large objects.  [default: 30 % of the memory, used only as objects fill it]",
 )
-@click.option("--node-manager-port", type=PORT, default=0, help="This node's port, 0 for any.")
-@click.option("--min-worker-port", type=PORT, help="The first port that workers may use.")
+@click.option(
+    "--node-manager-port",
+    type=PORT,
+    help="This node's port, 0 for any.  [default: a head's is --port, another node's is any]",
+)
+@click.option(
+    "--min-worker-port",
+    type=PORT,
+    help="Let other nodes reach workers and drivers directly, at ports from this one on, 0 for any.  "
+    "[default: by this node's port]",
+)
 @click.option("--max-worker-port", type=PORT, help="The last one.")
 @click.option("--worker-port-list", type=PORTS, metavar="PORT,...", help="Those ports, one by one.")
 @click.option("--temp-dir", default="", metavar="DIR", help="Where sessions are made.")
@@ -141,7 +150,7 @@ def start(
     labels: str | None,
     resources: str | None,
     system_config: str | None,
-    node_manager_port: int,
+    node_manager_port: int | None,
     min_worker_port: int | None,
     max_worker_port: int | None,
     worker_port_list: tuple[int, ...] | None,
@@ -167,7 +176,7 @@ def start(
     gcs_port = PORT_OF_HEADS if port is None else port
     with explained():
         workers = check_ports(
-            {"--port": gcs_port if head else 0, "--node-manager-port": node_manager_port},
+            {"--port": gcs_port if head else 0, "--node-manager-port": node_manager_port or 0},
             min_worker_port,
             max_worker_port,
             worker_port_list,

@@ -3,6 +3,7 @@
 Nothing leaves these namespaces. Making them needs root and `ip`; without, the tests fail and say so.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,8 +11,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.cluster.watching import the_only, titled
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = "from raylite.cli import main; main()"
@@ -33,6 +37,12 @@ class Machine:
         self.ip = f"10.77.0.{number}"
         self.folder = folder
         folder.mkdir()
+
+    def record(self) -> dict[str, Any]:
+        """Return what its node wrote for others to find it by."""
+        [path] = self.folder.glob("*/session_latest/node.json")
+        found: dict[str, Any] = json.loads(path.read_bytes())
+        return found
 
     def popen(self, *words: str) -> "subprocess.Popen[str]":
         """Start Python on this machine."""
@@ -69,17 +79,17 @@ class Lan:
     def __init__(self, folder: Path) -> None:
         self.name = f"rl{os.getpid()}"
         self._folder = folder
-        self._machines: list[Machine] = []
+        self.machines: list[Machine] = []
         ip("netns", "add", self.name)
         ip("-n", self.name, "link", "add", "br0", "type", "bridge")
         ip("-n", self.name, "link", "set", "br0", "up")
 
     def machine(self) -> Machine:
         """Add a machine."""
-        number = len(self._machines) + 1
+        number = len(self.machines) + 1
         machine = Machine(self.name, number, self._folder / f"m{number}")
         ip("netns", "add", machine.name)
-        self._machines.append(machine)
+        self.machines.append(machine)
         ip(
             "-n", self.name, "link", "add", machine.port, "type", "veth",
             "peer", "name", "eth0", "netns", machine.name,
@@ -99,8 +109,13 @@ class Lan:
 
     def close(self) -> None:
         with ExitStack() as stack:
-            for name in (self.name, *(machine.name for machine in self._machines)):
+            for name in (self.name, *(machine.name for machine in self.machines)):
                 stack.callback(ip, "netns", "del", name)
+
+
+def component(machine: Machine, role: str) -> int:
+    """Return the pid of the GCS or raylet of a machine's node."""
+    return the_only(titled(f"raylite: {role}", machine.record()["pid"]))
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """A cluster of machines, each a network namespace: what crosses the wire, and what a cut does."""
 
-import json
 import os
 import signal
 import subprocess
@@ -14,8 +13,8 @@ import pytest
 
 from raylite._kernel.token import create_token
 from raylite._runtime import credentials
-from tests.cluster.netns import Lan, Machine, lan
-from tests.cluster.watching import SOON, Watch, the_only, titled
+from tests.cluster.netns import Lan, Machine, component, lan
+from tests.cluster.watching import SOON, Watch
 
 pytestmark = [pytest.mark.process, pytest.mark.fault, pytest.mark.timeout(120)]
 
@@ -30,18 +29,13 @@ class Cluster:
     other: Machine
     options: tuple[str, ...]
 
-    def record(self, machine: Machine) -> dict[str, object]:
-        [path] = machine.folder.glob("*/session_latest/node.json")
-        found: dict[str, object] = json.loads(path.read_bytes())
-        return found
-
     def begin(self, *more: str) -> list[str]:
         """Start the head; return the words of the join command that it prints, without `raylite`."""
         told = self.head.raylite(
             "start", "--head", f"--node-ip-address={self.head.ip}", *LITTLE, *self.options, *more
         )
         [command] = [line for line in told.splitlines() if " --address=" in line]
-        token = str(self.record(self.head)["token_file"])
+        token = self.head.record()["token_file"]
         return command.replace("=FILE", f"={token}").split()[1:]
 
     def join(self, command: list[str]) -> None:
@@ -112,10 +106,13 @@ def test_tasks_and_large_objects_pass_between_machines(cluster: Cluster) -> None
     assert cluster.head.run(program(WORK)).split() == ["2", "3000000", "2000000"]
 
 
+@pytest.mark.parametrize(
+    "cluster", [(), ("--min-worker-port=0",)], indirect=True, ids=["one port", "workers' ports"]
+)
 def test_all_that_nodes_say_to_each_other_is_encrypted(cluster: Cluster) -> None:
     """Also what a GCS says that was started again, and the workers and drivers of both nodes."""
-    pin = credentials.pin(str(cluster.record(cluster.head)["tls"]))
-    watched = Watch(gcs := component(cluster, cluster.head, "gcs"))
+    pin = credentials.pin(cluster.head.record()["tls"])
+    watched = Watch(gcs := component(cluster.head, "gcs"))
     os.kill(gcs, signal.SIGKILL)
     assert watched.left_after(SOON) == []
     watched.close()
@@ -123,7 +120,7 @@ def test_all_that_nodes_say_to_each_other_is_encrypted(cluster: Cluster) -> None
         assert [hear(running) for _ in range(2)] == ["2", "3000000 2000000"]
         for machine in (cluster.head, cluster.other):
             ports = listening(machine)
-            assert len(ports) >= 2  # the raylet's, and a worker's; the GCS's, and the driver's
+            assert len(ports) > len(cluster.options)  # the node's; a worker's or the driver's
             other = cluster.other if machine is cluster.head else cluster.head
             shown = other.run(SHOWN.format(ip=machine.ip, ports=ports, pin=pin))
             assert shown.split() == ["sealed"] * len(ports)
@@ -156,11 +153,6 @@ def listening(machine: Machine) -> list[int]:
     )  # fmt: skip
     rows = [line.split() for line in shown.stdout.splitlines() if ":" in line]
     return [int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "0A"]
-
-
-def component(cluster: Cluster, machine: Machine, role: str) -> int:
-    server = int(str(cluster.record(machine)["pid"]))
-    return the_only(titled(f"raylite: {role}", server))
 
 
 def test_what_cannot_join_says_why_and_leaves_nothing() -> None:
@@ -263,7 +255,7 @@ print(time.monotonic() - began, flush=True)
     )
     with watching:
         assert hear(watching) == "ready"
-        os.kill(component(cluster, cluster.other, "raylet"), signal.SIGKILL)
+        os.kill(component(cluster.other, "raylet"), signal.SIGKILL)
         assert watching.stdin is not None
         watching.stdin.write("\n")
         watching.stdin.flush()

@@ -33,9 +33,9 @@ T = TypeVar("T")
 
 uvloop.new_event_loop().close()  # libuv opens a pipe for signals, once in a process, and keeps it
 
-KINDS = ("memory", "grpc-asyncio", "grpc-uvloop", "grpc-tcp", "grpc-tls", "sim")
+KINDS = ("memory", "grpc-asyncio", "grpc-uvloop", "grpc-tcp", "grpc-tls", "grpc-relay", "sim")
 PLAIN = ("memory", "grpc-asyncio", "grpc-uvloop", "sim")  # for what TCP can make no different
-ON_UVLOOP = {"grpc-uvloop", "grpc-tls"}
+ON_UVLOOP = {"grpc-uvloop", "grpc-tls", "grpc-relay"}
 QUICK = LinkConfig(redial_first=0.001, redial_last=0.01)
 IMPATIENT = replace(QUICK, ping_after=0.05, silence=0.2, session_timeout=0.4, connect_timeout=0.2)
 KIB, MIB = 1024, 1024 * 1024
@@ -150,6 +150,15 @@ class ToyService(Service, serves=(Toy,)):
             raise
 
 
+class Behind(GrpcNetwork):
+    """A process whose node is reached by another's port."""
+
+    async def listen(self, address: str, sock: socket.socket | None = None) -> str:
+        self.address = address
+        await super().listen(address.rpartition("=")[2], sock)
+        return address
+
+
 class Rig:
     """One kind of network, the loop it runs on, and what can happen to its connections."""
 
@@ -168,7 +177,16 @@ class Rig:
             return SimLoop().run(work)
         make_loop = uvloop.new_event_loop if self.kind in ON_UVLOOP else asyncio.new_event_loop
         with asyncio.Runner(loop_factory=make_loop) as runner:
-            return runner.run(_within(20, work))
+            return runner.run(_within(20, self._behind_a_relay(work) if self.is_relayed else work))
+
+    async def _behind_a_relay(self, work: Coroutine[Any, Any, T]) -> T:
+        self.relay = GrpcNetwork(config=QUICK, token=cluster_token())
+        self.relay.relays = self.folder
+        await self.relay.listen(f"tcp:127.0.0.1:{self._port('relay')}")
+        try:
+            return await work
+        finally:
+            await self.relay.close()
 
     def close(self) -> None:
         if self.folder:
@@ -180,19 +198,26 @@ class Rig:
     def is_tcp(self) -> bool:
         return self.kind in ("grpc-tcp", "grpc-tls")
 
+    @property
+    def is_relayed(self) -> bool:
+        return self.kind == "grpc-relay"
+
     def network(self, name: str, config: LinkConfig = QUICK) -> Network:
         if self.kind == "memory":
             return MemoryNetwork(self._switch, config=config)
         if self.kind == "sim":
             return SimNetwork(self._world, name, config)
-        token = cluster_token() if self.is_tcp else None
+        token = cluster_token() if self.is_tcp or self.is_relayed else None
         tls = cluster_tls() if self.kind == "grpc-tls" else None
-        network = self._networks[name] = GrpcNetwork(config=config, token=token, tls=tls)
+        make = Behind if self.is_relayed else GrpcNetwork
+        network = self._networks[name] = make(config=config, token=token, tls=tls)
         return network
 
     def address(self, name: str) -> str:
         if self.is_tcp:
             return f"tcp:127.0.0.1:{self._port(name)}"
+        if self.is_relayed:
+            return f"tcp:127.0.0.1:{self._port('relay')};aa=unix:{self.folder}/{name}"
         return f"unix:{self.folder}/{name}" if self.folder else name
 
     def _port(self, name: str) -> int:

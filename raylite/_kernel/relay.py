@@ -1,0 +1,109 @@
+"""The relay: streams that come in by this process's port and are another's, of the same node.
+
+Who dials a process of another node by TCP says which one it means, by the name of its unix socket.
+If that is not the process at the port, this one proves itself to both and joins their streams. It
+hands on bytes, not packets: sessions, acknowledgements and pings are between the two ends.
+
+Either stream takes what its peer may send (`WINDOW`) before the other has room for it, and no more.
+However one of them ends, the other ends too.
+"""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+
+from grpclib.const import Status
+from grpclib.server import Stream as ServerStream
+
+from raylite._kernel.grpcwire import GrpcWire
+from raylite._kernel.wire import Deaf, Wire, WireEvents
+from raylite.exceptions import LinkError
+
+TO = "raylite-to"  # in a request: the name of the socket that it is for
+NUDGE = 1.0  # seconds after which a frame that takes longer is announced to the other end
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9_-]{1,16})?")
+
+
+def is_name(text: str) -> bool:
+    """Whether this is the name of a socket, and of nothing outside the directory of sockets."""
+    return _NAME.fullmatch(text) is not None
+
+
+async def reached(
+    dial: Callable[[str, WireEvents], Awaitable[Wire]], folder: str, name: str, seconds: float
+) -> GrpcWire:
+    """Return a wire to the process that listens at a socket of a directory.
+
+    Raises:
+        ConnectionError: There is none; the message says why.
+    """
+    if not (folder and is_name(name)):
+        raise ConnectionError(f"{name} is not reached here")
+    try:
+        async with asyncio.timeout(seconds):
+            wire = await dial(f"unix:{folder}/{name}", Deaf())
+    except (OSError, TimeoutError, LinkError, ValueError) as error:
+        raise ConnectionError(f"{name} does not answer on its node: {error}") from error
+    assert isinstance(wire, GrpcWire)
+    return wire
+
+
+async def relay(
+    wire: GrpcWire,
+    stream: "ServerStream[bytes, bytes]",
+    reach: Callable[[], Awaitable[GrpcWire]],
+) -> None:
+    """Join a member's wire with that to whom it is meant for, until either ends; or tell why not."""
+    try:
+        onward = await reach()
+    except ConnectionError as error:
+        if not wire.gone.done():
+            told = str(error)
+            await stream.send_trailing_metadata(status=Status.UNAVAILABLE, status_message=told)
+        wire.close("nobody to relay to")
+        return
+    try:
+        splice(wire, onward)
+        await asyncio.wait((wire.gone, onward.gone), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        wire.close("closing")
+        onward.close("closing")
+
+
+def splice(one: GrpcWire, other: GrpcWire) -> None:
+    """Let each of two wires bring what is sent on the other; neither has been sent a packet."""
+    for wire, onward in ((one, other), (other, one)):
+        if wire.gone.done():
+            onward.abort("the other half is gone")
+            return
+        wire.events = _Half(wire, onward)
+    one.pass_to(other)
+    other.pass_to(one)
+
+
+class _Half:
+    """Hears one of the wires."""
+
+    def __init__(self, wire: GrpcWire, onward: GrpcWire) -> None:
+        self._wire, self._onward = wire, onward
+        self._loop = asyncio.get_running_loop()
+        self._nudged = self._loop.time()
+
+    def packet(self, data: bytes | memoryview) -> None: ...
+
+    def arriving(self) -> None:
+        """A frame has begun: the other end, which sees nothing of it yet, is not to wait in vain."""
+        now = self._loop.time()
+        if now >= self._nudged + NUDGE:
+            self._nudged = now
+            self._onward.nudge()
+
+    def malformed(self, error: LinkError) -> None:
+        self._wire.abort(str(error))
+
+    def broken(self, reason: str) -> None:
+        self._onward.close(reason)
+
+    def writable(self) -> None:
+        self._onward.credit()
