@@ -5,6 +5,7 @@ from enum import Enum
 from msgspec import Struct
 
 GRACE = 10.0  # seconds of silence after which a node is dead
+DEAD_KEPT = 10_000  # incarnations remembered as dead; older ones are gone for good
 STALL = 5.0  # seconds without `expire` after which it is not the nodes that were silent
 
 
@@ -21,7 +22,14 @@ class NodeDied(Struct, frozen=True):
     reason: str
 
 
-Effect = NodeJoined | NodeDied
+class NodeFenced(Struct, frozen=True):
+    """An incarnation that is dead asked to join, and may not; why it is dead."""
+
+    node_id: bytes
+    reason: str
+
+
+Effect = NodeJoined | NodeDied | NodeFenced
 
 
 class Standing(Enum):
@@ -40,28 +48,43 @@ class _Member(Struct):
 class Nodes:
     """The members. A node is its id and its incarnation; each death is told once.
 
-    What concerns an incarnation that is no member, because it died or was replaced, is ignored.
+    What concerns an incarnation that is no member, because it died or was replaced, is ignored. It
+    may not join again: the others have given up its processes, so what these say now would be taken
+    for the words of strangers, and what they own is lost.
     """
 
     def __init__(self, grace: float = GRACE, stall: float = STALL) -> None:
         self._grace = grace
         self._stall = stall
         self._members: dict[bytes, _Member] = {}
+        self._dead: dict[tuple[bytes, int], str] = {}  # and why
         self._expired_at: float | None = None
 
     def restored(self, node_id: bytes, incarnation: int, now: float) -> None:
         """A node was a member before the GCS was started: it has a whole grace to be heard."""
         self._members.setdefault(node_id, _Member(incarnation, now))
 
-    def joined(self, node_id: bytes, incarnation: int, now: float) -> list[Effect]:
-        """A node registered. Doing so again with the same incarnation is a sign of life."""
+    def restored_dead(self, node_id: bytes, incarnation: int, reason: str) -> None:
+        """A node had died before the GCS was started."""
+        self._note_dead(node_id, incarnation, reason)
+
+    def joined(
+        self, node_id: bytes, incarnation: int, now: float, *, returns: bool = False
+    ) -> list[Effect]:
+        """A node registered. Doing so again with the same incarnation is a sign of life.
+
+        A dead incarnation is let in only if it `returns`.
+        """
         standing = self.heard(node_id, incarnation, now)
         if standing is Standing.MEMBER:
             return []
+        if (reason := self._dead.get((node_id, incarnation))) is not None:
+            if not returns:
+                return [NodeFenced(node_id, reason)]
+            del self._dead[node_id, incarnation]
         effects: list[Effect] = []
         if standing is Standing.REPLACED:
-            del self._members[node_id]
-            effects.append(NodeDied(node_id, "it was replaced by a new incarnation"))
+            effects.append(self._die(node_id, "it was replaced by a new incarnation"))
         self._members[node_id] = _Member(incarnation, now)
         return [*effects, NodeJoined(node_id)]
 
@@ -79,8 +102,7 @@ class Nodes:
         """An incarnation's end is known; one that was replaced takes nobody along."""
         if not self.is_member(node_id, incarnation):
             return []
-        del self._members[node_id]
-        return [NodeDied(node_id, reason)]
+        return [self._die(node_id, reason)]
 
     def expire(self, now: float) -> list[Effect]:
         """Declare dead who has been silent for the whole grace.
@@ -95,9 +117,7 @@ class Nodes:
         silent = [
             id for id, member in self._members.items() if now - member.heard_at >= self._grace
         ]
-        for node_id in silent:
-            del self._members[node_id]
-        return [NodeDied(node_id, f"it was silent for {self._grace:g} s") for node_id in silent]
+        return [self._die(node_id, f"it was silent for {self._grace:g} s") for node_id in silent]
 
     def silent(self, seconds: float, now: float) -> list[tuple[bytes, int]]:
         """Return the members and incarnations that were last heard so long ago."""
@@ -119,3 +139,12 @@ class Nodes:
     def members(self) -> list[tuple[bytes, int]]:
         """Return the members and their incarnations, in the order they joined."""
         return [(node_id, member.incarnation) for node_id, member in self._members.items()]
+
+    def _die(self, node_id: bytes, reason: str) -> NodeDied:
+        self._note_dead(node_id, self._members.pop(node_id).incarnation, reason)
+        return NodeDied(node_id, reason)
+
+    def _note_dead(self, node_id: bytes, incarnation: int, reason: str) -> None:
+        self._dead[node_id, incarnation] = reason
+        if len(self._dead) > DEAD_KEPT:
+            del self._dead[next(iter(self._dead))]

@@ -153,6 +153,7 @@ def build_raylet(
         python=".".join(map(str, sys.version_info[:3])),
     )
     membership = MemberService(network, gcs_address, row, leases, pool)
+    membership.on_registered = cluster.report_all
     host = Host(network, pool, leases, objects, copies, transfers, membership, cluster, *further)
     return Raylet(
         host, node_id, pool, leases, objects, cluster, copies, transfers, membership.joined

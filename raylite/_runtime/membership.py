@@ -7,6 +7,7 @@ had said something that counts as long as the link does, says it again on the ne
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 
 from raylite._kernel.link import Link
 from raylite._kernel.network import Network
@@ -15,7 +16,7 @@ from raylite._protocol import gcs
 from raylite._services.raylet.leases import LeaseService
 from raylite._services.raylet.pool import Member, PoolService
 from raylite._wire.messages import gcs as msg
-from raylite.exceptions import PeerLostError, RayError, RaySystemError
+from raylite.exceptions import NodeDiedError, PeerLostError, RayError, RaySystemError
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +28,9 @@ class MemberService(Service):
     """Keeps this node, its workers and the ends of its drivers in the GCS's tables.
 
     Each beat compares what the GCS was told with what is, and tells the difference; all of it, if
-    the GCS is a new one or has taken this node for dead. Without a GCS a head waits, since its fork
-    server starts another; any other node ends when it has not been reachable for a session's
-    timeout, for then nobody will ever give it work.
+    the GCS is a new one or asks for it. Without a GCS a head waits, since its fork server starts
+    another; any other node ends when it has not been reachable for a session's timeout, for then
+    nobody will ever give it work, and when its cluster has taken it for dead.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class MemberService(Service):
         self._left: dict[bytes, None] = {}  # jobs whose driver has ended here
         self._is_beating = False
         self.joined = asyncio.Event()
+        self.on_registered: Callable[[], None] = _ignore
         pool.on_gone.append(self._gone)
 
     async def started(self) -> None:
@@ -68,6 +70,10 @@ class MemberService(Service):
                 raise RaySystemError(
                     f"this node ends, for it has lost its cluster: {error}"
                 ) from error
+        except NodeDiedError as error:
+            raise RaySystemError(
+                f"this node ends, for its cluster has taken it for dead ({error}). Start it anew."
+            ) from error
         except RayError as error:
             logger.warning("the GCS does not answer: %s", error)
         finally:
@@ -78,9 +84,11 @@ class MemberService(Service):
         if self._registered is not None:
             is_known = await self._sync(link) and self._registered[0] is link
         if not is_known:
+            self._registered = None  # if this fails, the next beat does it
             registered = await gcs.Nodes(link).register(self._row)
             self._registered = link, registered.epoch
             self.joined.set()
+            self.on_registered()
         self._report(link, complete=not is_known)
         for job_id in list(self._left):
             await gcs.Jobs(link).finish(msg.FinishJob(job_id, died=True))
@@ -125,3 +133,6 @@ class MemberService(Service):
         worker = self._worker(member)
         worker.alive, worker.exit_cause = False, cause
         self._ended.append(worker)
+
+
+def _ignore() -> None: ...

@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Self
 
 from msgspec import Struct, field
@@ -18,6 +19,7 @@ from raylite._runtime.context import Place
 from raylite._types import board
 from raylite._types.marks import mark_of_node
 from raylite._wire import hot
+from raylite.exceptions import RaySystemError
 from raylite.testing.threads import ThreadWorkers
 
 STORE = 64 * 1024 * 1024
@@ -230,9 +232,11 @@ class InProcessCluster:
             await node.stop()
         self._gcs.stop()
         await asyncio.wait([self._gcs_running])
-        for running in (self._gcs_running, *(node.running for node in self._nodes.values())):
-            if running is not None:
-                running.result()
+        self._gcs_running.result()
+        for node in self._nodes.values():
+            if node.running is not None:
+                with suppress(RaySystemError):  # it had been cut off for so long that it gave up
+                    node.running.result()
 
     def _node(self, handle: LocalNode) -> _Node:
         node = self._nodes.get(handle.node_id)

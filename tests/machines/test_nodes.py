@@ -5,7 +5,7 @@ import math
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from raylite._machines.nodes import Effect, NodeDied, NodeJoined, Nodes, Standing
+from raylite._machines.nodes import Effect, NodeDied, NodeFenced, NodeJoined, Nodes, Standing
 
 A, B = b"a", b"b"
 
@@ -48,7 +48,7 @@ def test_signs_of_life_put_death_off() -> None:
     assert died(nodes.expire(28.0)) == [A]
 
 
-def test_the_dead_and_the_unknown_may_join() -> None:
+def test_the_dead_and_the_unknown_are_no_members() -> None:
     nodes = Nodes(grace=1)
     nodes.joined(A, 1, 0.0)
     nodes.expire(1.0)
@@ -82,11 +82,37 @@ def test_the_late_news_of_an_old_incarnations_end_spares_the_new_one() -> None:
     assert nodes.alive() == [A]
 
 
-def test_a_node_may_come_back_after_its_death() -> None:
+def test_a_dead_incarnation_is_fenced_and_a_new_one_may_join() -> None:
     nodes = Nodes(grace=1)
     nodes.joined(A, 1, 0.0)
     nodes.expire(1.0)
-    assert nodes.joined(A, 1, 2.0) == [NodeJoined(A)]
+    assert nodes.joined(A, 1, 2.0) == [NodeFenced(A, "it was silent for 1 s")]
+    assert nodes.joined(A, 2, 2.0) == [NodeJoined(A)]
+    assert nodes.joined(A, 1, 2.0) == [NodeFenced(A, "it was silent for 1 s")]
+    assert nodes.alive() == [A]
+
+
+def test_a_replaced_incarnation_does_not_replace_its_successor() -> None:
+    nodes = Nodes()
+    nodes.joined(A, 1, 0.0)
+    nodes.joined(A, 2, 0.0)
+    assert nodes.joined(A, 1, 0.0) == [NodeFenced(A, "it was replaced by a new incarnation")]
+    assert nodes.is_member(A, 2)
+
+
+def test_the_dead_are_fenced_over_a_restart() -> None:
+    nodes = Nodes()
+    nodes.restored_dead(A, 1, "it was stopped")
+    assert nodes.joined(A, 1, 0.0) == [NodeFenced(A, "it was stopped")]
+
+
+def test_who_may_return_does() -> None:
+    nodes = Nodes(grace=1)
+    nodes.joined(A, 1, 0.0)
+    nodes.expire(1.0)
+    assert nodes.joined(A, 1, 2.0, returns=True) == [NodeJoined(A)]
+    nodes.left(A, 1, "it was stopped")
+    assert nodes.joined(A, 1, 2.0) == [NodeFenced(A, "it was stopped")]
 
 
 def test_a_stale_incarnation_keeps_nobody_alive() -> None:
@@ -127,14 +153,22 @@ class NodesModel(RuleBasedStateMachine):
         self.nodes = Nodes(grace=10, stall=math.inf)
         self.members: dict[bytes, tuple[int, float]] = {}
         self.told: list[bytes] = []
+        self.dead: set[tuple[bytes, int]] = set()
         self.now = 0.0
 
-    @rule(node=st.sampled_from([A, B]), incarnation=st.integers(1, 2))
-    def join(self, node: bytes, incarnation: int) -> None:
-        effects = self.nodes.joined(node, incarnation, self.now)
-        assert bool(effects) == (self.members.get(node, (0, 0))[0] != incarnation)
-        self.perform(effects)
-        self.members[node] = (incarnation, self.now)
+    @rule(node=st.sampled_from([A, B]), incarnation=st.integers(1, 4), returns=st.booleans())
+    def join(self, node: bytes, incarnation: int, returns: bool) -> None:
+        effects = self.nodes.joined(node, incarnation, self.now, returns=returns)
+        known = self.members.get(node, (0, 0))[0]
+        assert bool(effects) == (known != incarnation)
+        is_fenced = (node, incarnation) in self.dead and not returns
+        assert is_fenced == any(isinstance(effect, NodeFenced) for effect in effects)
+        if not is_fenced:
+            if known not in (0, incarnation):
+                self.dead.add((node, known))
+            self.dead.discard((node, incarnation))
+            self.perform(effects)
+            self.members[node] = (incarnation, self.now)
 
     @rule(node=st.sampled_from([A, B]), incarnation=st.integers(1, 2))
     def hear(self, node: bytes, incarnation: int) -> None:
@@ -151,7 +185,7 @@ class NodesModel(RuleBasedStateMachine):
         effects = self.nodes.left(node, incarnation, "it was stopped")
         assert died(effects) == [node] * is_member
         if is_member:
-            del self.members[node]
+            self.dead.add((node, self.members.pop(node)[0]))
         self.perform(effects)
 
     @rule(seconds=st.integers(1, 6))
@@ -161,7 +195,7 @@ class NodesModel(RuleBasedStateMachine):
         effects = self.nodes.expire(self.now)
         assert sorted(died(effects)) == sorted(silent)
         for node in silent:
-            del self.members[node]
+            self.dead.add((node, self.members.pop(node)[0]))
         self.perform(effects)
 
     @rule()
@@ -171,6 +205,8 @@ class NodesModel(RuleBasedStateMachine):
             incarnation, _ = self.members[node]
             self.nodes.restored(node, incarnation, self.now)
             self.members[node] = (incarnation, self.now)
+        for node, incarnation in self.dead:
+            self.nodes.restored_dead(node, incarnation, "it had died")
 
     def perform(self, effects: list[Effect]) -> None:
         for effect in effects:

@@ -1,5 +1,7 @@
 """The Node service: who is in the cluster, over restarts of the GCS too."""
 
+from dataclasses import replace
+
 import anyio
 import pytest
 
@@ -9,7 +11,7 @@ from raylite._protocol.gcs import Nodes
 from raylite._runtime.components import build_gcs
 from raylite._services.gcs.storage import MemoryStorage
 from raylite._wire.messages import gcs as msg
-from raylite.exceptions import UnavailableError
+from raylite.exceptions import NodeDiedError, UnavailableError
 from raylite.testing.loop import SimLoop
 from raylite.testing.sim import SimNetwork, World
 from tests.services.rig import Client, life, node, simulated, take
@@ -155,6 +157,29 @@ async def test_a_registration_that_cannot_be_kept_is_refused_and_may_be_tried_ag
         assert await rows(raylet) == {}
         storage.fails = False
         await raylet.nodes.register(node())
+        assert (await rows(raylet))[b"n"].alive
+
+
+@simulated
+async def test_a_node_that_was_taken_for_dead_may_not_come_back_unless_it_is_the_head() -> None:
+    storage = MemoryStorage()
+    async with life(storage) as gcs:
+        raylet = gcs.client()
+        await raylet.nodes.register(node())
+        head = replace(node(b"head"), head=True)
+        await raylet.nodes.register(head)
+        await anyio.sleep(12)
+        assert not any(row.alive for row in (await rows(raylet)).values())
+        assert (await raylet.nodes.sync(msg.Heartbeat(b"n", 1))).register_again
+        with pytest.raises(NodeDiedError, match="dead to its cluster: it was silent for 10 s"):
+            await raylet.nodes.register(node())
+        await raylet.nodes.register(head)
+        assert (await rows(raylet))[b"head"].alive
+    async with life(storage) as gcs:
+        raylet = gcs.client()
+        with pytest.raises(NodeDiedError):
+            await raylet.nodes.register(node())
+        await raylet.nodes.register(node(incarnation=2))
         assert (await rows(raylet))[b"n"].alive
 
 

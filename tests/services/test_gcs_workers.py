@@ -82,7 +82,7 @@ async def test_reports_of_who_is_no_member_are_ignored() -> None:
 
 
 @simulated
-async def test_a_lost_report_is_made_up_for_by_a_complete_one() -> None:
+async def test_a_lost_report_is_made_up_for_by_a_complete_one_that_is_asked_for() -> None:
     storage = GatedStorage()
     async with life(storage) as gcs:
         raylet = gcs.client()
@@ -92,6 +92,10 @@ async def test_a_lost_report_is_made_up_for_by_a_complete_one() -> None:
         await anyio.sleep(0.1)
         assert await rows(raylet) == {}
         storage.fails = False
+        beat = msg.Heartbeat(b"n", 1)
+        assert (await raylet.nodes.sync(beat)).register_again
+        await raylet.nodes.register(node())
+        assert not (await raylet.nodes.sync(beat)).register_again
         report(raylet, living(b"w"), complete=True)
         await anyio.sleep(0.1)
         assert await causes(raylet) == {b"w": None}

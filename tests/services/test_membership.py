@@ -12,7 +12,7 @@ from raylite._kernel.memory import MemoryNetwork, Switch
 from raylite._protocol import gcs, raylet
 from raylite._runtime.attach import attach_driver
 from raylite._runtime.components import Raylet, build_gcs, build_raylet
-from raylite._services.gcs.storage import MemoryStorage
+from raylite._services.gcs.storage import MemoryStorage, Storage
 from raylite._services.raylet.pool import SourceListener
 from raylite._types import board
 from raylite._wire import hot
@@ -20,6 +20,7 @@ from raylite._wire.messages import gcs as msg, raylet as raylet_msg
 from raylite.exceptions import RaySystemError
 from raylite.testing.sim import World
 from tests.services.rig import simulated
+from tests.services.storages import GatedStorage
 
 
 class NoWorkers:
@@ -45,7 +46,8 @@ class Site:
     """One raylet, and a GCS that comes and goes on one storage."""
 
     def __init__(self) -> None:
-        self.switch, self.world, self.storage = Switch(), World(1), MemoryStorage()
+        self.switch, self.world = Switch(), World(1)
+        self.storage: Storage = MemoryStorage()
         self.source = NoWorkers()
         self.arena = HeapArena((1 << 20) + board.SIZE)
         self.raylet: Raylet
@@ -121,6 +123,37 @@ async def test_a_raylet_tells_a_new_gcs_of_itself_and_of_all_its_workers() -> No
 
 
 @simulated
+async def test_a_raylet_tells_a_new_gcs_what_it_offers_though_nothing_has_changed() -> None:
+    site = Site()
+    async with site.node():
+        async with site.gcs():
+            await anyio.sleep(5)
+        async with site.gcs():
+            await anyio.sleep(5)
+            network = site.network("client")
+            feed = aiter(gcs.Views(network.connect("gcs")).watch(hot.WatchViews()))
+            (view,) = (await anext(feed)).deltas
+            assert view.node == site.raylet.node_id
+            await network.close()
+
+
+@simulated
+async def test_what_a_full_disk_did_not_take_is_told_again() -> None:
+    site = Site()
+    storage = site.storage = GatedStorage()
+    async with site.node(), site.gcs():
+        await anyio.sleep(1)
+        storage.fails = True
+        worker = await site.register_worker(b"one")
+        await anyio.sleep(5)
+        storage.fails = False
+        await anyio.sleep(2)
+        _, (row,), _ = await site.rows()
+        assert (row.worker_id, row.alive) == (b"one", True)
+        await worker.close()
+
+
+@simulated
 async def test_the_end_of_a_worker_is_told_also_if_there_was_no_gcs_to_tell() -> None:
     site = Site()
     async with site.node():
@@ -174,3 +207,31 @@ async def test_a_node_that_has_lost_its_cluster_for_good_ends_and_a_head_waits()
     with pytest.raises(RaySystemError, match="has lost its cluster"):
         async with site.node(is_head=False):
             await anyio.sleep(200)
+
+
+@simulated
+async def test_a_node_that_was_taken_for_dead_ends_and_a_head_goes_on() -> None:
+    for is_head in (False, True):
+        site = Site()
+        async with site.gcs():
+            network = site.network("raylet")
+            await network.listen("raylet")
+            site.raylet = build_raylet(
+                network, "gcs", site.source, site.arena,
+                num_cpus=1, resources={}, labels={}, is_head=is_head,
+            )  # fmt: skip
+            task = site.raylet.host.start("raylet")
+            await anyio.sleep(1)
+            site.switch.cut([network])
+            await anyio.sleep(15)
+            site.switch.heal()
+            await anyio.sleep(8)
+            (row,), _, _ = await site.rows()
+            assert row.alive == is_head
+            if is_head:
+                site.raylet.host.stop()
+                await task
+            else:
+                with pytest.raises(RaySystemError, match="has taken it for dead"):
+                    await task
+        site.arena.close()

@@ -7,7 +7,13 @@ import pytest
 
 from raylite._protocol import raylet
 from raylite._wire import hot
-from raylite.exceptions import ObjectLostError, ObjectStoreFullError, OwnerDiedError, RayError
+from raylite.exceptions import (
+    LocalRayletDiedError,
+    ObjectLostError,
+    ObjectStoreFullError,
+    OwnerDiedError,
+    RayError,
+)
 from raylite.testing.loop import SimLoop
 from tests.services.nodes import MB, Node, Nodes, cluster
 from tests.services.rig import simulated
@@ -249,3 +255,13 @@ async def _anything(seed: int) -> None:
 
 async def _read(ref: object) -> object:
     return await ref  # type: ignore[misc]
+
+
+@simulated
+async def test_a_put_on_a_node_that_is_dead_says_so() -> None:
+    async with cluster() as nodes:
+        driver = await (await nodes.add("a")).driver("driver")
+        nodes.world.kill(driver.node.network.address)
+        for _ in range(2):  # when the link is lost, and afterwards
+            with pytest.raises(LocalRayletDiedError):
+                await driver.core.allocate(driver.core.new_object_id(), driver.core.id, MB)

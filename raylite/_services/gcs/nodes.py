@@ -8,13 +8,20 @@ from dataclasses import replace
 from raylite._kernel.link import Link
 from raylite._kernel.seams import now, wall
 from raylite._kernel.service import Service, every, handles
-from raylite._machines.nodes import Effect, NodeDied, NodeJoined, Nodes as Membership, Standing
+from raylite._machines.nodes import (
+    Effect,
+    NodeDied,
+    NodeFenced,
+    NodeJoined,
+    Nodes as Membership,
+    Standing,
+)
 from raylite._protocol import gcs
 from raylite._services.gcs.epoch import Epoch
 from raylite._services.gcs.storage import Storage, StorageError
 from raylite._services.gcs.table import Change, Table
 from raylite._wire.messages import gcs as msg
-from raylite.exceptions import LinkClosedError
+from raylite.exceptions import LinkClosedError, NodeDiedError
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +53,7 @@ class NodeService(Service, serves=(gcs.Nodes,)):
         self._available: dict[bytes, dict[str, float]] = {}  # by heartbeat, so not worth keeping
         self._reasons: dict[bytes, str] = {}
         self._links: dict[bytes, Link] = {}
+        self._to_register: dict[bytes, None] = {}
         self._on_joined: list[Callable[[bytes, int], None]] = []
         self._on_left: list[Callable[[bytes], None]] = []
 
@@ -56,18 +64,27 @@ class NodeService(Service, serves=(gcs.Nodes,)):
         self._on_joined.append(joined)
         self._on_left.append(left)
 
+    def ask_to_register(self, node_id: bytes) -> None:
+        """Have a member register again, and so tell everything again: something of it was lost."""
+        self._to_register[node_id] = None
+
     async def started(self) -> None:
         await self._epoch.begin()
         await self._table.load()
         for node_id, row in self._table.rows.items():
             if row.alive:
                 self.membership.restored(node_id, row.incarnation, now())
+            else:
+                self.membership.restored_dead(node_id, row.incarnation, row.death_reason)
         self.loaded.set()
 
     @handles(gcs.Nodes.register)
     async def register(self, request: msg.RegisterNode) -> msg.Registered:
         node_id, incarnation = request.node_id, request.incarnation
-        self._note(self.membership.joined(node_id, incarnation, now()))
+        self._to_register.pop(node_id, None)
+        # A head's processes would end with it, the GCS among them. Nothing but its own standing
+        # still can have parted it from the GCS.
+        self._note(self.membership.joined(node_id, incarnation, now(), returns=request.head))
         for joined in self._on_joined:
             joined(node_id, incarnation)
         self._follow(self.caller, node_id, incarnation)
@@ -89,7 +106,8 @@ class NodeService(Service, serves=(gcs.Nodes,)):
     @handles(gcs.Nodes.sync)
     def sync(self, beat: msg.Heartbeat) -> msg.Synced:
         is_unknown = self._hear(beat) is Standing.UNKNOWN
-        return msg.Synced(epoch=self._epoch.message, register_again=is_unknown)
+        again = is_unknown or beat.node_id in self._to_register
+        return msg.Synced(epoch=self._epoch.message, register_again=again)
 
     @handles(gcs.Nodes.list)
     def list_nodes(self, request: msg.ListNodes) -> msg.NodeList:
@@ -174,9 +192,12 @@ class NodeService(Service, serves=(gcs.Nodes,)):
             match effect:
                 case NodeJoined(node_id):
                     logger.info("node %s joined", node_id.hex())
+                case NodeFenced(node_id, reason):
+                    raise NodeDiedError(f"node {node_id.hex()} is dead to its cluster: {reason}")
                 case NodeDied(node_id, reason):
                     logger.info("node %s died: %s", node_id.hex(), reason)
                     self._reasons[node_id] = reason
+                    self._to_register.pop(node_id, None)
                     for left in self._on_left:
                         left(node_id)
 

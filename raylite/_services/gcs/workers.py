@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 class WorkerService(Service, serves=(gcs.Workers,)):
     """Keeps the worker table: what a member's raylet reports, and that workers die with their node.
 
-    A report that the storage did not take is lost, as one is that a restart of the GCS overtook:
-    the next complete one makes up for both.
+    A report that the storage did not take is lost, as one is that a restart of the GCS overtook.
+    A complete one makes up for both: in the first case the raylet is asked for it.
     """
 
     def __init__(self, storage: Storage, epoch: Epoch, nodes: NodeService) -> None:
@@ -45,7 +45,11 @@ class WorkerService(Service, serves=(gcs.Workers,)):
                 for worker_id, row in self._table.all_latest()
                 if row.alive and row.node_id == report.node_id and worker_id not in listed
             ]
-        await self._write([row for row in rows if row != self._table.latest(row.worker_id)])
+        try:
+            await self._write([row for row in rows if row != self._table.latest(row.worker_id)])
+        except StorageError as error:
+            logger.warning("a report of %d workers is not in the table: %s", len(rows), error)
+            self._nodes.ask_to_register(report.node_id)
 
     @handles(gcs.Workers.list)
     def list_workers(self, request: msg.ListWorkers) -> msg.WorkerList:

@@ -52,6 +52,7 @@ class ClusterService(Service):
         self._views = ResourceViews()
         self._raylets: dict[NodeKey, tuple[int, str]] = {}  # incarnation and address
         self._early: dict[NodeKey, list[hot.ViewDelta]] = {}  # of nodes not yet known to be members
+        self._publisher = ViewPublisher(view())
         self.local = view().node
         self._mark = mark_of_node(self.local)
         self._told_of: dict[
@@ -172,8 +173,13 @@ class ClusterService(Service):
         changes = [self._views.apply(wire.decode(delta), now()) for delta in deltas]
         return any(changes)
 
+    def report_all(self) -> None:
+        """Tell the GCS all of this node's view: it has registered, so nothing is known of it."""
+        self._publisher.resume(0)
+
     async def _report(self) -> None:
-        publisher = ViewPublisher(self._view())
+        publisher = self._publisher
+        publisher.resume(0)
         views = gcs.Views(self._network.connect(self._gcs))
         while True:
             publisher.update(self._view())

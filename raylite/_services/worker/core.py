@@ -38,7 +38,12 @@ from raylite._services.worker.submit import OwnedTask, SubmitService
 from raylite._types.keys import ObjectKey
 from raylite._wire import hot, pickling
 from raylite._wire.hot import Contained, Form, Value
-from raylite.exceptions import GetTimeoutError, RaySystemError
+from raylite.exceptions import (
+    GetTimeoutError,
+    LinkError,
+    LocalRayletDiedError,
+    RaySystemError,
+)
 
 T = TypeVar("T")
 
@@ -191,8 +196,10 @@ class Core:
         self._writing[owner] += 1
         try:
             return await self._objects.allocate(hot.Allocate(id, size, owner))
-        except BaseException:
+        except BaseException as error:
             self._written(owner)
+            if isinstance(error, LinkError) and self.raylet_link.is_ended:
+                raise LocalRayletDiedError(str(error)) from error
             raise
 
     def write(self, owner: bytes, allocation: hot.Allocation, pickled: pickling.Pickled) -> Value:
