@@ -39,11 +39,11 @@ class NodeSpec(Struct, frozen=True):
     def of(cls, given: "float | Mapping[str, object] | NodeSpec") -> Self:
         """Return a node from what a test wrote: its CPUs, or its fields by name."""
         if isinstance(given, NodeSpec):
-            given = {name: getattr(given, name) for name in cls.__dataclass_fields__}
+            given = {name: getattr(given, name) for name in cls.__struct_fields__}
         if isinstance(given, int | float):
             return cls(num_cpus=given)
-        if unknown := set(given) - set(cls.__dataclass_fields__):
-            fields = ", ".join(cls.__dataclass_fields__)
+        if unknown := set(given) - set(cls.__struct_fields__):
+            fields = ", ".join(cls.__struct_fields__)
             raise TypeError(f"a node has no {', '.join(sorted(unknown))}; it has {fields}")
         return cls(**given)  # type: ignore[arg-type]
 
