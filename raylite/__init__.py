@@ -30,7 +30,7 @@ __all__ = sorted([*_HOME, "exceptions"])
 def __getattr__(name: str) -> object:
     if name in _HOME:
         value: object = getattr(_import_module(_HOME[name]), name)
-    elif name in ("exceptions", "runtime_context", "testing"):
+    elif name in ("cluster_utils", "exceptions", "runtime_context", "testing"):
         value = _import_module(f"raylite.{name}")
     else:
         raise AttributeError(f"module 'raylite' has no attribute {name!r}")

@@ -280,7 +280,8 @@ class ForkServer:
             self._terminate_next()
         elif role == "gcs" and self._ending is None and self._may_restart_gcs():
             assert self._gcs_sockets is not None
-            self._fork_component("gcs", self._gcs_sockets, None)
+            gcs = self._fork_component("gcs", self._gcs_sockets, None)
+            self._ready = replace(self._ready, gcs=gcs)
         elif self._ending is None:
             self._conclude(Ending.GCS_ENDED if role == "gcs" else Ending.RAYLET_ENDED)
             how = processes.Exit.from_wait_status(pid, status).describe()

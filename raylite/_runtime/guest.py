@@ -42,6 +42,9 @@ class GuestNode:
             ) from error
         self._channel = Channel(socket.socket(fileno=processes.above_stdio(end.detach())))
         self.arena_fd = -1
+        self.gcs_pid = 0
+        """The GCS's when this process came in; 0 if another node has it."""
+
         try:
             self._enter(session_dir)
         except BaseException:
@@ -57,7 +60,7 @@ class GuestNode:
         for message, fds in received:
             if isinstance(message, Ready):
                 (self.arena_fd,) = fds
-                self.config = message.config
+                self.config, self.gcs_pid = message.config, message.gcs or 0
                 check_versions(message.version, message.python)
         if self.arena_fd < 0:
             raise ConnectionError(f"the node in {session_dir} does not open: it is about to end")

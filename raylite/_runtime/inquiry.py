@@ -1,17 +1,19 @@
 """Asking a cluster's GCS from outside: by commands, and before a node joins."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
-
-import uvloop
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
 
 from raylite._kernel.link import Link, LinkConfig
 from raylite._kernel.scope import Scope
+from raylite._kernel.threads import LoopThread, result_of
+from raylite._protocol import raylet
 from raylite._protocol.gcs import Certificates, Nodes
 from raylite._runtime.launch import NodeProcess
 from raylite._runtime.networks import Keys, network_for, read_keys
-from raylite._wire.messages import gcs as msg
+from raylite._runtime.node import NodeConfig
+from raylite._wire.messages import gcs as msg, raylet as raylet_msg
 from raylite.exceptions import AuthenticationError, RayError, RaySystemError
 
 T = TypeVar("T")
@@ -36,7 +38,7 @@ def list_nodes(gcs: str, keys: Keys, patience: float = PATIENCE) -> list[msg.Nod
     async def ask(link: Link) -> list[msg.Node]:
         return list((await Nodes(link).list(msg.ListNodes())).nodes)
 
-    return uvloop.run(_asked(gcs, keys, ask, patience))
+    return _run(_asked(gcs, keys, ask, patience))
 
 
 def have_signed(gcs: str, keys: Keys, request: str, patience: float = PATIENCE) -> str:
@@ -46,7 +48,39 @@ def have_signed(gcs: str, keys: Keys, request: str, patience: float = PATIENCE) 
         asked = msg.CertificateRequest(request=request)
         return (await Certificates(link).sign(asked)).certificate
 
-    return uvloop.run(_asked(gcs, keys, ask, patience))
+    return _run(_asked(gcs, keys, ask, patience))
+
+
+def wait_alive(gcs: str, keys: Keys, expected: set[str], timeout: float) -> set[str]:
+    """Wait until the living nodes of a cluster are those expected; return those that are.
+
+    Args:
+        gcs: The address to dial.
+        keys: What lets this process in.
+        expected: Their ids, in hexadecimal.
+        timeout: Seconds after which to return all the same.
+
+    Raises:
+        ConnectionError: The GCS does not answer.
+    """
+    alive = set[str]()
+
+    async def watch(link: Link) -> None:
+        async for event in Nodes(link).watch(msg.WatchNodes()):
+            if event.node is not None:
+                change = alive.add if event.node.alive else alive.discard
+                change(event.node.node_id.hex())
+            if alive == expected:
+                return
+
+    async def ask(link: Link) -> set[str]:
+        await Nodes(link).list(msg.ListNodes())  # or a GCS that is not there would be waited for
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await watch(link)
+        return alive
+
+    return _run(_asked(gcs, keys, ask, PATIENCE, timeout + PATIENCE))
 
 
 def wait_registered(node: NodeProcess) -> msg.Node:
@@ -75,7 +109,7 @@ def wait_registered(node: NodeProcess) -> msg.Node:
 
     config = node.config
     keys = read_keys(config.token_file, config.tls)
-    return uvloop.run(_asked(config.gcs_url, keys, ask, _START))
+    return _run(_asked(config.gcs_url, keys, ask, _START))
 
 
 async def _row_of(link: Link, node: NodeProcess) -> msg.Node:
@@ -97,11 +131,45 @@ def _note_failure(node: NodeProcess, failed: "asyncio.Future[str]") -> None:
         failed.set_result(reason)
 
 
-async def _asked(gcs: str, keys: Keys, ask: Callable[[Link], Awaitable[T]], patience: float) -> T:
+def wait_acquainted(nodes: Sequence[NodeConfig], patience: float = _START) -> None:
+    """Wait until the raylets of nodes on this machine know one another, and so can share their tasks.
+
+    Raises:
+        ConnectionError: One of them does not answer, or does not hear of another.
+    """
+    known = raylet_msg.GetResources([bytes.fromhex(node.node_id) for node in nodes])
+
+    async def ask(link: Link) -> None:
+        await raylet.Leases(link).resources(known)
+
+    async def ask_all() -> None:
+        for node in nodes:
+            keys = read_keys(node.token_file, node.tls)
+            await _asked(f"unix:{node.raylet_address}", keys, ask, patience)
+
+    _run(ask_all())
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on a loop of its own, also where a loop runs already."""
+    thread = LoopThread("raylite-inquiry")
+    try:
+        return result_of(thread.submit(work))
+    finally:
+        thread.stop()
+
+
+async def _asked(
+    gcs: str,
+    keys: Keys,
+    ask: Callable[[Link], Awaitable[T]],
+    patience: float,
+    limit: float | None = None,
+) -> T:
     network = network_for(keys, LinkConfig(session_timeout=patience))
     link = network.connect(gcs)
     try:
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(limit or patience):
             return await ask(link)
     except (RaySystemError, AuthenticationError):
         raise

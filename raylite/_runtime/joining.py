@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from raylite._runtime import addresses, records
 from raylite._runtime.addresses import AUTO
 from raylite._runtime.guest import GuestNode
+from raylite._runtime.records import NodeRecord
 
 NEW = "local"
 
@@ -58,11 +59,11 @@ def _find(address: str | None, temp_dir: str) -> GuestNode | None:
             f"no node of the cluster at {address} runs on this machine: start one with "
             f"`raylite start --address={address}`, then run this program again"
         )
-    return GuestNode(nodes[0].session_dir)
+    return GuestNode(_heads_first(nodes)[0].session_dir)
 
 
 def _latest(temp_dir: str, *, is_wanted: bool) -> GuestNode | None:
-    for record in records.living(temp_dir):
+    for record in _heads_first(records.living(temp_dir)):
         try:
             return GuestNode(record.session_dir)
         except ConnectionError:
@@ -73,3 +74,9 @@ def _latest(temp_dir: str, *, is_wanted: bool) -> GuestNode | None:
             "address out to have one that ends with this program"
         )
     return None
+
+
+def _heads_first(nodes: list[NodeRecord]) -> list[NodeRecord]:
+    """Of a cluster's nodes on this machine, a driver wants the head, as Ray's; clusters stay in order."""
+    clusters = list(dict.fromkeys(node.cluster for node in nodes))
+    return sorted(nodes, key=lambda node: (clusters.index(node.cluster), not node.head))

@@ -103,6 +103,11 @@ class NodeProcess:
         """The arena's descriptor once the node is ready; `stop` closes it, so duplicate it."""
         return self._arena_fd
 
+    @property
+    def is_running(self) -> bool:
+        """Does anything of it live, as far as one can know?"""
+        return self.failure() is None and not self._stopped
+
     def fileno(self) -> int:
         """The descriptor to watch: when it is readable, ask for `failure`."""
         return self._channel.fileno()
@@ -184,6 +189,10 @@ class NodeProcess:
                 self._stopped = True
                 self._process.returncode = 0  # or Popen would complain that nobody waits for it
                 self._close()
+
+    def wait_end(self, timeout: float | None = None) -> bool:
+        """Block until the node has ended by itself; False when time ran out first."""
+        return self._stopped or processes.wait_exit(self._pidfd, timeout)
 
     def kill(self) -> None:
         """End the node at once, without a goodbye; `stop` is still to be called.

@@ -1,7 +1,7 @@
 """Starting a node that outlives its starter: the head of a new cluster, or a member of another."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,6 +53,7 @@ class NodeOptions(Struct, frozen=True):
         pin: The fingerprint of the CA of the cluster to join; empty if a node of it is on this
             machine, or if it does not encrypt.
         insecure: Is it accepted that what nodes say to each other can be read on the network?
+        env_vars: Set in the environment of the node's workers.
     """
 
     resources: SessionOptions = field(default_factory=SessionOptions)
@@ -66,6 +67,7 @@ class NodeOptions(Struct, frozen=True):
     token_file: str = ""
     pin: str = ""
     insecure: bool = False
+    env_vars: Mapping[str, str] = field(default_factory=dict)
 
 
 class Started(Struct, frozen=True):
@@ -88,14 +90,8 @@ def start_node(options: NodeOptions) -> Started:
         OSError: The session's directory cannot be made.
         RaySystemError: The node could not start; the message says why.
     """
-    temp_dir = options.resources.temp_dir
-    records.tidy(temp_dir)
-    if options.address is None:
-        config = _head(options)
-    else:
-        config = _member(options, options.address)
     with interrupts.held() as interrupt:
-        node = launch.start(config)
+        node = begin_node(options)
         interrupt.hurry(node.kill)
         try:
             node.wait_ready()
@@ -105,6 +101,21 @@ def start_node(options: NodeOptions) -> Started:
             node.stop()
             raise
         return Started(node, row)
+
+
+def begin_node(options: NodeOptions) -> NodeProcess:
+    """Begin to start a node, and do not wait: `start_node` without its second half.
+
+    Raises:
+        ConnectionError: There is a head at this address already, or none at the one to join.
+        ValueError: The address is none.
+        RuntimeError: The cluster runs another version.
+        OSError: The session's directory cannot be made.
+    """
+    records.tidy(options.resources.temp_dir)
+    if options.address is None:
+        return launch.start(_head(options))
+    return launch.start(_member(options, options.address))
 
 
 def _head(options: NodeOptions) -> NodeConfig:
@@ -214,6 +225,7 @@ def _config(options: NodeOptions, ip: str) -> NodeConfig:
         is_listed=True,
         node_id=os.urandom(28).hex(),
         insecure=options.insecure,
+        env_vars=dict(options.env_vars),
     )
 
 

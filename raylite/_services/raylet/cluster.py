@@ -96,7 +96,8 @@ class ClusterService(Service):
 
     async def wait_known(self, nodes: Iterable[NodeKey]) -> None:
         """Wait until the views of these have come."""
-        while not set(nodes) <= self.nodes().keys():
+        wanted = set(nodes)
+        while not wanted <= self.nodes().keys():
             self._changed.clear()
             await self._changed.wait()
 

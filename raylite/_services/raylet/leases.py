@@ -116,7 +116,8 @@ class LeaseService(Service, serves=(raylet.Leases,)):
             self._perform(self._leases.unblocked(lease))
 
     @handles(raylet.Leases.resources)
-    def resources(self, request: msg.GetResources) -> msg.ResourceView:
+    async def resources(self, request: msg.GetResources) -> msg.ResourceView:
+        await self._cluster.wait_known(map(NodeKey, request.nodes))
         available = self._leases.available().to_floats()
         return msg.ResourceView(self._leases.total.to_floats(), available)
 

@@ -42,9 +42,11 @@ default_message_pool.register_message(
 class GetResources(betterproto2.Message):
     """
     Resources: what the node has and what of it is free.
+
+    The answer waits until the raylet knows these nodes, and so can send tasks to them.
     """
 
-    pass
+    nodes: "list[bytes]" = betterproto2.field(1, betterproto2.TYPE_BYTES, repeated=True)
 
 
 default_message_pool.register_message("raylite.raylet", "GetResources", GetResources)
