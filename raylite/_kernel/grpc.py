@@ -220,6 +220,12 @@ class GrpcNetwork(Network):
         connection = self._connections.get(stream._stream.connection)
         if connection is None or connection.wire is not None:
             raise GRPCError(Status.RESOURCE_EXHAUSTED, "one stream a connection")
+        if len(self._connections) > self._reception.most_connections:
+            raise GRPCError(
+                Status.RESOURCE_EXHAUSTED,
+                f"this process has {len(self._connections) - 1} connections, and not enough open files "
+                "left for more: raise its limit (ulimit -n)",
+            )
         door, told = connection.door, dict(stream.metadata or {})
         if (told.get(METADATA) == SCHEME) != (self._token is not None):
             if door is not None:

@@ -4,13 +4,20 @@ A stranger is a connection whose peer has not proven itself yet. The guard decid
 given the time, and the `Door` acts.
 """
 
+import resource
 from collections import Counter
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from raylite._kernel.rate import Rate
 
+MOST_FILES = 0.8  # of those that a process may open, in connections
 REMEMBERED = 1024  # places whose failures are counted; of more, the longest known is forgotten
+
+
+def most_connections() -> int:
+    """Return how many connections leave a process enough of the files that it may open."""
+    return int(MOST_FILES * resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
 class Admission(Struct, frozen=True):
@@ -23,6 +30,7 @@ class Admission(Struct, frozen=True):
         failures: How many failures of one place are free.
         period: In how long.
         tarpit: After more, how long each stranger from there waits before it is even asked.
+        connections: How many a process may have in all, before it refuses more.
     """
 
     total: int = 64
@@ -31,6 +39,7 @@ class Admission(Struct, frozen=True):
     failures: int = 10
     period: float = 60.0
     tarpit: float = 1.0
+    connections: int = field(default_factory=most_connections)
 
 
 class Guard:

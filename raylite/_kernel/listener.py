@@ -40,6 +40,8 @@ def bind(place: Place) -> socket.socket:
         where = place.host, place.port
     try:
         sock.bind(where)
+        if isinstance(place, UnixAddress):
+            os.chmod(place.path, 0o600)  # before it listens, so nobody was quicker
     except OSError as error:
         sock.close()
         raise OSError(error.errno, f"cannot listen at {place}: {error.strerror}") from error
@@ -62,6 +64,12 @@ def tune(sock: socket.socket) -> None:
     if sock.family in (socket.AF_INET, socket.AF_INET6):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED)
+
+
+def is_own_user(peer: socket.socket) -> bool:
+    """Whether the process at the other end of a unix socket is this user's."""
+    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return int.from_bytes(credentials[4:8], "little") == os.geteuid()
 
 
 class Listener:

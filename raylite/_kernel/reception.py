@@ -16,7 +16,7 @@ from raylite._kernel.connection import Connection
 from raylite._kernel.door import Door
 from raylite._kernel.guard import Admission, Guard
 from raylite._kernel.handshake import Channel, path_channel, tcp_channel, tls_channel
-from raylite._kernel.listener import Listener, bind, bound_place
+from raylite._kernel.listener import Listener, bind, bound_place, is_own_user
 from raylite._kernel.scope import Scope
 from raylite._kernel.tls import TIMES as TLS_TIMES, Tls
 from raylite._types.address import (
@@ -73,6 +73,11 @@ class Reception:
         self._local_guard = Guard(everybody)  # apart: no flood of TCP shuts this machine out
 
     @property
+    def most_connections(self) -> int:
+        """How many this process may have, in both directions."""
+        return self._rules.admission.connections
+
+    @property
     def refused(self) -> Counter[str]:
         """How many were turned away, by reason."""
         return self._guard.refused + self._local_guard.refused
@@ -117,6 +122,10 @@ class Reception:
 
     def _came(self, place: Place, sock: socket.socket) -> None:
         """Let a connection in that was just accepted, if there is room for it."""
+        if isinstance(place, UnixAddress) and not is_own_user(sock):
+            self._local_guard.refused["another user"] += 1
+            sock.close()
+            return
         if isinstance(place, UnixAddress) and not self._rules.has_token:
             connection = self._make()
             connection.expect_stream(self._timeout)

@@ -32,6 +32,7 @@ from msgspec.structs import replace
 
 from raylite._kernel import processes
 from raylite._kernel.arena import Arena
+from raylite._kernel.listener import is_own_user
 from raylite._runtime import child, folders, listeners, records
 from raylite._runtime.child import SIGNALS
 from raylite._runtime.listeners import CannotListen, Listeners
@@ -207,7 +208,7 @@ class ForkServer:
             end, _ = self._door.accept()
         except OSError:  # it gave up, or there are no descriptors left
             return
-        if not listeners.is_own_user(end):
+        if not is_own_user(end):
             end.close()
             return
         guest = Channel(end)

@@ -81,12 +81,6 @@ def host_port(ip: str, port: int) -> str:
     return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
 
 
-def is_own_user(peer: socket.socket) -> bool:
-    """Whether the process at the other end of a unix socket is this user's."""
-    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    return int.from_bytes(credentials[4:8], "little") == os.geteuid()
-
-
 def _listening(
     family: int, address: str | tuple[str, int], kind: int = socket.SOCK_STREAM
 ) -> socket.socket:
@@ -97,6 +91,8 @@ def _listening(
         if family == socket.AF_INET6:  # as the sockets of workers: `::` is not 0.0.0.0 as well
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind(address)
+        if isinstance(address, str):
+            os.chmod(address, 0o600)
         listener.listen(_BACKLOG)
         listener.setblocking(False)
     except BaseException:

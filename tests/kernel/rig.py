@@ -171,13 +171,15 @@ class Rig:
         self._ports: dict[str, socket.socket] = {}
         self._networks: dict[str, GrpcNetwork] = {}
 
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
+    def run(self, work: Coroutine[Any, Any, T], seconds: float = 20) -> T:
         if self.kind == "sim":
             self._world = World(1)
             return SimLoop().run(work)
         make_loop = uvloop.new_event_loop if self.kind in ON_UVLOOP else asyncio.new_event_loop
         with asyncio.Runner(loop_factory=make_loop) as runner:
-            return runner.run(_within(20, self._behind_a_relay(work) if self.is_relayed else work))
+            if self.is_relayed:
+                work = self._behind_a_relay(work)
+            return runner.run(_within(seconds, work))
 
     async def _behind_a_relay(self, work: Coroutine[Any, Any, T]) -> T:
         self.relay = GrpcNetwork(config=QUICK, token=cluster_token())
@@ -308,7 +310,7 @@ def contract(test: Callable[[Rig], Awaitable[None]]) -> Callable[..., None]:
     return run
 
 
-def run_on(kind: str, test: Callable[[Rig], Awaitable[T]]) -> T:
+def run_on(kind: str, test: Callable[[Rig], Awaitable[T]], seconds: float = 20) -> T:
     """Run an async function on one kind of network; nothing may be left behind in the loop."""
     rig = Rig(kind)
 
@@ -321,7 +323,7 @@ def run_on(kind: str, test: Callable[[Rig], Awaitable[T]]) -> T:
         return result
 
     try:
-        return rig.run(main())
+        return rig.run(main(), seconds)
     finally:
         rig.close()
 

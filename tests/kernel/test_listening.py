@@ -2,7 +2,10 @@
 
 import asyncio
 import os
+import resource
 import socket
+import stat
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,13 @@ import psutil
 import pytest
 
 from raylite._kernel.grpc import GrpcNetwork
+from raylite._kernel.guard import Admission
 from raylite._kernel.listener import BACKLOG, bind
+from raylite._kernel.token import Token
 from raylite._types.address import TcpAddress
 from raylite.exceptions import LinkError, PeerLostError
 from tests.kernel.membership import cluster_tls, cluster_token
-from tests.kernel.rig import IMPATIENT, QUICK, Rig, Toy, ToyService, run_on
+from tests.kernel.rig import IMPATIENT, QUICK, Rig, Toy, ToyService, run_on, until
 
 LOOPS = pytest.mark.parametrize("kind", ["grpc-asyncio", "grpc-uvloop"])
 ANY = "tcp:127.0.0.1:0"
@@ -233,6 +238,86 @@ def test_whoever_insists_listens_unsafely(kind: str) -> None:
         await there.close()
 
     run_on(kind, scenario)
+
+
+@LOOPS
+@pytest.mark.parametrize("token", [cluster_token(), None], ids=["token", "no token"])
+def test_a_unix_socket_is_its_users_only(kind: str, token: Token | None) -> None:
+    async def scenario(rig: Rig) -> None:
+        there, here = network(token=token), network(token=token)
+        there.host(ToyService())
+        before = os.umask(0)
+        address = await there.listen(f"unix:{rig.folder}/there")
+        os.umask(before)
+        path = address.removeprefix("unix:")
+        assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+        await here.connect(address).wait_attached()
+        await here.close()
+        if os.geteuid() == 0:
+            os.chmod(rig.folder, 0o711)
+            assert await heard_by_another_user(path) == "PermissionError"
+            os.chmod(
+                path, 0o666
+            )  # as if somebody had opened it: who comes is looked at all the same
+            assert await heard_by_another_user(path) == "b''"
+            assert there.refused == {"another user": 1}
+        await there.close()
+
+    run_on(kind, scenario)
+
+
+async def heard_by_another_user(path: str) -> str:
+    """What a process of user 65534 is told at a socket, or why it does not get there."""
+    code = f"""
+import os, socket
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+try:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect({path!r})
+        try:
+            print(sock.recv(100))
+        except ConnectionResetError:
+            print(b"")
+except OSError as error:
+    print(type(error).__name__)
+"""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-I", "-S", "-c", code, stdout=asyncio.subprocess.PIPE
+    )
+    told, _ = await process.communicate()
+    return told.decode().strip()
+
+
+@pytest.mark.parametrize("kind", ["grpc-asyncio", "grpc-uvloop", "grpc-tls"])
+def test_a_process_that_has_all_connections_it_may_have_says_so(kind: str) -> None:
+    async def scenario(rig: Rig) -> None:
+        options: dict[str, Any] = {"tls": cluster_tls() if rig.is_tcp else None}
+        there = network(admission=Admission(connections=2), **options)
+        there.host(ToyService())
+        address = await there.listen(rig.address("there"))
+        members = [network(**options) for _ in range(2)]
+        for member in members:
+            await member.connect(address).wait_attached()
+        late = GrpcNetwork(config=IMPATIENT, token=cluster_token(), **options)
+        with pytest.raises(
+            PeerLostError, match=r"has 2 connections.*raise its limit \(ulimit -n\)"
+        ):
+            await Toy(late.connect(address)).echo(b"")
+        await late.close()
+        await members.pop().close()
+        await until(lambda: len(there._connections) == 1)
+        another = network(**options)
+        await another.connect(address).wait_attached()
+        for each in (another, *members, there):
+            await each.close()
+
+    run_on(kind, scenario)
+
+
+def test_a_process_may_have_connections_for_most_of_its_files() -> None:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert Admission().connections == soft * 8 // 10
 
 
 @LOOPS
