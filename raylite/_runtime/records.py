@@ -69,6 +69,7 @@ def write(config: NodeConfig, inode: int) -> None:
     )
     path = Path(config.session_dir, RECORD)
     half = Path(f"{path}.half")
+    half.touch(0o600)
     half.write_bytes(msgspec.json.encode(record))
     os.replace(half, path)
 

@@ -16,10 +16,11 @@ from raylite._protocol import raylet
 from raylite._types.keys import LeaseID, StartToken, WorkerKey
 from raylite._wire import hot
 from raylite._wire.messages import raylet as msg
-from raylite.exceptions import UnavailableError
+from raylite.exceptions import ProtocolError, UnavailableError
 
 logger = logging.getLogger(__name__)
 
+MOST_PIDS = 1 << 22  # what Linux gives at most
 _STILLBORN_KEPT = 1000
 
 
@@ -113,6 +114,8 @@ class PoolService(Service, serves=(raylet.Pool,)):
 
     @handles(raylet.Pool.register_driver)
     def register_driver(self, request: msg.RegisterDriver) -> msg.DriverRegistered:
+        if not 0 < request.pid <= MOST_PIDS:
+            raise ProtocolError(f"a driver whose process would be {request.pid}")
         member = self._member(request.driver_id, request.address, request.pid, None)
         member.job = request.job_id
         self._drivers[member.id] = member

@@ -10,7 +10,7 @@ import logging
 import shutil
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, TypeVarTuple
 
@@ -116,6 +116,9 @@ class _File:
 
     def open(self) -> None:
         with self._explained():
+            if not self._path.exists():
+                with suppress(OSError):  # SQLite says it better
+                    self._path.touch(0o600)
             self._connection = sqlite3.connect(self._path, timeout=1.0, isolation_level=None)
             self._connection.text_factory = bytes
             self._pragma("locking_mode = EXCLUSIVE")
