@@ -6,6 +6,7 @@ here once `Connection` has found them; whatever else a connection carries is h2'
 """
 
 import asyncio
+import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -38,6 +39,7 @@ class GrpcWire:
         self._connection = connection
         self._write_ready = connection.connection.write_ready
         self._transport = stream._transport
+        self.is_local = self._transport.get_extra_info("socket").family == socket.AF_UNIX
         self._h2 = stream._h2_connection
         self._h2_stream = self._h2.streams[stream.id]
         self._is_broken = self._is_closing = self._is_over = False

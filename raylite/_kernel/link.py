@@ -66,6 +66,8 @@ class LinkConfig(Struct, frozen=True):
     Args:
         ping_after: Silence after which a ping asks whether the peer is there.
         silence: Silence after which the wire is aborted (and dialled again).
+        local_patience: How many times longer both are on a wire within the machine, where a
+            silent peer is one that stands still, and hundreds of idle links cost their pings.
         session_timeout: How long the session waits for a new wire.
         connect_timeout: How long one attempt to open a wire may take.
         redial_first: The pause before the first attempt to dial again; later ones double it.
@@ -78,6 +80,7 @@ class LinkConfig(Struct, frozen=True):
 
     ping_after: float = 2.0
     silence: float = 6.0
+    local_patience: float = 10.0
     session_timeout: float = 60.0
     connect_timeout: float = 5.0
     redial_first: float = 0.02
@@ -212,6 +215,7 @@ class Link:
         self._serving: dict[int, _Serving] = {}
         self._last_call = 0
         self._paused = False
+        self._ping_after, self._silence = config.ping_after, config.silence
         self._heard = self._alive = self._lost_at = self._loop.time()
         self._tick_at = self._heard + config.ping_after
         self._tick_handle = self._loop.call_at(self._tick_at, self._tick)
@@ -413,6 +417,9 @@ class Link:
             old.events = Deaf()
             old.abort("replaced by a newer connection")
         self._heard = self._alive = self._loop.time()
+        patience = self._config.local_patience if wire.is_local else 1.0
+        self._ping_after = patience * self._config.ping_after
+        self._silence = patience * self._config.silence
         wire.events = self
         wire.limit = self._config.max_packet
         try:
@@ -747,7 +754,7 @@ class Link:
     def _tick(self) -> None:
         """Ask after a silent peer, give up a silent wire, and in time the session."""
         now, config, wire = self._loop.time(), self._config, self._wire
-        if (late := now - self._tick_at) > config.ping_after / 4:
+        if (late := now - self._tick_at) > self._ping_after / 4:
             # This loop stood still, or the whole process did; that says nothing about the peer.
             self._heard = min(now, self._heard + late)
             self._alive = min(now, self._alive + late)
@@ -762,10 +769,10 @@ class Link:
             self._alive = now  # not reading, so hearing nothing; but the peer must hear something
             if wire.is_writable:
                 wire.send(self.session.bare(encode(Kind.PONG, 0, 0, b"")))
-        elif now - self._alive >= config.silence - 1e-3:
+        elif now - self._alive >= self._silence - 1e-3:
             wire.abort(f"{self.peer} was silent for {now - self._alive:.1f} s")
         elif (
-            now - self._heard >= config.ping_after * 0.9 or self.session.unacknowledged
+            now - self._heard >= self._ping_after * 0.9 or self.session.unacknowledged
         ) and wire.is_writable:
             wire.send(self.session.bare(encode(Kind.PING, 0, 0, b"")))
         self._schedule_tick(now)
@@ -778,10 +785,10 @@ class Link:
         patience = (
             self._lost_at + config.session_timeout
             if self._wire is None
-            else self._alive + config.silence
+            else self._alive + self._silence
         )
         self._tick_handle.cancel()
-        self._tick_at = now + config.ping_after
+        self._tick_at = now + self._ping_after
         if now + 1e-3 < patience < self._tick_at:  # if it has ended, this tick has seen to it
             self._tick_at = patience
         self._tick_handle = self._loop.call_at(self._tick_at, self._tick)

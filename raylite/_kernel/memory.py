@@ -89,6 +89,7 @@ class MemoryWire:
 
     def __init__(self) -> None:
         self.limit = FIRST_PACKET
+        self.is_local = False  # it stands for any network, and may be cut
         self._arriving: deque[bytes | None] = deque()
         self._arriving_bytes = 0
         self._paused = self._scheduled = self._is_closing = self._is_broken = False

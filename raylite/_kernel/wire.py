@@ -32,10 +32,14 @@ class WireEvents(Protocol):
 
 
 class Wire(Protocol):
-    """One connection. `limit` bounds the packets it takes; it starts at `FIRST_PACKET`."""
+    """One connection. `limit` bounds the packets it takes; it starts at `FIRST_PACKET`.
+
+    One that `is_local` stays within a machine, which reports at once that the other end is gone.
+    """
 
     events: WireEvents
     limit: int
+    is_local: bool
 
     @property
     def is_writable(self) -> bool:

@@ -36,7 +36,7 @@ uvloop.new_event_loop().close()  # libuv opens a pipe for signals, once in a pro
 KINDS = ("memory", "grpc-asyncio", "grpc-uvloop", "grpc-tcp", "grpc-tls", "grpc-relay", "sim")
 PLAIN = ("memory", "grpc-asyncio", "grpc-uvloop", "sim")  # for what TCP can make no different
 ON_UVLOOP = {"grpc-uvloop", "grpc-tls", "grpc-relay"}
-QUICK = LinkConfig(redial_first=0.001, redial_last=0.01)
+QUICK = LinkConfig(redial_first=0.001, redial_last=0.01, local_patience=1.0)  # all wires alike
 IMPATIENT = replace(QUICK, ping_after=0.05, silence=0.2, session_timeout=0.4, connect_timeout=0.2)
 KIB, MIB = 1024, 1024 * 1024
 

@@ -207,12 +207,15 @@ def test_a_stopped_process_is_given_up_with_unsent_bytes_and_resumed_later(kind:
     """
 
     async def scenario(rig: Rig) -> None:
-        config = LinkConfig(ping_after=0.1, silence=0.3, redial_first=0.01, redial_last=0.05)
+        config = LinkConfig(
+            ping_after=0.1, silence=0.3, local_patience=3.0, redial_first=0.01, redial_last=0.05
+        )
         with child(rig.address("there")) as process:
             async with rig.client(config=config) as here:
                 link = here.connect(rig.address("there"))
                 await link.wait_attached()
                 process.send_signal(signal.SIGSTOP)
+                stopped_at = asyncio.get_running_loop().time()
                 sent = 0
                 with contextlib.suppress(CongestedError):
                     for _ in range(64):
@@ -221,9 +224,9 @@ def test_a_stopped_process_is_given_up_with_unsent_bytes_and_resumed_later(kind:
                 await asyncio.sleep(0)
                 [connection] = here._connections.values()  # type: ignore[attr-defined]
                 assert connection._transport.get_write_buffer_size() > 0
-                stopped_at = asyncio.get_running_loop().time()
                 await link.wait_detached()
-                assert asyncio.get_running_loop().time() - stopped_at < 5.0
+                patience = asyncio.get_running_loop().time() - stopped_at
+                assert 2 * config.silence < patience < 5.0  # three times it, less what came before
                 assert "silent" in link.last_failure
                 await until(lambda: connection not in here._connections.values())  # type: ignore[attr-defined]
                 process.send_signal(signal.SIGCONT)
