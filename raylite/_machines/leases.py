@@ -295,7 +295,10 @@ class Leases:
 
     def _next(self) -> Request | None:
         """Pick the request to grant now, by the rules at the top of this module."""
-        if not self._lines:
+        for demand in self._lines:
+            if demand.fits(self._free):
+                break
+        else:  # most often: what was given back has just been granted, and no more is there
             return None
 
         reach = self._total - self._pinned
@@ -374,10 +377,15 @@ class Leases:
     def _settle(self, effects: list[Effect]) -> None:
         """Tell holders that leases are wanted, or no longer."""
         if self._waiting:
-            granted = (effect.holder for effect in effects if isinstance(effect, Grant))
-            candidates = granted if self._contended else self._lent_to
-            if new := {holder: None for holder in candidates if holder not in self._told}:
-                self._told.update(new)
+            told, new = self._told, dict[HolderKey, None]()
+            if self._contended:
+                for effect in effects:
+                    if isinstance(effect, Grant) and effect.holder not in told:
+                        new[effect.holder] = None
+            else:
+                new = {holder: None for holder in self._lent_to if holder not in told}
+            if new:
+                told.update(new)
                 effects.append(Wanted(tuple(new)))
         elif self._told:
             effects.append(Unwanted(tuple(self._told)))

@@ -452,8 +452,10 @@ class Pool:
 
     def _due(self, pace: _Pace) -> float | None:
         """Return when a start of this pace is next allowed, None if nothing holds it back."""
-        held = (each.due for each in (pace, self._revival) if each.due is not None)
-        return max(held, default=None)
+        due, revival = pace.due, self._revival.due
+        if due is None or revival is None:
+            return revival if due is None else due
+        return max(due, revival)
 
     def _next_start(self) -> _Beginning | None:
         """Return what the next start is for: leases without CPU first, then the oldest."""

@@ -6,8 +6,9 @@ subtracting fractions never drifts: ten times 0.1 CPU is one CPU.
 
 import math
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Final, Self, final
+
+from msgspec import Struct
 
 #: Ten-thousandths in one whole.
 UNIT: Final = 10_000
@@ -19,8 +20,7 @@ _OPTIONS: Final = {"CPU": "num_cpus", "GPU": "num_gpus"}
 
 
 @final
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Resources:
+class Resources(Struct, eq=False):
     """Amounts by name; a name that is absent has the amount zero.
 
     Build one with `of`, `from_mapping` or `from_units`. Demands and totals are never negative;
@@ -28,9 +28,9 @@ class Resources:
     """
 
     # No zeros, so that equal amounts are equal dicts. Nobody writes to it after construction.
-    _units: dict[str, int] = field(default_factory=dict)
+    _units: dict[str, int] = {}
     # Zero until first asked for.
-    _hash: int = field(default=0, init=False)
+    _hash: int = 0
 
     @classmethod
     def of(cls, **amounts: float) -> Self:
@@ -142,7 +142,7 @@ class Resources:
 
     def __hash__(self) -> int:
         if not self._hash:
-            object.__setattr__(self, "_hash", hash(frozenset(self._units.items())) or 1)
+            self._hash = hash(frozenset(self._units.items())) or 1
 
         return self._hash
 
