@@ -58,6 +58,8 @@ class LaneKey(Struct, frozen=True):
     where: Hashable = None
     #: Every task gets a lease of its own: a strategy is to choose a node for each.
     scattered: bool = False
+    #: The node that has most of the tasks' arguments, if that is another than their owner's.
+    near: bytes = b""
 
 
 class RequestLease(Struct, frozen=True):

@@ -127,7 +127,8 @@ class LeaseRequest(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A wish for a worker. `demand` is in ten-thousandths, by resource.
 
     `holder` is the asking process's id: a raylet of another node does not know it by its link.
-    `visited` are the nodes whose raylets have sent it on.
+    `visited` are the nodes whose raylets have sent it on. `near` is the node whose raylet is to decide
+    instead of the one asked, if that knows it: the owner does not know where nodes are.
     """
 
     lease: bytes
@@ -137,6 +138,7 @@ class LeaseRequest(msgspec.Struct, array_like=True, frozen=True, gc=False):
     holder: bytes = b""
     where: Where | None = None
     visited: tuple[bytes, ...] = ()
+    near: bytes = b""
 
 
 class Spilled(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -1,6 +1,6 @@
 """The Location service: on which nodes the large objects of this process lie."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import assert_never
 
 from raylite._kernel.link import Link
@@ -16,6 +16,7 @@ from raylite._machines.directory import (
     Verify,
 )
 from raylite._protocol import raylet, worker
+from raylite._services.worker.objects import Entry
 from raylite._types.keys import ObjectKey
 from raylite._types.strategies import NodeKey
 from raylite._wire import hot
@@ -52,6 +53,27 @@ class LocationService(Service, serves=(worker.Locations,)):
     def drop(self, key: ObjectKey, node: bytes) -> None:
         """Have a value freed that nobody was ever told of."""
         self._order(OrderKind.DROP, key, NodeKey(node or self.node))
+
+    def held(self, entries: Iterable[Entry]) -> dict[NodeKey, int]:
+        """Return how many bytes of these objects each node has, as far as is known here.
+
+        Of a borrowed object that is the node where it was made, and this one while it is read here.
+        """
+        own: list[ObjectKey] = []
+        borrowed: dict[NodeKey, int] = {}
+        for entry in dict.fromkeys(entries):
+            value = entry.value
+            if value is None or not value.node:
+                continue
+            if not entry.owner:
+                own.append(ObjectKey(value.key or entry.id))
+                continue
+            for node in {value.node, self.node} if entry.views else {value.node}:
+                borrowed[NodeKey(node)] = borrowed.get(NodeKey(node), 0) + value.size
+        held = self._directory.held(own)
+        for node, size in borrowed.items():
+            held[node] = held.get(node, 0) + size
+        return held
 
     def node_died(self, node: NodeKey) -> None:
         self._subscribers.pop(node, None)

@@ -4,11 +4,14 @@ import asyncio
 from collections.abc import Callable
 from random import Random
 
+from msgspec.structs import replace
+
 from raylite._kernel.alarm import Alarm
 from raylite._kernel.link import Link
 from raylite._kernel.network import Network
 from raylite._kernel.seams import now
 from raylite._kernel.service import Service, handles
+from raylite._machines.policies import first_raylet
 from raylite._machines.retries import retry_delay
 from raylite._machines.submitter import (
     AskBack,
@@ -21,10 +24,12 @@ from raylite._machines.submitter import (
     Submitter,
 )
 from raylite._protocol import raylet, worker
+from raylite._services.worker.locations import LocationService
 from raylite._services.worker.objects import Entry
 from raylite._services.worker.owner import OwnerService
 from raylite._types.keys import LeaseID, TaskKey, WorkerKey
-from raylite._wire import hot
+from raylite._types.strategies import NodeKey
+from raylite._wire import hot, placement
 from raylite._wire.hot import Value
 from raylite.exceptions import (
     LocalRayletDiedError,
@@ -99,12 +104,14 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         network: Network,
         raylet_link: Link,
         owner: OwnerService,
+        locations: LocationService,
         submitter: Submitter,
         environment: bytes,
         id: bytes,
     ) -> None:
         self._network = network
         self._owner = owner
+        self._locations = locations
         self._submitter = submitter
         self.environment = environment
         self._id = id
@@ -150,6 +157,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         if self._raylet.is_ended:
             self._fail(task, self._raylet_died())
         else:
+            self._draw(task)
             self._perform(self._submitter.submit([task], now()))
 
     @property
@@ -276,6 +284,23 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
                     entry.waiters = []
                 entry.waiters.append(task)
                 self._owner.need(entry)
+        if task.inputs and not task.missing:
+            self._draw(task)
+
+    def _draw(self, task: OwnedTask) -> None:
+        """Let a task run where most of its arguments' bytes are, if much of them is elsewhere."""
+        here, key = self._locations.node, task.key
+        near = NodeKey(here)
+        for _, entry in task.inputs:
+            value = entry.value
+            if value is not None and value.node and value.node != here:
+                held = self._locations.held(entry for _, entry in task.inputs)
+                assert key.where is None or isinstance(key.where, hot.Where)
+                near = first_raylet(placement.decode(key.demand, key.where), near, held)
+                break
+        wanted = b"" if near == here else near
+        if key.near != wanted:
+            task.key = replace(key, near=wanted)
 
     def _perform(self, effects: list[Effect]) -> None:
         if self._raylet.is_ended:
@@ -286,15 +311,20 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
                     self._push(self._peers[key], tasks)
                 case RequestLease(lease, key):
                     self._wishes[lease] = key
-                    self._request(lease, self._raylet)
+                    self._request(lease, self._raylet, near=key.near)
                 case ReturnLease(lease):
                     self._return(lease)
                 case AskBack(key):
                     self._peers[key].execute.give_back(b"")
         self._alarm.set(self._submitter.next_expiry(now()))
 
-    def _request(self, lease: LeaseID, home: Link, visited: tuple[bytes, ...] = ()) -> None:
-        """Ask a raylet for a lease: this node's, or one that the last asked has named."""
+    def _request(
+        self, lease: LeaseID, home: Link, visited: tuple[bytes, ...] = (), near: bytes = b""
+    ) -> None:
+        """Ask a raylet for a lease: this node's, or one that the last asked has named.
+
+        This node's names that of the node `near`, unless it knows none there.
+        """
         if home not in self._raylets:
             self._raylets[home] = raylet.Leases(home)
             home.on_end(self._home_ended)
@@ -305,7 +335,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         if not home.is_ended:
             self._raylets[home].request(
                 hot.LeaseRequest(
-                    lease, demand, self.environment, key.depth, self._id, where, visited
+                    lease, demand, self.environment, key.depth, self._id, where, visited, near
                 )
             )
 
@@ -459,12 +489,16 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         if delay:
             self.spawn(self._submit_later(task, delay), f"retry {task.name}")
         else:
-            self._perform(self._submitter.submit([task], now()))
+            self._submit_again(task)
 
     async def _submit_later(self, task: OwnedTask, delay: float) -> None:
         await asyncio.sleep(delay)
         if task.id in self._tasks:
-            self._perform(self._submitter.submit([task], now()))
+            self._submit_again(task)
+
+    def _submit_again(self, task: OwnedTask) -> None:
+        self._draw(task)  # its arguments may be elsewhere by now
+        self._perform(self._submitter.submit([task], now()))
 
     def _drop_arguments(self, task: OwnedTask) -> None:
         refs = self._owner.refs
