@@ -1,0 +1,487 @@
+"""The Submit service alone, in virtual time: raylets and workers of several nodes are played."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import anyio
+import pytest
+
+from raylite._kernel.host import Host
+from raylite._kernel.link import Link
+from raylite._kernel.memory import MemoryNetwork, Switch
+from raylite._kernel.service import Service, handles
+from raylite._machines.submitter import LaneKey, Submitter
+from raylite._protocol import raylet, worker
+from raylite._services.worker.locations import LocationService
+from raylite._services.worker.objects import Entry
+from raylite._services.worker.owner import OwnerService, error_of
+from raylite._services.worker.submit import OwnedTask, SubmitService
+from raylite._types.keys import ObjectKey, TaskKey, WorkerKey
+from raylite._types.resources import UNIT, Resources
+from raylite._types.strategies import NodeAffinity, NodeKey, Placement, SpreadStrategy
+from raylite._wire import hot, placement
+from raylite._wire.hot import Form, Value
+from raylite._wire.messages import raylet as msg
+from raylite.exceptions import LocalRayletDiedError, WorkerCrashedError
+from raylite.testing.sim import World
+from tests.services.rig import simulated
+
+HERE, FAR, THIRD = (name * 28 for name in (b"h", b"f", b"t"))
+PLAIN = LaneKey(Resources.of(CPU=1), b"job!", 0)
+KEEPER: Any = SimpleNamespace(address="owner", dropped=lambda drop: None)
+MB = 1024 * 1024
+
+
+class PlayedRaylet(Service, serves=(raylet.Leases, raylet.Objects, raylet.Copies)):
+    """Does nothing but note what it is asked; a test answers."""
+
+    def __init__(self, network: MemoryNetwork) -> None:
+        self.network = network
+        self.requests: list[hot.LeaseRequest] = []
+        self.released: list[bytes] = []
+        self.freed: list[bytes] = []
+        self.asker: Link | None = None
+
+    @property
+    def holder(self) -> raylet.Holder:
+        assert self.asker is not None
+        return raylet.Holder(self.asker)
+
+    @handles(raylet.Leases.request)
+    def request(self, requests: list[hot.LeaseRequest]) -> None:
+        self.asker = self.caller
+        self.requests += requests
+
+    @handles(raylet.Leases.release)
+    def release(self, leases: list[bytes]) -> None:
+        self.released += leases
+
+    @handles(raylet.Leases.blocked)
+    def blocked(self, nothing: bytes) -> None: ...
+
+    @handles(raylet.Leases.unblocked)
+    def unblocked(self, nothing: bytes) -> None: ...
+
+    @handles(raylet.Leases.resources)
+    def resources(self, request: msg.GetResources) -> msg.ResourceView:
+        raise AssertionError("nobody asks this here")
+
+    @handles(raylet.Objects.allocate)
+    def allocate(self, request: hot.Allocate) -> hot.Allocation:
+        raise AssertionError("nobody stores anything here")
+
+    @handles(raylet.Objects.free)
+    def free(self, freed: list[hot.Freed]) -> None:
+        self.freed += [each.id for each in freed]
+
+    @handles(raylet.Objects.viewless)
+    def viewless(self, owner: bytes) -> None: ...
+
+    @handles(raylet.Copies.read)
+    def read(self, request: hot.ReadChunk) -> bytes:
+        raise AssertionError("nobody reads here")
+
+    @handles(raylet.Copies.order)
+    def order(self, orders: list[hot.Order]) -> None: ...
+
+    def spill(self, lease: bytes, to: str, *visited: bytes) -> None:
+        self.holder.spilled(hot.Spilled(lease, b"", to, visited))
+
+    def grant(self, lease: bytes, worker: "PlayedWorker") -> None:
+        self.holder.granted(hot.LeaseGrant(lease, worker.id, worker.network.address))
+
+
+class PlayedWorker(Service, serves=(worker.Execute,)):
+    """Takes tasks, and does none by itself."""
+
+    def __init__(self, network: MemoryNetwork) -> None:
+        self.network = network
+        self.id = network.address.encode().ljust(28, b".")
+        self.tasks: list[hot.Task] = []
+        self.owner: Link | None = None
+
+    @handles(worker.Execute.define)
+    def define(self, definitions: list[hot.Definition]) -> None: ...
+
+    @handles(worker.Execute.run)
+    def run_tasks(self, tasks: list[hot.Task]) -> None:
+        self.owner = self.caller
+        self.tasks += tasks
+
+    @handles(worker.Execute.give_back)
+    def give_back(self, nothing: bytes) -> None: ...
+
+    def finish(self, task: hot.Task) -> None:
+        assert self.owner is not None
+        value = Value(Form.INLINE, b"done")
+        worker.Submit(self.owner).results(hot.Result(task.id, task.attempt, 0.1, (value,)))
+
+
+class Scene:
+    """An owner on one node, and what is played of that and two others."""
+
+    def __init__(self, switch: Switch, world: World) -> None:
+        self._switch, self._world = switch, world
+        self.networks: dict[str, MemoryNetwork] = {}
+        self.hosts: list[Any] = []
+        self._numbers = 0
+
+    async def begin(self) -> None:
+        self.here, self.far, self.third = [
+            await self.play(name, PlayedRaylet) for name in ("here", "far", "third")
+        ]
+        self.workers = [await self.play(f"w{n}", PlayedWorker) for n in range(3)]
+        network = await self.network("owner")
+        link = network.connect("here")
+        self.locations = LocationService("owner", link)
+        self.locations.node = HERE
+        self.owner = OwnerService(network, self.locations)
+        self.submitter = Submitter(WorkerKey(b"o" * 28), 4 * UNIT)
+        self.submit = SubmitService(
+            network, link, self.owner, self.locations, self.submitter, b"job!", b"o" * 28
+        )
+        self.submit.definitions[1] = hot.Definition(1, b"", "f", b"job!", b"o" * 28, "f")
+        host = Host(network, self.owner, self.submit, self.locations)
+        self.hosts.append((host, host.start("owner")))
+
+    async def network(self, name: str) -> MemoryNetwork:
+        network = MemoryNetwork(self._switch, self._world.seams(name))
+        await network.listen(name)
+        self.networks[name] = network
+        return network
+
+    async def play(self, name: str, kind: Callable[[MemoryNetwork], Any]) -> Any:
+        service = kind(await self.network(name))
+        host = Host(service.network, service)
+        self.hosts.append((host, host.start(name)))
+        return service
+
+    async def end(self) -> None:
+        for host, running in reversed(self.hosts):
+            host.stop()
+            await running
+
+    def stored(self, node: bytes, size: int = MB, owner: str = "") -> Entry:
+        """An object that lies on a node."""
+        self._numbers += 1
+        id = ObjectKey(self._numbers.to_bytes(28, "big"))
+        entry = Entry(id, KEEPER, owner, 1, Value(Form.ARENA, b"", 0, size, (), b"", node))
+        self.owner.refs.add(entry)
+        self.owner.stored(entry)
+        return entry
+
+    def task(self, *inputs: Entry, key: LaneKey = PLAIN, retries: int = 0) -> OwnedTask:
+        self._numbers += 1
+        id = TaskKey(self._numbers.to_bytes(24, "big"))
+        returned = Entry(ObjectKey(id + bytes(4)), KEEPER, "", 1)
+        return OwnedTask(id, key, 1, retries, b"", (returned,), "f", b"", tuple(enumerate(inputs)))
+
+    async def settled(self) -> None:
+        """Let whatever was sent arrive, and what follows from it."""
+        await anyio.sleep(0.005)
+
+    def check(self) -> None:
+        """Nothing is kept of leases that are no more, as long as there is a raylet to lend any."""
+        if self.submit._raylet.is_ended:
+            return
+        self.submitter.check()
+        assert self.submit._wishes.keys() <= self.submit._homes.keys()
+        leased = {peer.lease for peer in self.submit._peers.values()}
+        assert self.submit._homes.keys() == self.submit._wishes.keys() | leased
+
+
+@asynccontextmanager
+async def scene() -> AsyncIterator[Scene]:
+    made = Scene(Switch(), World(1))
+    await made.begin()
+    try:
+        yield made
+        await made.settled()
+        made.check()
+    finally:
+        await made.end()
+
+
+def result_of(task: OwnedTask) -> Value | None:
+    return task.entries[0].value
+
+
+# ---- where a lease is asked for ----------------------------------------------------------
+
+
+@simulated
+async def test_a_task_asks_first_where_its_argument_is() -> None:
+    async with scene() as at:
+        task = at.task(at.stored(FAR))
+        at.submit.submit([task])
+        await at.settled()
+        [request] = at.here.requests
+        assert (request.near, request.visited) == (FAR, ())
+        at.here.spill(request.lease, "far")
+        await at.settled()
+        [request] = at.far.requests
+        assert (request.near, request.visited, request.holder) == (b"", (), b"o" * 28)
+        at.far.grant(request.lease, at.workers[0])
+        await at.settled()
+        at.workers[0].finish(at.workers[0].tasks[0])
+        await at.settled()
+        assert result_of(task) == Value(Form.INLINE, b"done")
+        await anyio.sleep(2)  # an idle lease is kept for a while
+        assert at.far.released == [request.lease]
+        assert at.here.released == []
+
+
+@simulated
+async def test_tasks_near_different_nodes_share_no_lease() -> None:
+    async with scene() as at:
+        far, third, here = at.stored(FAR), at.stored(THIRD), at.stored(HERE)
+        at.submit.submit([at.task(far), at.task(third), at.task(here), at.task(), at.task(far)])
+        await at.settled()
+        assert sorted(each.near for each in at.here.requests) == [b"", b"", FAR, FAR, THIRD]
+        [lease] = [each.lease for each in at.here.requests if each.near == THIRD]
+        at.here.grant(lease, at.workers[0])
+        await at.settled()
+        assert [each.inputs[0].id for each in at.workers[0].tasks] == [third.id]
+
+
+@simulated
+async def test_an_argument_that_comes_later_draws_its_task_then() -> None:
+    async with scene() as at:
+        first, late = at.task(), Entry(ObjectKey(b"l" * 28), KEEPER, "", 1)
+        at.owner.refs.add(late)
+        at.submit.submit([first, at.task(late)])
+        await at.settled()
+        assert [each.near for each in at.here.requests] == [b""]
+        at.owner.complete(late, Value(Form.ARENA, b"", 0, MB, (), b"", FAR))
+        await at.settled()
+        assert [each.near for each in at.here.requests] == [b"", FAR]
+
+
+@simulated
+async def test_the_node_with_most_of_the_bytes_is_asked_and_this_one_wins_a_tie() -> None:
+    async with scene() as at:
+        both = at.stored(FAR)
+        at.locations._directory.added(both.id, NodeKey(THIRD), MB, 1)
+        for inputs, near in [
+            ((at.stored(FAR, 3 * MB), at.stored(THIRD, 2 * MB), at.stored(HERE, 2 * MB)), FAR),
+            ((at.stored(FAR, 3 * MB), at.stored(THIRD, 2 * MB), both), FAR),
+            ((at.stored(FAR, 3 * MB), at.stored(THIRD, 3 * MB), at.stored(THIRD, 1)), THIRD),
+            ((at.stored(FAR), at.stored(HERE)), b""),
+            ((at.stored(FAR, MB, owner="other"), at.stored(HERE, MB - 1)), FAR),
+        ]:
+            at.here.requests.clear()
+            at.submit.submit([at.task(*inputs)])
+            await at.settled()
+            assert at.here.requests[-1].near == near
+
+
+@simulated
+async def test_one_argument_given_twice_counts_once() -> None:
+    async with scene() as at:
+        far = at.stored(FAR, 2)
+        at.submit.submit([at.task(far, far, at.stored(HERE, 3))])
+        await at.settled()
+        assert [each.near for each in at.here.requests] == [b""]
+
+
+@simulated
+async def test_what_is_read_here_is_here_too_though_another_owns_it() -> None:
+    async with scene() as at:
+        borrowed = at.stored(FAR, owner="other")
+        borrowed.views += 1
+        at.submit.submit([at.task(borrowed)])
+        await at.settled()
+        assert [each.near for each in at.here.requests] == [b""]
+
+
+@pytest.mark.parametrize("strategy", [SpreadStrategy(), NodeAffinity(NodeKey(THIRD))])
+def test_a_strategy_counts_for_more(strategy: Any) -> None:
+    where = placement.encode(Placement(PLAIN.demand, strategy))
+
+    @simulated
+    async def run() -> None:
+        async with scene() as at:
+            at.submit.submit(
+                [at.task(at.stored(FAR), key=LaneKey(PLAIN.demand, b"job!", 0, where))]
+            )
+            await at.settled()
+            assert [each.near for each in at.here.requests] == [b""]
+
+    run()
+
+
+# ---- spills ------------------------------------------------------------------------------
+
+
+@simulated
+async def test_a_full_raylet_sends_the_wish_on_with_whom_it_has_seen() -> None:
+    async with scene() as at:
+        at.submit.submit([at.task(at.stored(FAR))])
+        await at.settled()
+        lease = at.here.requests[0].lease
+        at.here.spill(lease, "far")
+        await at.settled()
+        at.far.spill(lease, "third", FAR)
+        await at.settled()
+        [request] = at.third.requests
+        assert (request.visited, request.near) == ((FAR,), b"")
+        at.third.grant(lease, at.workers[0])
+        await at.settled()
+        assert len(at.workers[0].tasks) == 1
+
+
+@simulated
+async def test_a_spill_that_comes_twice_or_from_who_is_not_asked_any_more_is_nothing() -> None:
+    async with scene() as at:
+        at.submit.submit([at.task(at.stored(FAR))])
+        await at.settled()
+        lease = at.here.requests[0].lease
+        at.here.spill(lease, "far")
+        at.here.spill(lease, "third")
+        await at.settled()
+        assert (len(at.far.requests), at.third.requests) == (1, [])
+        at.far.grant(lease, at.workers[0])
+        at.far.spill(lease, "third")  # after its own grant
+        at.here.spill(b"unheard of", "third")
+        await at.settled()
+        assert at.third.requests == []
+
+
+@simulated
+async def test_a_spill_of_a_wish_that_was_withdrawn_is_nothing() -> None:
+    async with scene() as at:
+        task = at.task(at.stored(FAR))
+        at.submit.submit([task])
+        await at.settled()
+        lease = at.here.requests[0].lease
+        at.submit._perform(at.submitter.withdraw(task)[1])
+        at.here.spill(lease, "far")
+        await at.settled()
+        assert at.here.released == [lease]
+        assert at.far.requests == []
+
+
+@simulated
+async def test_a_grant_of_a_wish_that_was_withdrawn_runs_nothing() -> None:
+    """Its raylet has been told already, and takes the worker back."""
+    async with scene() as at:
+        first, second = at.task(), at.task()
+        at.submit.submit([first, second])
+        await at.settled()
+        one, other = (each.lease for each in at.here.requests)
+        at.here.grant(one, at.workers[0])
+        await at.settled()
+        at.submit._perform(at.submitter.withdraw(second)[1])
+        at.here.grant(other, at.workers[1])
+        await at.settled()
+        assert at.here.released == [other]
+        assert at.workers[1].tasks == []
+        assert list(at.submit._peers) == [at.workers[0].id]
+
+
+# ---- deaths ------------------------------------------------------------------------------
+
+
+@simulated
+async def test_when_the_far_raylet_is_dead_the_near_one_is_asked_for_itself() -> None:
+    async with scene() as at:
+        at.submit.submit([at.task(at.stored(FAR))])
+        await at.settled()
+        lease = at.here.requests[0].lease
+        at.here.spill(lease, "far")
+        await at.settled()
+        at.networks["owner"].confirm_dead("far", "power cut")
+        await at.settled()
+        again = at.here.requests[1]
+        assert (again.lease, again.near, again.visited) == (lease, b"", ())  # or it would go on so
+        at.here.grant(lease, at.workers[0])
+        await at.settled()
+        assert len(at.workers[0].tasks) == 1
+
+
+@simulated
+async def test_tasks_of_a_raylet_that_died_fail_or_are_asked_for_again() -> None:
+    async with scene() as at:
+        far = at.stored(FAR)
+        at.locations._directory.added(far.id, NodeKey(THIRD), MB, 1)  # a copy that outlives it
+        fails, runs_again = at.task(far), at.task(far, retries=1)
+        at.submit.submit([fails, runs_again])
+        await at.settled()
+        for number, request in enumerate(list(at.here.requests)):
+            at.here.spill(request.lease, "far")
+            await at.settled()
+            at.far.grant(request.lease, at.workers[number])
+            await at.settled()
+        at.here.requests.clear()
+        at.locations.node_died(NodeKey(FAR))
+        at.networks["owner"].confirm_dead("far", "power cut")
+        await at.settled()
+        failed = result_of(fails)
+        assert failed is not None
+        assert isinstance(error_of(failed), WorkerCrashedError)
+        assert result_of(runs_again) is None
+        assert [each.near for each in at.here.requests] == [THIRD]  # where the argument is now
+
+
+@simulated
+async def test_a_death_that_is_told_late_or_twice_costs_nothing_more() -> None:
+    async with scene() as at:
+        task = at.task(at.stored(FAR), retries=1)
+        at.submit.submit([task])
+        await at.settled()
+        lease = at.here.requests[0].lease
+        at.here.spill(lease, "far")
+        await at.settled()
+        gone = at.workers[0]
+        at.far.grant(lease, gone)
+        await at.settled()
+        loss = hot.WorkerLost(lease, gone.id, "w0", "it was killed", gone.tasks[0].id)
+        for _ in range(2):
+            at.far.holder.lost(loss)
+            await at.settled()
+        assert (task.attempt, task.retries) == (1, 0)
+        assert at.far.freed == [task.entries[0].id]  # what it may have stored, once
+
+
+@simulated
+async def test_without_its_own_raylet_every_task_fails() -> None:
+    async with scene() as at:
+        tasks = [at.task(at.stored(FAR)), at.task()]
+        at.submit.submit(tasks)
+        await at.settled()
+        at.networks["owner"].confirm_dead("here", "it crashed")
+        await at.settled()
+        tasks.append(at.task(at.stored(FAR)))
+        at.submit.submit(tasks[2:])
+        for task in tasks:
+            failed = result_of(task)
+            assert failed is not None
+            assert isinstance(error_of(failed), LocalRayletDiedError)
+
+
+# ---- contention --------------------------------------------------------------------------
+
+
+@simulated
+async def test_leases_are_kept_again_only_when_nobody_waits_at_any_raylet() -> None:
+    async with scene() as at:
+        at.submit.submit([at.task(), at.task(at.stored(FAR))])
+        await at.settled()
+        [far] = [each.lease for each in at.here.requests if each.near]
+        [near] = [each.lease for each in at.here.requests if not each.near]
+        at.here.spill(far, "far")
+        await at.settled()
+        at.here.grant(near, at.workers[0])
+        at.far.grant(far, at.workers[1])
+        await at.settled()
+        at.here.holder.wanted(b"")
+        at.far.holder.wanted(b"")
+        await at.settled()
+        at.far.holder.unwanted(b"")
+        await at.settled()
+        at.workers[0].finish(at.workers[0].tasks[0])
+        at.workers[1].finish(at.workers[1].tasks[0])
+        await at.settled()
+        assert (at.here.released, at.far.released) == ([near], [far])  # others wait at one still
