@@ -57,7 +57,7 @@ from raylite._kernel.link import LinkConfig
 from raylite._kernel.listener import tune
 from raylite._kernel.network import Network
 from raylite._kernel.reception import Reception, Rules
-from raylite._kernel.relay import TO, reached, relay
+from raylite._kernel.relay import FOR, TO, reached, relay
 from raylite._kernel.seams import Seams
 from raylite._kernel.service import Service
 from raylite._kernel.tls import TIMES as TLS_TIMES, Tls
@@ -158,7 +158,7 @@ class GrpcNetwork(Network):
         self.address = self.address or listening
         return listening
 
-    async def dial(self, address: str, events: WireEvents) -> Wire:
+    async def dial(self, address: str, events: WireEvents, *, is_relayed: bool = False) -> Wire:
         place = place_to_dial(address, self.node)
         transport, connection = await self._connect(place)
         terminated = Terminated()
@@ -177,6 +177,8 @@ class GrpcNetwork(Network):
             ]
             if name := socket_name(address):
                 headers.append((TO, name))
+            if is_relayed:
+                headers.append((FOR, "another node"))
             await stream.send_request(headers, _processor=connection.processor)
             wire = GrpcWire(connection, stream, events)
             terminated.wire = wire
@@ -237,6 +239,7 @@ class GrpcNetwork(Network):
                 door.failed("no certificate")
             raise GRPCError(Status.UNAUTHENTICATED, "you show no certificate of this cluster")
         wire = GrpcWire(connection, stream._stream, Deaf())
+        wire.is_local = wire.is_local and FOR not in told
         name = str(told.get(TO) or self.front)
         accept = served.accepted
         if served is self and name and name not in self._reception.names:
@@ -274,9 +277,9 @@ class GrpcNetwork(Network):
 
     def _pass_on(self, stream: "ServerStream[bytes, bytes]", name: str, wire: GrpcWire) -> None:
         """A member has opened a wire that is meant for another process."""
-        wire.events = Deaf()
         wire.pause_reading()
-        reach = partial(reached, self.dial, self.relays, name, self.config.connect_timeout)
+        dial = partial(self.dial, is_relayed=True)
+        reach = partial(reached, dial, self.relays, name, self.config.connect_timeout)
         self._scope.start(relay(wire, stream, reach), f"relay to {name}")
 
     # ---- connections -------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from raylite._kernel.wire import Deaf, Wire, WireEvents
 from raylite.exceptions import LinkError
 
 TO = "raylite-to"  # in a request: the name of the socket that it is for
+FOR = "raylite-for"  # and of a relay: that its unix socket leads out of the machine
 NUDGE = 1.0  # seconds after which a frame that takes longer is announced to the other end
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9_-]{1,16})?")

@@ -48,6 +48,15 @@ async def test_the_relay_sees_two_connections_and_no_link(rig: Rig) -> None:
 
 
 @relayed
+async def test_a_wire_that_comes_by_a_relay_is_not_taken_for_one_within_the_machine(
+    rig: Rig,
+) -> None:
+    async with rig.pair(ToyService()) as (link, there):
+        wires = [link._wire, *(served._wire for served in there.links)]
+        assert [wire is not None and wire.is_local for wire in wires] == [False, False]
+
+
+@relayed
 async def test_both_connections_end_with_either_process(rig: Rig) -> None:
     async with rig.serving(ToyService()):
         async with rig.client() as here:
