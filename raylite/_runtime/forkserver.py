@@ -6,7 +6,8 @@ process does: the arena, and the listening sockets, where connections queue unti
 
 Every child leads a session of its own. When a child ends, its group and its orphans end with it;
 when the raylet or the owner ends, everything does. So it is with a GCS whose tables are in memory;
-one whose tables are kept is started again.
+one whose tables are kept is started again. A raylet that ends because the cluster took its node for
+dead is followed by that of a new node, with nothing of the old.
 
 Other processes of this user come in by the door, a unix socket: each is told what the owner was and
 given the arena, and hears when the node ends.
@@ -37,6 +38,7 @@ from raylite._runtime import child, folders, listeners, records
 from raylite._runtime.child import SIGNALS
 from raylite._runtime.listeners import CannotListen, Listeners
 from raylite._runtime.node import (
+    FENCED,
     IN_MEMORY,
     Accepted,
     Channel,
@@ -130,17 +132,51 @@ class ForkServer:
                 sockets.close()
             else:
                 self._gcs_sockets = sockets
+        pid = self._start_raylet(raylet_end, shared)
+        return Ready(pid, gcs_pid, self._config)
+
+    def _start_raylet(self, control: Channel, shared: socket.socket | None = None) -> int:
+        config = self._config
         port = None if config.one_port else config.raylet_port
         sockets = listeners.bind(
             config.raylet_address, config.listens_at, port, "--node-manager-port"
         )
         if config.one_port:
             sockets = Listeners(sockets.unix, shared)
-        self._config = config = replace(config, raylet_port=sockets.port)
-        raylet_pid = self._fork_component("raylet", sockets, raylet_end)
+        self._config = replace(config, raylet_port=sockets.port)
+        pid = self._fork_component("raylet", sockets, control)
         sockets.close()
-        raylet_end.close()
-        return Ready(raylet_pid, gcs_pid, config)
+        control.close()
+        return pid
+
+    def _join_again(self) -> None:
+        """Begin anew as another node; who was attached to the old one is told that it has ended."""
+        for pid in self._workers:
+            processes.kill_group(pid)
+        self._workers.clear()
+        for guest in list(self._guests):
+            guest.send(Failed("the cluster took this node for dead; it joins again as another one"))
+            self._dismiss(guest)
+        with suppress(KeyError):
+            self._selector.unregister(self._raylet.fileno())
+        self._raylet.close()
+        self._arena.close()
+        for socket_file in self._config.sockets.glob("w*.sock"):
+            socket_file.unlink(missing_ok=True)
+        Path(self._config.raylet_address).unlink(missing_ok=True)
+
+        self._config = replace(self._config, node_id=os.urandom(28).hex())
+        self._arena = Arena.create(self._config.object_store_memory)
+        self._raylet, raylet_end = (Channel(end) for end in pair())
+        self._watch(self._raylet.fileno(), self._on_raylet)
+        try:
+            raylet = self._start_raylet(raylet_end)
+        except (CannotListen, OSError) as error:
+            self._conclude(Ending.RAYLET_ENDED)
+            self._tell(Failed(f"the node could not join its cluster again: {error}"))
+            return
+        self._ready = Ready(raylet, self._ready.gcs, self._config)
+        records.write(self._config, os.fstat(self._arena.fileno()).st_ino)
 
     def _watch(self, fd: int, handler: Callable[[], None]) -> None:
         self._selector.register(fd, selectors.EVENT_READ, handler)
@@ -217,13 +253,18 @@ class ForkServer:
         guest.send(self._ready, [os.dup(self._arena.fileno())])
 
     def _on_guest(self, guest: Channel) -> None:
+        if guest not in self._guests:
+            return  # it was dismissed in this turn
         for message, _ in guest.receive():
             if isinstance(message, Stop):
                 self._stop(message.grace)
         if guest.ended:
-            self._selector.unregister(guest.fileno())
-            self._guests.remove(guest)
-            guest.close()
+            self._dismiss(guest)
+
+    def _dismiss(self, guest: Channel) -> None:
+        self._selector.unregister(guest.fileno())
+        self._guests.remove(guest)
+        guest.close()
 
     def _tell(self, message: Message) -> None:
         for channel in (self._owner, *self._guests):
@@ -283,6 +324,8 @@ class ForkServer:
             assert self._gcs_sockets is not None
             gcs = self._fork_component("gcs", self._gcs_sockets, None)
             self._ready = replace(self._ready, gcs=gcs)
+        elif role == "raylet" and self._ending is None and self._may_join_again(status):
+            self._join_again()
         elif self._ending is None:
             self._conclude(Ending.GCS_ENDED if role == "gcs" else Ending.RAYLET_ENDED)
             how = processes.Exit.from_wait_status(pid, status).describe()
@@ -298,6 +341,14 @@ class ForkServer:
             return False
         self._restarts.append(now)
         return True
+
+    def _may_join_again(self, status: int) -> bool:
+        """Whether a raylet ended because it was taken for dead; a driver's own node ends with it.
+
+        So does a head's, of whose raylet nothing but its own standing still can say so.
+        """
+        is_member = self._outlives and not self._config.head
+        return is_member and os.waitstatus_to_exitcode(status) == FENCED
 
     def _kill_orphans(self) -> None:
         # A living worker keeps its orphans to itself (`adopt_orphans`): these lost theirs. Their own

@@ -24,6 +24,13 @@ BEAT = 1.0
 _ENDED_KEPT = 1000  # ends of workers to be told, while there is no GCS to tell them to
 
 
+class NodeFenced(RaySystemError):
+    """The cluster took this node for dead: what runs here is of use to nobody, so it ends.
+
+    The fork server of a node that was started begins anew then, as another node.
+    """
+
+
 class MemberService(Service):
     """Keeps this node, its workers and the ends of its drivers in the GCS's tables.
 
@@ -71,8 +78,8 @@ class MemberService(Service):
                     f"this node ends, for it has lost its cluster: {error}"
                 ) from error
         except NodeDiedError as error:
-            raise RaySystemError(
-                f"this node ends, for its cluster has taken it for dead ({error}). Start it anew."
+            raise NodeFenced(
+                f"all that runs on this node ends, for its cluster has taken it for dead ({error})"
             ) from error
         except RayError as error:
             logger.warning("the GCS does not answer: %s", error)

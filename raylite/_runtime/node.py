@@ -42,6 +42,9 @@ TLS = "tls"
 OWN_STORAGE = "gcs.db"
 """The file, in the session's directory, of tables that nobody named another place for."""
 
+FENCED = 17
+"""The exit code of a raylet whose node the cluster has taken for dead."""
+
 Scalar = bool | int | float | str | None
 
 

@@ -18,7 +18,8 @@ from raylite._runtime import context, credentials, networks
 from raylite._runtime.attach import Attachment, attach_worker
 from raylite._runtime.components import STORE_GRACE, Raylet, build_gcs, build_raylet
 from raylite._runtime.drivers import DriverWatch
-from raylite._runtime.node import Inherited, NodeConfig, Roles
+from raylite._runtime.membership import NodeFenced
+from raylite._runtime.node import FENCED, Inherited, NodeConfig, Roles
 from raylite._runtime.workers import MARK, ForkedWorkers
 from raylite._services.gcs.certificates import CertificateService
 from raylite._services.gcs.storage import StorageError, open_storage
@@ -106,6 +107,9 @@ async def _raylet(inherited: Inherited) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, node.host.stop)
     try:
         await node.host.run()
+    except NodeFenced as error:
+        print(error, file=sys.stderr)
+        sys.exit(FENCED)
     finally:
         watch.close()
         workers.close()

@@ -1,9 +1,8 @@
-"""A cluster of machines, each a network namespace: what crosses the wire, and what a cut does."""
+"""A cluster of machines, each a network namespace: how they join, and what crosses the wire."""
 
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,11 +146,8 @@ for port in {ports}:
 
 def listening(machine: Machine) -> list[int]:
     """The TCP ports at which a machine's processes listen, by the system's table."""
-    shown = subprocess.run(
-        ["ip", "netns", "exec", machine.name, "cat", "/proc/net/tcp", "/proc/net/tcp6"],
-        check=True, capture_output=True, text=True, timeout=20,
-    )  # fmt: skip
-    rows = [line.split() for line in shown.stdout.splitlines() if ":" in line]
+    shown = machine.tool("cat", "/proc/net/tcp", "/proc/net/tcp6")
+    rows = [line.split() for line in shown.splitlines() if ":" in line]
     return [int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "0A"]
 
 
@@ -193,52 +189,6 @@ def test_a_node_may_listen_on_every_network_and_be_reached_at_one() -> None:
         finally:
             for machine in (made.other, made.head):
                 machine.raylite("stop", "--force")
-
-
-def test_a_blackout_of_five_seconds_is_invisible(cluster: Cluster) -> None:
-    running = cluster.head.popen(
-        "-c",
-        program(
-            """
-ref = far.remote()
-print("running", flush=True)
-print(ray.get(ref)[0], alive(), flush=True)
-print(ray.get(far.remote(b"more"))[0], flush=True)
-""",
-            wait=2.0,
-        ),
-    )
-    with running:
-        assert hear(running) == "running"
-        time.sleep(1.0)
-        cluster.network.unplug(cluster.other)
-        time.sleep(5.0)
-        cluster.network.plug(cluster.other)
-        assert hear(running) == "0 2"
-        assert hear(running) == "4"
-        assert running.wait(20) == 0
-
-
-def test_a_machine_that_is_cut_off_is_dead_after_ten_seconds(cluster: Cluster) -> None:
-    watching = cluster.head.popen(
-        "-c",
-        program("""
-print("ready", alive(), flush=True)
-sys.stdin.readline()
-began = time.monotonic()
-while alive() == 2:
-    time.sleep(0.05)
-print(time.monotonic() - began, flush=True)
-"""),
-    )
-    with watching:
-        assert hear(watching) == "ready 2"
-        cluster.network.unplug(cluster.other)
-        assert watching.stdin is not None
-        watching.stdin.write("\n")
-        watching.stdin.flush()
-        assert 8.5 <= float(hear(watching)) <= 11.5
-        assert watching.wait(20) == 0
 
 
 def test_a_killed_raylet_is_known_within_two_seconds(cluster: Cluster) -> None:

@@ -7,9 +7,9 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
 
 import psutil
@@ -121,26 +121,37 @@ class Driver:
 
     It talks by lines: ``say(...)`` there is `hear` here, and the other way round. At the end of the
     block it is killed, and so is what it left of the processes that were being watched.
+
+    Args:
+        program: The program.
+        within: A command that becomes the program, such as one that enters a namespace.
+        environment: More variables for the program.
     """
 
-    def __init__(self, program: str) -> None:
+    def __init__(
+        self,
+        program: str,
+        within: Sequence[str] = (),
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        python = [sys.executable, "-W", "error", "-c", PREAMBLE + textwrap.dedent(program)]
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", PREAMBLE + textwrap.dedent(program)],
+            [*within, *python],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env=os.environ | {"PYTHONPATH": str(ROOT), **environment},
         )
         self.pid = self._process.pid
         self.watch = Watch()
         self._heard = b""
 
-    def hear(self) -> str:
+    def hear(self, within: float = SOON) -> str:
         """The next line that the program says."""
         assert self._process.stdout is not None
         while b"\n" not in self._heard:
-            assert select.select([self._process.stdout], [], [], SOON)[0], "it says nothing"
+            assert select.select([self._process.stdout], [], [], within)[0], "it says nothing"
             data = os.read(self._process.stdout.fileno(), 4096)
             assert data, f"the driver has ended: {self.end()[1]}"
             self._heard += data

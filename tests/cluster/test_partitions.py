@@ -1,0 +1,227 @@
+"""What passes between machines, and what is left of it when the network fails between them.
+
+Each machine is a network namespace. A fault of the network lasts as long as it lasts: who waits out
+a blackout of five seconds waits five seconds, and nothing else here sleeps.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from raylite._kernel.link import Link
+from raylite._protocol.gcs import Nodes
+from raylite._runtime.records import NodeRecord
+from raylite._wire.messages import gcs as msg
+from tests.cluster.machines import Cluster, cluster_of
+from tests.cluster.started import ask, nodes
+from tests.cluster.watching import eventually
+
+pytestmark = [pytest.mark.process, pytest.mark.fault, pytest.mark.timeout(300)]
+
+LITTLE = ("--num-cpus=2", "--object-store-memory=80000000")
+BLACKOUT = 5.0
+PATIENCE = 60.0  # seconds that bound a failure
+
+TASKS = """
+import json
+import numpy as np
+from raylite.exceptions import LocalRayletDiedError, ObjectLostError, RayError
+
+at = lambda number: {f"m{number}": 0.1}
+
+@ray.remote(num_cpus=0.1, max_retries=0)
+def run(number, journal, data=b"", rest=0.0):
+    '''Note that it ran, and return a large object.'''
+    with open(journal, "a") as file:
+        file.write(f"{number}\\n")
+    time.sleep(rest)
+    return np.full(200_000, number + len(data))
+
+@ray.remote(num_cpus=0.1, max_retries=0)
+def run_elsewhere(number, other, journal):
+    '''Own a task on another machine, and read what it makes.'''
+    array = ray.get(run.options(resources=at(other)).remote(number, journal, rest=0.5))
+    return int(array[0]) + len(array)
+
+def outcome(question):
+    try:
+        return question()
+    except RayError as error:
+        return type(error).__name__
+"""
+
+
+def living(head: NodeRecord) -> set[bytes]:
+    return {row.node_id for row in nodes(head) if row.alive}
+
+
+def until_a_death(head: NodeRecord, act: Callable[[], object]) -> float:
+    """Do something, and count the seconds until the cluster's table says that a node is dead."""
+
+    async def question(link: Link) -> float:
+        began = 0.0
+        async for event in Nodes(link).watch(msg.WatchNodes()):
+            if not began:  # the first event: the feed is there
+                act()
+                began = time.monotonic()
+            elif event.node is not None and not event.node.alive:
+                break
+        return time.monotonic() - began
+
+    return ask(head, question)
+
+
+@pytest.fixture(scope="module")
+def machines() -> Iterator[Cluster]:
+    with cluster_of(3, *LITTLE) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(machines: Cluster) -> Iterator[Cluster]:
+    """Three machines, the same for all tests: a node that one of them lost is there again."""
+    yield machines
+    machines.network.mend()
+    head = machines.record(machines.head)
+    assert eventually(lambda: len(living(head)) == len(machines.machines))
+
+
+def test_tasks_and_large_objects_pass_between_machines(cluster: Cluster, tmp_path: Path) -> None:
+    program = f"""
+    ray.init()
+    where = ray.remote(lambda: ray.get_runtime_context().get_node_id())
+    spread = where.options(scheduling_strategy="SPREAD")
+    say(len(set(ray.get([spread.remote() for _ in range(6)]))))
+    data = ray.put(bytes(3_000_000))
+    back = ray.get(run.options(resources=at(2)).remote(7, "{tmp_path}/journal", data))
+    say(len(back), back[0])
+    """
+    with cluster.head.driver(TASKS + dedent(program)) as driver:
+        assert driver.hear() == "3"
+        assert driver.hear() == "200000 3000007"
+        assert driver.end() == (0, "")
+
+
+def blackout(cluster: Cluster, *links: tuple[int, int]) -> None:
+    for sender, receiver in links:
+        cluster.network.block(cluster.machines[sender], cluster.machines[receiver])
+    time.sleep(BLACKOUT)
+    cluster.network.mend()
+
+
+@pytest.mark.parametrize(
+    "links",
+    [
+        pytest.param([(0, 1), (1, 0)], id="head and node"),
+        pytest.param([(1, 2), (2, 1)], id="node and node"),
+        pytest.param([(0, 1)], id="head to node"),
+        pytest.param([(1, 0)], id="node to head"),
+        pytest.param([(1, 2)], id="node to node"),
+    ],
+)
+def test_five_seconds_without_a_link_are_invisible(
+    cluster: Cluster, tmp_path: Path, links: list[tuple[int, int]]
+) -> None:
+    """Raylets, GCS, driver and workers talk over the link all the time; no task may be retried."""
+    journal = tmp_path / "journal"
+    program = f"""
+    ray.init()
+    over = threading.Event()
+    def submit(number):
+        here, there = 2 + number % 2, 3 - number % 2
+        return [
+            run.options(resources=at(here)).remote(number, "{journal}"),
+            run_elsewhere.options(resources=at(here)).remote(number, there, "{journal}"),
+        ]
+    pending, number = [], 0
+    threading.Thread(target=lambda: (hear(), over.set())).start()
+    while not over.is_set() or pending:
+        if not over.is_set() and len(pending) < 16:
+            pending += submit(number)
+            number += 1
+        [done], pending = ray.wait(pending)
+        result = ray.get(done)
+        assert isinstance(result, int) or len(result) == 200_000
+        if number == 10:
+            say("busy")
+    say(number)
+    """
+    head = cluster.record(cluster.head)
+    before = living(head)
+    with cluster.head.driver(TASKS + dedent(program)) as driver:
+        assert driver.hear(PATIENCE) == "busy"
+        blackout(cluster, *links)
+        driver.say("enough")
+        while (said := driver.hear(PATIENCE)) == "busy":
+            pass
+        assert driver.end() == (0, "")
+    ran = sorted(map(int, journal.read_text().split()))
+    assert ran == sorted([*range(int(said)), *range(int(said))])
+    assert living(head) == before
+
+
+@pytest.mark.parametrize(
+    "links", [[(0, 1), (1, 0)], [(0, 1)], [(1, 0)]], ids=["both ways", "to it", "from it"]
+)
+def test_a_node_that_is_cut_off_is_dead_after_ten_seconds(
+    cluster: Cluster, links: list[tuple[int, int]]
+) -> None:
+    def cut() -> None:
+        for sender, receiver in links:
+            cluster.network.block(cluster.machines[sender], cluster.machines[receiver])
+
+    assert 8.9 <= until_a_death(cluster.record(cluster.head), cut) <= 11.5
+
+
+def test_a_node_that_returns_after_its_death_joins_as_another(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    program = f"""
+    ray.init()
+    far = run.options(resources=at(2))
+    data = ray.put(bytes(3_000_000))
+    kept = far.remote(1, "{tmp_path}/journal", data)
+    say(ray.get(far.remote(1, "{tmp_path}/journal", data))[0])
+    ray.wait([kept], fetch_local=False)
+    say(outcome(lambda: ray.get(far.remote(2, "{tmp_path}/journal", rest=1000))))
+    say(outcome(lambda: ray.get(kept)))
+    hear()
+    say(ray.get(far.remote(3, "{tmp_path}/journal", data))[0])
+    say(ray.get(far.remote(4, "{tmp_path}/journal", ray.get(far.remote(0, "{tmp_path}/j"))))[0])
+    """
+    other = """
+    from raylite.exceptions import RayError
+    ray.init()
+    resting = ray.remote(lambda: time.sleep(1000)).remote()
+    say("resting")
+    try:
+        ray.get(resting)
+    except RayError as error:
+        say(type(error).__name__)
+    ray.shutdown()
+    hear()
+    ray.init()
+    say(ray.get(ray.remote(abs).remote(-7)))
+    """
+    head, away = cluster.record(cluster.head), cluster.others[0]
+    with cluster.head.driver(TASKS + dedent(program)) as driver, away.driver(other) as abroad:
+        assert driver.hear() == "3000001"
+        assert abroad.hear() == "resting"
+        before = living(head)
+        assert until_a_death(head, lambda: cluster.network.unplug(away)) < 12
+        assert driver.hear() == "WorkerCrashedError"
+        assert driver.hear() == "ObjectLostError"
+        cluster.network.mend()
+        assert eventually(lambda: len(living(head)) == 3)
+        assert len(before - living(head)) == 1
+        driver.say("go on")
+        assert driver.hear() == "3000003"
+        assert driver.hear() == "200004"
+        assert driver.end()[0] == 0
+        assert abroad.hear() == "LocalRayletDiedError"
+        abroad.say("go on")
+        assert abroad.hear() == "7"
+        assert abroad.end()[0] == 0
