@@ -48,14 +48,15 @@ from raylite._kernel.handshake import (
     Answering,
     Asking,
     Channel,
-    is_tls,
     path_channel,
     tcp_channel,
     tls_channel,
 )
+from raylite._kernel.keyring import Keyring
 from raylite._kernel.link import LinkConfig
 from raylite._kernel.listener import tune
 from raylite._kernel.network import Network
+from raylite._kernel.newcomers import Newcomers, is_newcomer
 from raylite._kernel.reception import Reception, Rules
 from raylite._kernel.relay import FOR, TO, reached, relay
 from raylite._kernel.seams import Seams
@@ -96,8 +97,8 @@ class GrpcNetwork(Network):
     Args:
         seams: Where randomness and threads come from.
         config: The links' times and sizes.
-        token: The cluster's. With one, whoever does not prove that it has it is not heard, nor
-            spoken to; without one, this process listens on no TCP port.
+        token: The cluster's, or a keyring of several. With one, whoever does not prove that it has
+            it is not heard, nor spoken to; without one, this process listens on no TCP port.
         tls: Used for every TCP address; without it this process listens on the loopback only.
         insecure: Listen all the same. Whoever reaches the port can then run code as this user,
             or read what is sent.
@@ -109,7 +110,7 @@ class GrpcNetwork(Network):
         seams: Seams | None = None,
         config: LinkConfig | None = None,
         *,
-        token: Token | None = None,
+        token: Token | Keyring | None = None,
         tls: Tls | None = None,
         insecure: bool = False,
         admission: Admission | None = None,
@@ -117,7 +118,8 @@ class GrpcNetwork(Network):
         super().__init__(seams, config)
         self.metadata: dict[str, str] = {} if token is None else {METADATA: SCHEME}
         self.server = _Server(self)
-        self._token, self._tls = token, tls
+        self._keyring = Keyring(token) if isinstance(token, Token) else token
+        self._tls = tls
         rules = Rules(token is not None, tls, insecure, admission or Admission())
         self._reception = Reception(
             rules, self.server.connection, self._scope, self.config.connect_timeout
@@ -136,7 +138,7 @@ class GrpcNetwork(Network):
 
         Only where the TLS given speaks to newcomers; without this, they are refused.
         """
-        self._newcomers = _Newcomers(self.seams, self.config)
+        self._newcomers = Newcomers(self.seams, self.config)
         self._newcomers.host(*services)
 
     @property
@@ -182,11 +184,11 @@ class GrpcNetwork(Network):
             await stream.send_request(headers, _processor=connection.processor)
             wire = GrpcWire(connection, stream, events)
             terminated.wire = wire
-            if self._token is None:
+            if self._keyring is None:
                 wire.start()
             else:
                 channel = self._channel(place, transport)
-                wire.events = answering = Answering(wire, self._token, channel, events, address)
+                wire.events = answering = Answering(wire, self._keyring, channel, events, address)
                 wire.start()
                 await answering.done
         except (H2Error, StreamTerminatedError) as error:
@@ -229,11 +231,11 @@ class GrpcNetwork(Network):
                 "left for more: raise its limit (ulimit -n)",
             )
         door, told = connection.door, dict(stream.metadata or {})
-        if (told.get(METADATA) == SCHEME) != (self._token is not None):
+        if (told.get(METADATA) == SCHEME) != (self._keyring is not None):
             if door is not None:
                 door.failed("no handshake")
-            raise GRPCError(Status.UNAUTHENTICATED, _MISMATCH[self._token is not None])
-        served = self._newcomers if _is_newcomer(connection) else self
+            raise GRPCError(Status.UNAUTHENTICATED, _MISMATCH[self._keyring is not None])
+        served = self._newcomers if is_newcomer(connection) else self
         if served is None:
             if door is not None:
                 door.failed("no certificate")
@@ -246,9 +248,9 @@ class GrpcNetwork(Network):
             accept = partial(self._pass_on, stream, name)
         try:
             await stream.send_initial_metadata()
-            if self._token is not None:
+            if self._keyring is not None:
                 assert door is not None, "nobody is let in without a proof"
-                await self._ask(wire, door, self._token, accept)
+                await self._ask(wire, door, self._keyring, accept)
             else:
                 if door is not None:
                     door.passed()
@@ -259,7 +261,7 @@ class GrpcNetwork(Network):
             wire.abort("the stream was given up")
 
     async def _ask(
-        self, wire: GrpcWire, door: Gate, token: Token, accept: Callable[[GrpcWire], None]
+        self, wire: GrpcWire, door: Gate, keyring: Keyring, accept: Callable[[GrpcWire], None]
     ) -> None:
         """Ask a stranger for a proof: at once, unless too many from where it comes have failed."""
 
@@ -271,7 +273,7 @@ class GrpcNetwork(Network):
             await asyncio.sleep(door.delay)
             if wire.gone.done():
                 return
-        wire.events = asking = Asking(wire, token, door.channel, passed, door.failed)
+        wire.events = asking = Asking(wire, keyring, door.channel, passed, door.failed)
         wire.start()
         asking.begin()
 
@@ -352,25 +354,6 @@ class GrpcNetwork(Network):
                 await self._all_gone.wait()
         except TimeoutError:
             pass
-
-
-def _is_newcomer(connection: Connection) -> bool:
-    """Whether a peer was let in by TLS without a certificate."""
-    if connection.door is None or not is_tls(connection.door.channel):
-        return False
-    transport = connection._transport
-    secured = None if transport is None else transport.get_extra_info("ssl_object")
-    return secured is None or not secured.getpeercert(binary_form=True)
-
-
-class _Newcomers(Network):
-    """The links of peers that are known by the token only: other links, and few services."""
-
-    async def listen(self, address: str) -> str:
-        raise NotImplementedError("its wires are accepted by another network")
-
-    async def dial(self, address: str, events: WireEvents) -> Wire:
-        raise ConnectionError("a newcomer is not dialled")
 
 
 class _Server(Server):

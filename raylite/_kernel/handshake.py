@@ -1,5 +1,8 @@
 """The handshake: two ends of a wire prove that they know one token, before either is heard.
 
+Of two tokens, while one takes the other's place, it is the newest that both ends know: the server
+says which it knows, by their ids.
+
 The server sends a nonce; the client answers with its own and the HMAC-SHA256, under the token, of
 ``"rl1" || "client" || server's nonce || client's nonce || channel``; the server answers with that of
 ``"server"``. Both nonces are new, so nothing can be replayed; the roles differ, so nothing can be
@@ -14,6 +17,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from raylite._kernel.keyring import Keyring
 from raylite._kernel.opening import aside, decoded, only_frame, read_refused, refuse
 from raylite._kernel.packet import Kind
 from raylite._kernel.token import Token
@@ -31,9 +35,10 @@ address, or the certificate of the TLS server. A peer in between shows either en
 
 
 class Challenge(msgspec.Struct, array_like=True, frozen=True):
-    """What the server asks."""
+    """What the server asks, and the ids of the tokens that it knows."""
 
     nonce: bytes
+    ids: tuple[str, ...] = ()
 
 
 class Proof(msgspec.Struct, array_like=True, frozen=True):
@@ -83,18 +88,19 @@ class Asking:
     def __init__(
         self,
         wire: Wire,
-        token: Token,
+        keyring: Keyring,
         channel: Channel,
         passed: Callable[[], None],
         failed: Callable[[str], None],
     ) -> None:
-        self._wire, self._token, self._channel = wire, token, channel
+        self._wire, self._tokens, self._channel = wire, keyring.tokens, channel
         self._passed, self._failed = passed, failed
         self._nonce = secrets.token_bytes(NONCE)
 
     def begin(self) -> None:
         """Ask."""
-        self._wire.send(aside(Kind.CHALLENGE, Challenge(self._nonce)))
+        ids = tuple(token.id for token in self._tokens)
+        self._wire.send(aside(Kind.CHALLENGE, Challenge(self._nonce, ids)))
 
     def packet(self, data: bytes | memoryview) -> None:
         try:
@@ -108,16 +114,17 @@ class Asking:
             self.malformed(error)
             return
         nonces = self._nonce, answer.nonce
-        expected = prove(self._token, "client", *nonces, self._channel)
-        if hmac.compare_digest(expected, answer.proof):
-            mine = prove(self._token, "server", *nonces, self._channel)
-            self._wire.send(aside(Kind.PROOF, Proof(self._nonce, mine)))
-            self._passed()
-        else:
-            self._refuse(
-                "wrong proof",
-                "it has another token, or sees this process at another address than its own",
-            )
+        for token in self._tokens:
+            expected = prove(token, "client", *nonces, self._channel)
+            if hmac.compare_digest(expected, answer.proof):
+                mine = prove(token, "server", *nonces, self._channel)
+                self._wire.send(aside(Kind.PROOF, Proof(self._nonce, mine)))
+                self._passed()
+                return
+        self._refuse(
+            "wrong proof",
+            "it has another token, or sees this process at another address than its own",
+        )
 
     def malformed(self, error: LinkError) -> None:
         self._refuse("no proof", f"it said something else than a proof: {error}")
@@ -138,10 +145,11 @@ class Answering:
     """
 
     def __init__(
-        self, wire: Wire, token: Token, channel: Channel, events: WireEvents, peer: str
+        self, wire: Wire, keyring: Keyring, channel: Channel, events: WireEvents, peer: str
     ) -> None:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._wire, self._token, self._channel = wire, token, channel
+        self._wire, self._keyring, self._channel = wire, keyring, channel
+        self._token = keyring.shared(())
         self._events, self._peer = events, peer
         self._nonce = secrets.token_bytes(NONCE)
         self._theirs = b""
@@ -176,6 +184,7 @@ class Answering:
         if len(challenge.nonce) != NONCE:
             raise ProtocolError(f"a nonce of {len(challenge.nonce)} bytes")
         self._theirs = challenge.nonce
+        self._token = self._keyring.shared(challenge.ids)
         mine = prove(self._token, "client", self._theirs, self._nonce, self._channel)
         self._wire.send(aside(Kind.PROOF, Proof(self._nonce, mine)))
 

@@ -6,9 +6,12 @@ travels: the `handshake` proves that both sides know it.
 
 import base64
 import binascii
+import os
 import re
 import secrets
 import zlib
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from raylite._kernel.secretfile import read_secret, write_secret
@@ -16,6 +19,7 @@ from raylite.exceptions import AuthenticationError
 
 SCOPES = ("admin", "node", "read")  # drivers and jobs; nodes that join; metrics
 SECRET = 32  # bytes
+MOST = 2  # valid at one time
 
 _TEXT = re.compile(r"rl1\.([a-z]+)\.([0-9a-f]{8})\.([A-Za-z0-9_-]{43})\.([0-9a-f]{8})")
 
@@ -70,13 +74,36 @@ def create_token(path: str, scope: str = "node") -> Token:
 
 
 def read_token(path: str) -> Token:
-    """Return the token in a file, if only this user could have read and written it."""
+    """Return the token in a file, the newest if there are two; see `read_tokens`."""
+    return read_tokens(path)[0]
+
+
+def read_tokens(path: str) -> tuple[Token, ...]:
+    """Return the tokens in a file, the newest first, if only this user could have written it.
+
+    Raises:
+        AuthenticationError: There is none, or more than two, or others could have used the file.
+    """
     try:
-        return parse_token(read_secret(path).decode("ascii"))
+        lines = read_secret(path).decode("ascii").split("\n")
     except UnicodeDecodeError as error:
         raise AuthenticationError(
             f"{path} holds no token: name the file that the cluster's head has made"
         ) from error
+    while len(lines) > 1 and not lines[-1].strip():
+        lines.pop()
+    if len(lines) > MOST:
+        raise AuthenticationError(f"{path} holds {len(lines)} tokens, and {MOST} is the most")
+    return tuple(map(parse_token, lines))
+
+
+def write_tokens(path: str, tokens: Sequence[Token]) -> None:
+    """Keep these tokens in a file, in one step in the place of those that are there."""
+    new = f"{path}.new"
+    with suppress(FileNotFoundError):  # of somebody who was killed
+        os.unlink(new)
+    write_secret(new, "".join(f"{token.reveal()}\n" for token in tokens).encode())
+    os.replace(new, path)
 
 
 def _with_crc(text: str) -> str:

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from raylite._kernel.grpc import GrpcNetwork
+from raylite._kernel.keyring import Keyring
 from raylite._kernel.link import LinkConfig
 from raylite._kernel.tls import Tls
-from raylite._kernel.token import Token, read_token
 from raylite._runtime import addresses, credentials
 from raylite._runtime.listeners import host_port
 from raylite._runtime.node import NodeConfig
@@ -27,9 +27,9 @@ TOKEN_VARIABLE = "RAYLITE_TOKEN_FILE"
 
 
 class Keys(Struct, frozen=True):
-    """What lets a process in at a cluster: its token, and certificates if its nodes encrypt."""
+    """What lets a process in at a cluster: its tokens, and certificates if its nodes encrypt."""
 
-    token: Token | None = None
+    keyring: Keyring | None = None
     tls: Tls | None = None
 
 
@@ -39,8 +39,8 @@ def read_keys(token_file: str, folder: str, *, newcomers: bool = False) -> Keys:
     Raises:
         AuthenticationError: They cannot be used.
     """
-    token = read_token(token_file) if token_file else None
-    return Keys(token, credentials.load(folder, newcomers=newcomers))
+    keyring = Keyring.open(token_file) if token_file else None
+    return Keys(keyring, credentials.load(folder, newcomers=newcomers))
 
 
 def network_of(config: NodeConfig, *, newcomers: bool = False) -> GrpcNetwork:
@@ -54,14 +54,14 @@ def network_of(config: NodeConfig, *, newcomers: bool = False) -> GrpcNetwork:
         AuthenticationError: The cluster's token, or the node's credentials, cannot be read.
     """
     keys = read_keys(config.token_file, config.tls, newcomers=newcomers)
-    network = GrpcNetwork(token=keys.token, tls=keys.tls, insecure=config.insecure)
+    network = GrpcNetwork(token=keys.keyring, tls=keys.tls, insecure=config.insecure)
     network.node = mark_of_node(bytes.fromhex(config.node_id)) if config.node_id else ""
     return network
 
 
 def network_for(keys: Keys, links: LinkConfig) -> GrpcNetwork:
     """Return a network for a process outside, which only asks."""
-    return GrpcNetwork(config=links, token=keys.token, tls=keys.tls)
+    return GrpcNetwork(config=links, token=keys.keyring, tls=keys.tls)
 
 
 async def listen(

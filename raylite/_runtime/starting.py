@@ -8,9 +8,9 @@ from pathlib import Path
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from raylite._kernel.secretfile import write_secret
+from raylite._kernel.keyring import Keyring
 from raylite._kernel.tls import FirstContact, fetch_authority, fingerprint, newcomer_tls
-from raylite._kernel.token import create_token, read_token
+from raylite._kernel.token import create_token, write_tokens
 from raylite._runtime import (
     addresses,
     credentials,
@@ -167,18 +167,18 @@ def _member(options: NodeOptions, address: str) -> NodeConfig:
     if not (authority or options.insecure):
         _check_local(address, host, config.listens_at)
     token_file = networks.token_file_for(neighbour, options.token_file)
-    token = read_token(token_file) if token_file else None
-    if authority and token is None:
+    keyring = Keyring.open(token_file) if token_file else None
+    if authority and keyring is None:
         raise ValueError(
             f"the cluster at {address} asks for its token: copy the file `token` from the session's "
             f"directory of its head, and name it with --token-file or {networks.TOKEN_VARIABLE}"
         )
     with _session(options) as session:
-        if token is not None:  # a copy: the head's own file ends with the head
-            write_secret(own_token(session), token.reveal().encode() + b"\n")
+        if keyring is not None:  # a copy: the head's own file ends with the head
+            write_tokens(own_token(session), keyring.tokens)
         if authority:
             asked, key = credentials.request(config.ip)
-            keys = Keys(token, newcomer_tls(authority))
+            keys = Keys(keyring, newcomer_tls(authority))
             signed = inquiry.have_signed(gcs, keys, asked)
             credentials.keep(own_tls(session), authority, signed, key)
         config = replace(

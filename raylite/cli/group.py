@@ -19,6 +19,7 @@ SUBCOMMANDS: Mapping[str, tuple[str, str]] = {
     "start": ("start:start", "Start a cluster on this machine, or join one."),
     "status": ("status:status", "Show a cluster's nodes and resources."),
     "stop": ("stop:stop", "End the nodes that were started on this machine."),
+    "token": ("token:token", "Change the token of a running cluster."),
 }
 """Where each subcommand is in this package, and its line in the group's help."""
 

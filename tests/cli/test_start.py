@@ -13,7 +13,7 @@ from raylite.cli import main
 from raylite.cli.status import describe
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("health-check", "microbenchmark", "start", "status", "stop")
+COMMANDS = ("health-check", "microbenchmark", "start", "status", "stop", "token")
 
 
 def refused(*words: str) -> str:

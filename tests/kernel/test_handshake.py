@@ -23,6 +23,7 @@ from raylite._kernel.grpcwire import GrpcWire
 from raylite._kernel.guard import Admission
 from raylite._kernel.handshake import Challenge, Proof, path_channel, prove, tcp_channel
 from raylite._kernel.host import Host
+from raylite._kernel.keyring import Keyring
 from raylite._kernel.opening import aside, read_refused
 from raylite._kernel.packet import Kind, decode_frames, decode_packet, encode_frame, encode_packet
 from raylite._kernel.token import Token, new_token
@@ -250,7 +251,7 @@ def test_a_server_without_a_token_is_not_spoken_to(kind: str) -> None:
 class Impostor(GrpcNetwork):
     """Plays the server's part, without the token."""
 
-    async def _ask(self, wire: GrpcWire, door: Any, token: Token, accept: Any) -> None:
+    async def _ask(self, wire: GrpcWire, door: Any, keyring: Keyring, accept: Any) -> None:
         recorder = Recorder()
         wire.events = recorder
         wire.start()

@@ -1,0 +1,55 @@
+"""The keyring: the tokens by which this process knows members, two while one takes another's place."""
+
+import os
+from collections.abc import Sequence
+
+from raylite._kernel.token import Token, read_tokens
+from raylite.exceptions import AuthenticationError
+
+
+class Keyring:
+    """The tokens that are valid now, the newest first.
+
+    Those of a file are read anew when it has changed, which is looked at whenever a stream opens:
+    whoever replaces the file need tell nobody. If it is gone, or spoilt, the last good ones count.
+    """
+
+    def __init__(self, *tokens: Token, path: str = "") -> None:
+        self._tokens, self._path = tokens, path
+        self._seen: tuple[int, int] | None = None
+
+    @classmethod
+    def open(cls, path: str) -> "Keyring":
+        """Return the tokens in a file, which only this user can have written.
+
+        Raises:
+            AuthenticationError: They cannot be used.
+        """
+        keyring = cls(path=path)
+        keyring._seen = _state(path)
+        keyring._tokens = read_tokens(path)
+        return keyring
+
+    @property
+    def tokens(self) -> Sequence[Token]:
+        """What proves membership."""
+        if self._path and (state := _state(self._path)) != self._seen:
+            self._seen = state
+            try:
+                self._tokens = read_tokens(self._path)
+            except AuthenticationError:
+                pass
+        return self._tokens
+
+    def shared(self, ids: Sequence[str]) -> Token:
+        """Return the newest token that a peer with these has too; the newest, if there is none."""
+        tokens = self.tokens
+        return next((token for token in tokens if token.id in ids), tokens[0])
+
+
+def _state(path: str) -> tuple[int, int] | None:
+    try:
+        state = os.stat(path)
+    except OSError:
+        return None
+    return state.st_ino, state.st_mtime_ns

@@ -1,0 +1,60 @@
+"""`raylite token`: a new token in the place of the old, while the cluster runs."""
+
+import click
+
+from raylite._runtime.rotation import revoke as revoke_old, rotate as add_new
+from raylite.cli.errors import explained
+
+_ROTATED = """\
+Two tokens are valid now for this machine's part of the cluster at {cluster}: {new}, which is new, and {old}.
+
+On each other machine, run
+    raylite token rotate --token-file=FILE
+where FILE is a copy of this machine's {file}, as secret as that is there. When all have it, run on each
+    raylite token revoke"""
+
+_REVOKED = """\
+The token {old} is no longer valid for this machine's part of the cluster at {cluster}; {new} is. What
+was connected by it stays so until its connection breaks."""
+
+_ADDRESS = click.option(
+    "--address", metavar="HOST:PORT", help="The cluster.  [default: this machine's]"
+)
+_TEMP_DIR = click.option("--temp-dir", default="", metavar="DIR", help="Where sessions are.")
+
+
+@click.group()
+def token() -> None:
+    """Change the token of a running cluster: rotate on each machine, then revoke on each.
+
+    In between two tokens are valid, so nothing that runs is disturbed. Do both when a copy of the
+    token may have come into wrong hands, or somebody who had it is no longer to have it.
+    """
+
+
+@token.command()
+@_ADDRESS
+@click.option(
+    "--token-file",
+    default="",
+    metavar="FILE",
+    help="A copy of the file of a machine that has the new token.  [default: a token is made]",
+)
+@_TEMP_DIR
+def rotate(address: str | None, token_file: str, temp_dir: str) -> None:
+    """Let this machine's nodes know a new token besides the old one."""
+    with explained():
+        done = add_new(address, token_file, temp_dir)
+    click.echo(
+        _ROTATED.format(cluster=done.cluster, new=done.new, old=done.old, file=done.files[0])
+    )
+
+
+@token.command()
+@_ADDRESS
+@_TEMP_DIR
+def revoke(address: str | None, temp_dir: str) -> None:
+    """Have this machine's nodes forget the older of two tokens."""
+    with explained():
+        done = revoke_old(address, temp_dir)
+    click.echo(_REVOKED.format(cluster=done.cluster, new=done.new, old=done.old))

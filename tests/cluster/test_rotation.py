@@ -1,0 +1,121 @@
+"""A cluster's token is changed while it works, machine by machine."""
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from raylite._kernel.token import read_tokens
+from raylite._runtime import records
+from tests.cluster.started import component, nodes, raylite, start
+from tests.cluster.watching import SOON, Driver, Watch, eventually
+
+pytestmark = [pytest.mark.process, pytest.mark.timeout(120)]
+
+PROGRAM = """
+ray.init()
+
+@ray.remote
+def near():
+    return "near"
+
+@ray.remote(resources={"far": 1})
+def far(data):
+    return f"far {len(data)}"
+
+while hear():
+    say(*ray.get([near.remote(), far.remote(ray.put(bytes(300_000)))]))
+"""
+
+
+@pytest.fixture(autouse=True)
+def temp_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    with TemporaryDirectory(prefix="rl-") as folder:
+        monkeypatch.setenv("RAYLITE_TMPDIR", folder)
+        yield Path(folder)
+        for place in (folder, f"{folder}/b"):
+            raylite("stop", "--force", f"--temp-dir={place}")
+
+
+def test_a_token_is_replaced_under_a_running_program(temp_dir: Path) -> None:
+    head = start("--head", "--port=0")
+    (temp_dir / "b").mkdir()
+    elsewhere = f"--temp-dir={temp_dir}/b"  # as on another machine: nothing is found there
+    joined = raylite(
+        "start", f"--address={head.cluster}", f"--token-file={head.token_file}", elsewhere,
+        "--num-cpus=1", "--object-store-memory=80000000", '--resources={"far": 1}',
+    )  # fmt: skip
+    assert joined.returncode == 0, joined.stderr
+    [member] = records.living(f"{temp_dir}/b")
+    [old] = read_tokens(head.token_file)
+    shutil.copy(head.token_file, stolen := f"{temp_dir}/raylite/stolen")
+    with Driver(PROGRAM) as driver:
+        driver.say("go")
+        assert driver.hear() == "near far 300000"
+
+        assert raylite("token", "revoke").returncode == 1
+        done = raylite("token", "rotate")
+        assert done.returncode == 0, done.stderr
+        new, also = read_tokens(head.token_file)
+        assert (also, new.id in done.stdout, old.id in done.stdout) == (old, True, True)
+        assert raylite("token", "rotate").returncode == 1  # one at a time
+        restart_gcs(head)
+        driver.say("go")
+        assert driver.hear() == "near far 300000"  # one machine knows both, the other the old one
+
+        done = raylite("token", "rotate", f"--token-file={stolen}", elsewhere)
+        assert done.returncode == 1
+        assert "does not hold a new token beside" in done.stderr
+        done = raylite("token", "rotate", f"--token-file={head.token_file}", elsewhere)
+        assert done.returncode == 0, done.stderr
+        assert read_tokens(member.token_file) == (new, old)
+
+        assert raylite("token", "revoke").returncode == 0
+        restart_gcs(head)
+        driver.say("go")
+        assert driver.hear() == "near far 300000"  # one knows the new one, the other both
+        assert raylite("token", "revoke", elsewhere).returncode == 0
+        assert [read_tokens(each.token_file) for each in (head, member)] == [(new,)] * 2
+        restart_gcs(head)
+        driver.say("go")
+        assert driver.hear() == "near far 300000"
+        assert [row.alive for row in nodes(head)] == [True, True]
+        driver.say("")
+        assert driver.end()[0] == 0
+
+    done = raylite("status", f"--address={head.cluster}", f"--token-file={stolen}")
+    assert done.returncode == 1
+    assert "it has another token" in done.stderr
+    for secret in (old, new):
+        assert secret.reveal().split(".")[3] not in f"{done.stdout}{done.stderr}"
+
+
+def restart_gcs(head: records.NodeRecord) -> None:
+    """Have all that is connected to the GCS connect anew."""
+    watched = Watch(gcs := component(head, "gcs"))
+    os.kill(gcs, signal.SIGKILL)
+    assert watched.left_after(SOON) == []
+    watched.close()
+    assert eventually(lambda: len(nodes(head)) == 2)
+
+
+def test_a_node_of_another_cluster_takes_no_token(temp_dir: Path) -> None:
+    head = start("--head", "--port=0")
+    (temp_dir / "b").mkdir()
+    other = raylite("start", "--head", "--port=0", f"--temp-dir={temp_dir}/b")
+    assert other.returncode == 0, other.stderr
+    assert raylite("token", "rotate").returncode == 0
+    done = raylite("token", "rotate", f"--token-file={head.token_file}", f"--temp-dir={temp_dir}/b")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1
+
+
+def test_without_a_node_there_is_no_token_to_change() -> None:
+    for word in ("rotate", "revoke"):
+        done = raylite("token", word)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "no node of that cluster runs on this machine" in done.stderr
