@@ -28,7 +28,7 @@ from raylite._runtime.listeners import host_port
 from raylite._runtime.local import SessionOptions
 from raylite._runtime.networks import Keys, read_keys
 from raylite._runtime.node import OWN_STORAGE, NodeConfig, clear, own_tls, own_token
-from raylite._types.address import is_ip, is_loopback
+from raylite._types.address import is_anywhere, is_ip, is_loopback
 from raylite._wire.messages import gcs as msg
 from raylite.exceptions import CertificateError
 
@@ -121,7 +121,7 @@ def begin_node(options: NodeOptions) -> NodeProcess:
 def _head(options: NodeOptions) -> NodeConfig:
     if options.pin:
         raise ValueError("a new cluster makes its own CA: leave --ca-fingerprint out")
-    ip = options.ip or ("" if _is_anywhere(options.bind) else options.bind) or LOOPBACK
+    ip = options.ip or ("" if is_anywhere(options.bind) else options.bind) or LOOPBACK
     taken = host_port(ip, options.gcs_port)
     for node in records.living(options.resources.temp_dir):
         if node.head and node.cluster == taken:
@@ -240,15 +240,13 @@ def _in_session(config: NodeConfig, session: str) -> NodeConfig:
     )
 
 
-def _is_anywhere(ip: str) -> bool:
-    return ip in ("0.0.0.0", "::")
-
-
 def _check_addresses(ip: str, options: NodeOptions) -> None:
     for option, given in (("--node-ip-address", ip), ("--bind", options.bind)):
         if given and not is_ip(given):
             raise ValueError(f"{option}={given} is no IP address: give one of this machine's")
-    if _is_anywhere(ip) or (_is_anywhere(options.bind) and not options.ip):
+    if is_anywhere(ip) or (
+        options.address is None and is_anywhere(options.bind) and not options.ip
+    ):
         raise ValueError(
             "all zeros say where to listen, not where others reach this node: give the address of "
             f"one interface with --node-ip-address, and --bind={options.bind or ip} besides"
@@ -258,7 +256,7 @@ def _check_addresses(ip: str, options: NodeOptions) -> None:
             f"--bind={options.bind} does not listen at {ip}: choose both of IPv4, or both of IPv6"
         )
     is_repeated = os.environ.get(INSECURE_VARIABLE) == "1"
-    if options.insecure and _is_anywhere(options.bind) and not is_repeated:
+    if options.insecure and is_anywhere(options.bind) and not is_repeated:
         raise ValueError(
             f"--insecure-plaintext and --bind={options.bind} would speak plain text on every network "
             f"of this machine: bind to one interface, or set {INSECURE_VARIABLE}=1 as well"

@@ -118,6 +118,11 @@ def is_loopback(host: str) -> bool:
     return is_ip(host) and ipaddress.ip_address(host).is_loopback
 
 
+def is_anywhere(host: str) -> bool:
+    """Whether a host is the IP address that stands for all of a machine's: 0.0.0.0 or ::."""
+    return is_ip(host) and ipaddress.ip_address(plain_ip(host)).is_unspecified
+
+
 def plain_ip(host: str) -> str:
     """Return the one way to write an IP address: no zone, and IPv4 as itself inside IPv6."""
     address = ipaddress.ip_address(host.partition("%")[0])

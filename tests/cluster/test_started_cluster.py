@@ -121,6 +121,10 @@ def test_a_second_head_at_the_same_port_is_refused_and_leaves_nothing() -> None:
             ["--head", "--port=0", *ANYWHERE, "--insecure-plaintext"],
             "set RAYLITE_INSECURE_PLAINTEXT=1 as well",
         ),
+        (
+            ["--head", "--port=0", "--bind=0::0", "--node-ip-address=::1", "--insecure-plaintext"],
+            "set RAYLITE_INSECURE_PLAINTEXT=1 as well",
+        ),
     ],
     ids=str,
 )

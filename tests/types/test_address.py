@@ -5,6 +5,7 @@ from raylite._types.address import (
     NodeAddress,
     TcpAddress,
     UnixAddress,
+    is_anywhere,
     is_loopback,
     parse_address,
     place_to_dial,
@@ -94,6 +95,11 @@ def test_loopback_is_known_by_its_number() -> None:
     assert is_loopback("127.9.9.9")
     assert is_loopback("::1")
     assert not any(map(is_loopback, ("0.0.0.0", "::", "10.0.0.7", "localhost", "")))
+
+
+def test_all_zeros_are_anywhere_however_they_are_written() -> None:
+    assert all(map(is_anywhere, ("0.0.0.0", "::", "0::0", "0:0:0:0:0:0:0:0", "::ffff:0.0.0.0")))
+    assert not any(map(is_anywhere, ("127.0.0.1", "::1", "10.0.0.0", "localhost", "0", "")))
 
 
 def test_an_ip_address_is_written_in_one_way() -> None:
