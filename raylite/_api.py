@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from raylite._init import init
@@ -10,6 +11,7 @@ from raylite._remote import RemoteFunction, show
 from raylite._runtime import auto, context, session
 from raylite._services.worker.core import Core
 from raylite._services.worker.objects import ObjectRef, unknown_owner
+from raylite._types.address import NodeAddress, TcpAddress, UnixAddress, parse_address
 from raylite._wire import pickling
 from raylite._wire.messages import gcs as msg
 from raylite.exceptions import RaySystemError
@@ -213,7 +215,9 @@ def _not_a_list(refs: object) -> str:
 
 
 def nodes() -> list[dict[str, Any]]:
-    """Return one dictionary for each node of the cluster, in Ray's form.
+    """Return one dictionary for each node of the cluster, in Ray's form, also for those that died.
+
+    What raylite has not, such as a port for metrics, is 0.
 
     Example:
         >>> nodes()[0]["Resources"]["CPU"]  # doctest: +SKIP
@@ -251,24 +255,39 @@ def _home(refs: Sequence[ObjectRef[Any]]) -> Core:
 
 
 def _node_row(row: msg.Node) -> dict[str, Any]:
+    port, path = _sockets(row.address)
     return {
         "NodeID": row.node_id.hex(),
         "Alive": row.alive,
         "alive": row.alive,
-        "NodeManagerAddress": "127.0.0.1",
+        "NodeManagerAddress": row.ip,
         "NodeManagerHostname": row.hostname,
-        "NodeManagerPort": 0,
-        "ObjectManagerPort": 0,
-        "ObjectStoreSocketName": None,
-        "RayletSocketName": row.address,
+        "NodeManagerPort": port,
+        "ObjectManagerPort": port,  # Ray: one of its own. Here the raylet moves objects as well.
+        # Ray: the store's. Here the fork server hands out the store's memory.
+        "ObjectStoreSocketName": path and str(Path(path).with_name("node.sock")),
+        "RayletSocketName": path,
         "MetricsExportPort": 0,
-        "NodeName": "127.0.0.1",
+        "NodeName": row.ip,
         "RuntimeEnvAgentPort": 0,
-        "DeathReason": 0 if row.alive else 2,
-        "DeathReasonMessage": "",
+        "DeathReason": 0 if row.alive else 1 if row.left else 2,  # Ray's NodeDeathInfo.Reason
+        "DeathReasonMessage": row.death_reason,
         "Resources": dict(row.resources) if row.alive else {},
         "Labels": dict(row.labels),
     }
+
+
+def _sockets(address: str) -> tuple[int, str]:
+    """Return a raylet's TCP port and the path of its unix socket: 0 and "" where it has none."""
+    match parse_address(address) if address.startswith(("tcp:", "unix:")) else None:
+        case NodeAddress(TcpAddress(port=port), _, UnixAddress(path)):
+            return port, path
+        case TcpAddress(port=port):
+            return port, ""
+        case UnixAddress(path):
+            return 0, path
+        case _:
+            return 0, ""  # inside the process of a test
 
 
 auto.set_init(init)

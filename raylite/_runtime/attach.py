@@ -146,6 +146,7 @@ async def attach_driver(
     cpus: float,
     entrypoint: str,
     config: hot.JobConfig,
+    node_id: bytes = b"",
     wake: Wake | None = None,
 ) -> Attachment:
     """Make this process a driver: a job of the cluster, and a member of the node."""
@@ -155,6 +156,7 @@ async def attach_driver(
         entrypoint=entrypoint,
         namespace=config.namespace,
         driver_address=network.address,
+        node_id=node_id,
     )
     driver = DriverService(network, gcs_address, row)
     job = await driver.add()

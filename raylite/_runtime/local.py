@@ -3,6 +3,7 @@
 Apart from the session, which needs much more code: that is loaded while the node starts.
 """
 
+import os
 from collections.abc import Mapping
 
 from msgspec import Struct, field
@@ -52,4 +53,5 @@ def node_config(options: SessionOptions) -> NodeConfig:
         labels=dict(options.labels or {}),
         system=dict(options.system),
         temp_dir=options.temp_dir,
+        node_id=os.urandom(28).hex(),
     )

@@ -106,6 +106,7 @@ class Session:
             self.arena,
             id,
             cpus=cpus,
+            node_id=bytes.fromhex(self.config.node_id),
             entrypoint=" ".join(sys.argv) or "python",
             config=hot.JobConfig(
                 options.namespace,

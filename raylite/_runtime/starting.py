@@ -223,7 +223,6 @@ def _config(options: NodeOptions, ip: str) -> NodeConfig:
         raylet_port=options.raylet_port or 0,
         worker_ports=tuple(options.worker_ports),
         is_listed=True,
-        node_id=os.urandom(28).hex(),
         insecure=options.insecure,
         env_vars=dict(options.env_vars),
     )

@@ -189,6 +189,7 @@ class InProcessCluster:
             secrets.token_bytes(28),
             cpus=head.handle.spec.num_cpus,
             entrypoint="LocalCluster",
+            node_id=head.raylet.node_id,
             config=hot.JobConfig(self._namespace),
         )
         place = Place(self._attachment.core, self._attachment.node_id)

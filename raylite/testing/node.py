@@ -104,6 +104,7 @@ class SimNode:
             id,
             cpus=self.cpus,
             entrypoint=name,
+            node_id=self.raylet.node_id,
             config=hot.JobConfig(),
             wake=asyncio.get_running_loop().call_soon,
         )

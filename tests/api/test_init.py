@@ -332,6 +332,21 @@ def test_the_cluster_has_what_init_was_told() -> None:
     assert node["NodeID"] == ray.get_runtime_context().get_node_id()
 
 
+def test_a_node_is_described_in_rays_form() -> None:
+    with ray.init(num_cpus=1) as here:
+        [node] = ray.nodes()
+    assert {name: type(value) for name, value in node.items()} == {
+        "NodeID": str, "Alive": bool, "alive": bool, "NodeManagerAddress": str,
+        "NodeManagerHostname": str, "NodeManagerPort": int, "ObjectManagerPort": int,
+        "ObjectStoreSocketName": str, "RayletSocketName": str, "MetricsExportPort": int,
+        "NodeName": str, "RuntimeEnvAgentPort": int, "DeathReason": int,
+        "DeathReasonMessage": str, "Resources": dict, "Labels": dict,
+    }  # fmt: skip
+    assert node["NodeManagerAddress"] == node["NodeName"] == "127.0.0.1"
+    assert node["RayletSocketName"] == here["raylet_socket_name"]
+    assert (node["DeathReason"], node["DeathReasonMessage"]) == (0, "")
+
+
 def test_by_default_the_cluster_has_the_cpus_of_this_process() -> None:
     ray.init()
     assert ray.cluster_resources()["CPU"] == len(os.sched_getaffinity(0))

@@ -12,7 +12,7 @@ from raylite._runtime import records
 from raylite._runtime.records import NodeRecord
 from raylite._wire.messages import gcs as msg
 from tests.api.drivers import drive, drive_well
-from tests.cluster.started import component, jobs, raylite, start, workers
+from tests.cluster.started import component, jobs, nodes, raylite, start, workers
 from tests.cluster.watching import Driver, Watch, eventually, titled, tree
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(120)]
@@ -160,6 +160,7 @@ def test_two_drivers_at_once_share_neither_workers_nor_namespaces(head: NodeReco
                 False,
             )
             assert row.entrypoint
+            assert row.node_id == nodes(head)[0].node_id
 
         one.say("leave")
         assert one.hear() == "left"

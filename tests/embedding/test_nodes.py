@@ -119,6 +119,18 @@ def test_tasks_of_a_killed_node_run_again_elsewhere(cluster: LocalCluster) -> No
     assert ray.get(ref) == other.node_id
 
 
+def test_a_node_that_was_removed_ended_in_order_and_one_that_was_killed_did_not(
+    cluster: LocalCluster,
+) -> None:
+    removed, killed = cluster.nodes[1], cluster.add_node(num_cpus=1)
+    cluster.remove_node(removed)
+    cluster.kill_node(killed)
+    while (rows := {row["NodeID"]: row for row in ray.nodes()})[killed.node_id]["Alive"]:
+        threading.Event().wait(0.02)
+    assert [rows[each.node_id]["DeathReason"] for each in (removed, killed)] == [1, 2]
+    assert all(rows[each.node_id]["DeathReasonMessage"] for each in (removed, killed))
+
+
 def test_the_first_node_cannot_be_taken_away(cluster: LocalCluster) -> None:
     with pytest.raises(ValueError, match="the first node"):
         cluster.remove_node(cluster.nodes[0])

@@ -63,6 +63,7 @@ async def test_a_watcher_sees_the_members_and_then_every_change() -> None:
         seen = [event.node for event in await take(events, 2) if event.node is not None]
         assert [(row.node_id, row.alive) for row in seen] == [(b"b", True), (b"b", False)]
         assert seen[1].death_reason == "its raylet ended the session"
+        assert seen[1].left
         assert seen[1].ended_at > 0
 
 
@@ -102,6 +103,7 @@ async def test_a_silent_node_dies_after_ten_seconds() -> None:
         assert 10 <= now() - last <= 10.6
         row = (await rows(raylet))[b"n"]
         assert (row.alive, row.death_reason) == (False, "it was silent for 10 s")
+        assert not row.left
 
 
 @simulated

@@ -21,7 +21,7 @@ from raylite._services.gcs.epoch import Epoch
 from raylite._services.gcs.storage import Storage, StorageError
 from raylite._services.gcs.table import Change, Table
 from raylite._wire.messages import gcs as msg
-from raylite.exceptions import LinkClosedError, NodeDiedError
+from raylite.exceptions import LinkClosedError, NodeDiedError, PeerLostError
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ class NodeService(Service, serves=(gcs.Nodes,)):
         self._table = Table(storage, "nodes", msg.Node.parse, lambda row: not row.alive)
         self._available: dict[bytes, dict[str, float]] = {}  # by heartbeat, so not worth keeping
         self._reasons: dict[bytes, str] = {}
+        self._goodbyes: dict[bytes, None] = {}  # of those that left in order
         self._links: dict[bytes, Link] = {}
         self._to_register: dict[bytes, None] = {}
         self._on_joined: list[Callable[[bytes, int], None]] = []
@@ -180,6 +181,8 @@ class NodeService(Service, serves=(gcs.Nodes,)):
             if isinstance(link.error, LinkClosedError) or self.scope.is_closed:
                 return  # it is the GCS that ends
             reason = "its raylet ended the session"
+            if isinstance(link.error, PeerLostError) and link.error.confirmed:
+                self._goodbyes[node_id] = None
             self._note(self.membership.left(node_id, incarnation, reason))
             self.spawn(self._tell_deaths(), "tell of a node's end")
 
@@ -204,7 +207,13 @@ class NodeService(Service, serves=(gcs.Nodes,)):
     def _obituary(self, row: msg.Node) -> Change[msg.Node]:
         self._available.pop(row.node_id, None)
         reason = self._reasons.get(row.node_id, "")
-        dead = replace(row, alive=False, ended_at=wall(), death_reason=reason)
+        dead = replace(
+            row,
+            alive=False,
+            ended_at=wall(),
+            death_reason=reason,
+            left=self._goodbyes.pop(row.node_id, "") is None,
+        )
         return Change(row.node_id, dead)
 
     def _current(self, row: msg.Node) -> msg.Node:

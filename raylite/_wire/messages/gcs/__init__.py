@@ -438,6 +438,11 @@ class Node(betterproto2.Message):
 
     python: "str" = betterproto2.field(16, betterproto2.TYPE_STRING)
 
+    left: "bool" = betterproto2.field(17, betterproto2.TYPE_BOOL)
+    """
+    it ended in order, having said goodbye
+    """
+
 
 default_message_pool.register_message("raylite.gcs", "Node", Node)
 
