@@ -10,12 +10,12 @@ class Rate:
         self._each_second, self._burst = each_second, burst
         self._left, self._then = burst, now
 
-    def spend(self, now: float) -> bool:
-        """Take a permit; False if there is none left."""
+    def spend(self, now: float, amount: float = 1) -> bool:
+        """Take so many permits; False if there is none left. The last may be owed in part."""
         self._refill(now)
         if self._left < 1:
             return False
-        self._left -= 1
+        self._left -= amount
         return True
 
     def is_spent(self, now: float) -> bool:

@@ -12,9 +12,6 @@ class Pool(Interface):
 
     register_worker = call(msg.RegisterWorker, msg.WorkerRegistered)
     register_driver = call(msg.RegisterDriver, msg.DriverRegistered)
-    flush_output = call(
-        bytes, NoneType
-    )  # replies when all that workers printed so far is on its way
 
 
 class Leases(Interface):
@@ -27,6 +24,12 @@ class Leases(Interface):
     resources = call(msg.GetResources, msg.ResourceView)
 
 
+class Logs(Interface):
+    """What workers print; a raylet shows it to drivers by `worker.Output`."""
+
+    flush = call(bytes, NoneType)  # replies when what this job's workers printed so far is shown
+
+
 class Holder(Interface):
     """What the raylet tells those who asked for leases."""
 
@@ -36,7 +39,6 @@ class Holder(Interface):
     lost = batch(hot.WorkerLost, bulk=False)
     wanted = post(bytes)  # others wait: give idle leases back at once
     unwanted = post(bytes)
-    output = post(hot.OutputLines, bulk=True)  # to drivers: what the job's workers print
 
 
 class Objects(Interface):

@@ -30,6 +30,14 @@ class Owner(Interface):
     received = batch(bytes, bulk=False)  # a value's references have found their new holder
 
 
+class Output(Interface):
+    """Raylets to a driver."""
+
+    show = call(
+        hot.Output, hot.Shown, bulk=True
+    )  # replies when it is on the terminal: one at a time
+
+
 class Locations(Interface):
     """Raylets to an object's owner."""
 

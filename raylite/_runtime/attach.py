@@ -11,6 +11,7 @@ from raylite._kernel.arena import Arena
 from raylite._kernel.host import Host
 from raylite._kernel.link import Link
 from raylite._kernel.network import Network
+from raylite._kernel.scope import Scope
 from raylite._kernel.service import Service, handles
 from raylite._machines.submitter import Submitter
 from raylite._protocol import raylet
@@ -19,6 +20,7 @@ from raylite._services.worker.core import Core
 from raylite._services.worker.execute import ExecuteService, Executor
 from raylite._services.worker.locations import LocationService
 from raylite._services.worker.objects import Entry
+from raylite._services.worker.output import OutputService
 from raylite._services.worker.owner import OwnerService
 from raylite._services.worker.submit import SubmitService
 from raylite._types.keys import WorkerKey
@@ -26,6 +28,7 @@ from raylite._types.resources import UNIT
 from raylite._types.strategies import NodeKey
 from raylite._wire import hot
 from raylite._wire.messages import gcs as gcs_msg, raylet as raylet_msg
+from raylite.exceptions import RayError
 
 Wake = Callable[[Callable[[], None]], object]
 
@@ -115,6 +118,18 @@ class Attachment(Struct):
     gcs_address: str
     driver: DriverService | None = None
     execute: ExecuteService | None = None
+    output: OutputService | None = None
+
+    async def flush_output(self) -> None:
+        """Show what this driver's workers have printed so far, on this node and those it has heard of."""
+        assert self.output is not None
+        links = {**self.output.raylets, **dict.fromkeys(self.core.submitter.raylets)}
+        scope = Scope("flush output")
+        try:
+            await asyncio.wait([scope.start(_flush_output(link, self.job)) for link in links])
+        finally:
+            await scope.close()
+        await self.output.flush()
 
     async def finish(self) -> None:
         """Say that this driver's job has come to its end; who does not is taken for dead."""
@@ -136,6 +151,13 @@ class Attachment(Struct):
             raise error
 
 
+async def _flush_output(link: Link, job: bytes) -> None:
+    try:
+        await raylet.Logs(link).flush(job)
+    except RayError:
+        pass  # it is gone, with what it has not said
+
+
 async def attach_driver(
     network: Network,
     raylet_address: str,
@@ -148,8 +170,12 @@ async def attach_driver(
     config: hot.JobConfig,
     node_id: bytes = b"",
     wake: Wake | None = None,
+    output: OutputService | None = None,
 ) -> Attachment:
-    """Make this process a driver: a job of the cluster, and a member of the node."""
+    """Make this process a driver: a job of the cluster, and a member of the node.
+
+    Without an `output` it shows nothing of what its workers print.
+    """
     row = gcs_msg.AddJob(
         driver_id=id,
         driver_pid=os.getpid(),
@@ -158,12 +184,13 @@ async def attach_driver(
         driver_address=network.address,
         node_id=node_id,
     )
+    output = output or OutputService(None, None)
     driver = DriverService(network, gcs_address, row)
     job = await driver.add()
     attachment = _assemble(
-        network, raylet_address, gcs_address, arena, id, job, cpus, None, wake, driver
+        network, raylet_address, gcs_address, arena, id, job, cpus, None, wake, driver, output
     )
-    attachment.driver = driver
+    attachment.driver, attachment.output = driver, output
     attachment.core.join(job, config)
     pool = raylet.Pool(attachment.core.raylet_link)
     with _ending(attachment):

@@ -28,6 +28,7 @@ from raylite._services.gcs.workers import WorkerService
 from raylite._services.raylet.cluster import ClusterService
 from raylite._services.raylet.copies import CopyService
 from raylite._services.raylet.leases import LeaseService
+from raylite._services.raylet.logs import LogFiles, LogService
 from raylite._services.raylet.pool import Member, PoolService, WorkerSource
 from raylite._services.raylet.transfer import TransferService
 from raylite._services.store.objects import ObjectService
@@ -35,7 +36,6 @@ from raylite._types import board
 from raylite._types.resources import Resources
 from raylite._types.strategies import NodeKey, NodeView
 from raylite._version import __version__
-from raylite._wire import hot
 from raylite._wire.messages import gcs as msg
 
 PRESTART = 2  # Ray: one a CPU. Here a start takes 10 ms, and an idle worker 11 MB.
@@ -65,16 +65,8 @@ class Raylet(Struct):
     cluster: ClusterService
     copies: CopyService
     transfers: TransferService
+    logs: LogService
     joined: asyncio.Event
-
-    def show(self, token: int, pid: int, name: str, is_stderr: bool, lines: list[str]) -> bool:
-        """Forward what a worker printed to its job's drivers; False while they cannot keep up."""
-        member = self.pool.member_by_token(token)
-        drivers = self.pool.drivers_of(member.job) if member is not None and member.job else None
-        for driver in self.pool.drivers() if drivers is None else drivers:
-            if not driver.link.is_ended and not driver.link.is_congested:
-                driver.holder.output(hot.OutputLines(name, pid, is_stderr, tuple(lines)))
-        return not any(driver.link.is_congested for driver in self.pool.drivers())
 
 
 def build_raylet(
@@ -92,6 +84,7 @@ def build_raylet(
     node_id: bytes = b"",
     address: str = "",
     further: Sequence[Service] = (),
+    log_files: LogFiles | None = None,
 ) -> Raylet:
     """Return a raylet, to be run.
 
@@ -152,11 +145,14 @@ def build_raylet(
         version=__version__,
         python=".".join(map(str, sys.version_info[:3])),
     )
+    logs = LogService(network, pool, cluster, source, ip, log_files)
     membership = MemberService(network, gcs_address, row, leases, pool)
     membership.on_registered = cluster.report_all
-    host = Host(network, pool, leases, objects, copies, transfers, membership, cluster, *further)
+    host = Host(
+        network, pool, leases, objects, copies, transfers, membership, cluster, logs, *further
+    )
     return Raylet(
-        host, node_id, pool, leases, objects, cluster, copies, transfers, membership.joined
+        host, node_id, pool, leases, objects, cluster, copies, transfers, logs, membership.joined
     )
 
 

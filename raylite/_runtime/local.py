@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct, field
 
-from raylite._runtime import launch
+from raylite._runtime import launch, settings
 from raylite._runtime.launch import NodeProcess
 from raylite._runtime.machine import default_cpus, default_object_store
 from raylite._runtime.node import NodeConfig
@@ -54,4 +54,5 @@ def node_config(options: SessionOptions) -> NodeConfig:
         system=dict(options.system),
         temp_dir=options.temp_dir,
         node_id=os.urandom(28).hex(),
+        rotation=settings.rotation(),
     )

@@ -48,6 +48,14 @@ FENCED = 17
 Scalar = bool | int | float | str | None
 
 
+class Rotation(Struct, frozen=True):
+    """When log files are rotated, and how many older ones are kept of each."""
+
+    # Ray: 512 MB (100 MB of a component), and 5. A node can have hundreds of workers.
+    size: int = 16 * 1024 * 1024
+    backups: int = 4
+
+
 class NodeConfig(Struct, frozen=True):
     """What a node is made from. Plain data: it travels as JSON.
 
@@ -82,6 +90,7 @@ class NodeConfig(Struct, frozen=True):
             nodes; empty for plain text.
         bind: The IP address to listen at; empty for that of `ip`.
         insecure: Is it accepted that what nodes say to each other can be read on the network?
+        rotation: How large log files grow, and how many older ones of each are kept.
     """
 
     num_cpus: float
@@ -111,6 +120,7 @@ class NodeConfig(Struct, frozen=True):
     tls: str = ""
     bind: str = ""
     insecure: bool = False
+    rotation: Rotation = Rotation()
 
     @property
     def sockets(self) -> Path:

@@ -1,29 +1,42 @@
 """What workers print, shown on the driver's terminal with a prefix."""
 
+import asyncio
 import logging
 import sys
 import threading
+from collections.abc import Sequence
 from queue import SimpleQueue
 
 from raylite._kernel.threads import leave_signals_to_main
-from raylite._wire import hot
+from raylite._machines.deduplicator import Printed
 
 logger = logging.getLogger("raylite")
 
+_Queued = tuple[Sequence[Printed], "asyncio.Future[None]"]
+
 
 class Printer:
-    """Prints on a thread of its own, for a terminal can block and the loop must not."""
+    """Prints on a thread of its own, for a terminal can block and the loop must not.
 
-    def __init__(self) -> None:
-        self._queue: SimpleQueue[hot.OutputLines | None] = SimpleQueue()
+    Args:
+        ip: This node's address: other nodes' lines say theirs.
+    """
+
+    def __init__(self, ip: str) -> None:
+        self._ip = ip
+        self._queue: SimpleQueue[_Queued | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def show(self, lines: hot.OutputLines) -> None:
-        """Queue lines to be printed."""
+    async def show(self, printed: Sequence[Printed]) -> None:
+        """Print lines, and return when they are printed."""
+        if not printed:
+            return
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="raylite-output", daemon=True)
             self._thread.start()
-        self._queue.put(lines)
+        done = asyncio.get_running_loop().create_future()
+        self._queue.put((printed, done))
+        await done
 
     def close(self) -> None:
         """Print what is queued, then end."""
@@ -33,14 +46,30 @@ class Printer:
 
     def _run(self) -> None:
         leave_signals_to_main()
-        while (lines := self._queue.get()) is not None:
-            stream = sys.stderr if lines.is_stderr else sys.stdout
-            prefix = f"({lines.name or 'worker'} pid={lines.pid}) "
+        while (queued := self._queue.get()) is not None:
+            printed, done = queued
+            for each in printed:
+                self._print(each)
             try:
-                stream.write("".join(f"{prefix}{line}\n" for line in lines.lines))
-                stream.flush()
-            except (OSError, ValueError):
-                continue  # the program closed its own output
+                done.get_loop().call_soon_threadsafe(_finish, done)
+            except RuntimeError:
+                continue  # the loop has ended, and nobody waits
+
+    def _print(self, printed: Printed) -> None:
+        stream = sys.stderr if printed.is_stderr else sys.stdout
+        pid = f" pid={printed.pid}" if printed.pid else ""
+        where = f", ip={printed.ip}" if printed.ip != self._ip else ""
+        prefix = f"({printed.name or 'worker'}{pid}{where}) "
+        try:
+            stream.write("".join(f"{prefix}{line}\n" for line in printed.lines))
+            stream.flush()
+        except (OSError, ValueError):
+            pass  # the program closed its own output
+
+
+def _finish(done: "asyncio.Future[None]") -> None:
+    if not done.done():
+        done.set_result(None)
 
 
 def warn(message: str) -> None:

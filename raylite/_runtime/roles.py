@@ -1,6 +1,7 @@
 """What each process of a node runs after its fork: the GCS, the raylet, a worker."""
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -18,9 +19,11 @@ from raylite._runtime import context, credentials, networks
 from raylite._runtime.attach import Attachment, attach_worker
 from raylite._runtime.components import STORE_GRACE, Raylet, build_gcs, build_raylet
 from raylite._runtime.drivers import DriverWatch
+from raylite._runtime.logfiles import ComponentLog, WorkerLogs
 from raylite._runtime.membership import NodeFenced
 from raylite._runtime.node import FENCED, Inherited, NodeConfig, Roles
-from raylite._runtime.workers import MARK, ForkedWorkers
+from raylite._runtime.pipes import MARK
+from raylite._runtime.workers import ForkedWorkers
 from raylite._services.gcs.certificates import CertificateService
 from raylite._services.gcs.storage import StorageError, open_storage
 from raylite._services.worker.execute import QueueExecutor
@@ -31,9 +34,19 @@ from raylite._wire import hot
 IDLE = "raylite::IDLE"
 
 
+def _keep_log(inherited: Inherited) -> None:
+    """Have log records in the component's file. A node that a program started for itself tells problems only."""
+    config = inherited.config
+    log = ComponentLog(config.logs / f"{inherited.role}.log", config.rotation)
+    logging.getLogger().addHandler(log)
+    if config.is_listed:
+        logging.getLogger("raylite").setLevel(logging.INFO)
+
+
 def gcs(inherited: Inherited) -> None:
     """Serve the cluster's tables until SIGTERM."""
     refuse_unpickling()
+    _keep_log(inherited)
     uvloop.run(_gcs(inherited))
 
 
@@ -67,6 +80,7 @@ def _signing(network: GrpcNetwork, config: NodeConfig) -> list[Service]:
 def raylet(inherited: Inherited) -> None:
     """Serve the node until SIGTERM, or until the fork server is gone."""
     refuse_unpickling()
+    _keep_log(inherited)
     uvloop.run(_raylet(inherited))
 
 
@@ -85,7 +99,6 @@ async def _raylet(inherited: Inherited) -> None:
         inherited.control,
         inherited.arena,
         config.env_vars,
-        lambda *printed: built[0].show(*printed),
         lambda: built[0].host.stop(),
     )
     node = build_raylet(
@@ -101,6 +114,7 @@ async def _raylet(inherited: Inherited) -> None:
         node_id=bytes.fromhex(config.node_id),
         further=signing,
         store_grace=float(config.system.get("object_store_full_grace") or STORE_GRACE),
+        log_files=WorkerLogs(config.logs, config.rotation),
     )
     built.append(node)
     watch = DriverWatch(node.pool)

@@ -13,12 +13,13 @@ from raylite._kernel.arena import Arena
 from raylite._kernel.scope import Scope
 from raylite._kernel.threads import LoopThread
 from raylite._protocol import gcs, raylet
-from raylite._runtime import context, interrupts, networks, output
+from raylite._runtime import context, interrupts, networks, output, settings
 from raylite._runtime.attach import Attachment, attach_driver
 from raylite._runtime.context import Place
 from raylite._runtime.guest import GuestNode
 from raylite._runtime.launch import NodeProcess
 from raylite._runtime.local import SessionOptions
+from raylite._services.worker.output import OutputService
 from raylite._wire import hot
 from raylite._wire.messages import gcs as gcs_msg, raylet as msg
 from raylite.exceptions import LocalRayletDiedError, PeerLostError, RayError, RaySystemError
@@ -26,6 +27,7 @@ from raylite.exceptions import LocalRayletDiedError, PeerLostError, RayError, Ra
 T = TypeVar("T")
 
 _START_SECONDS = 60.0
+_FLUSH_SECONDS = 1.0  # for what workers have printed to be shown before a driver leaves
 
 
 class Session:
@@ -35,6 +37,7 @@ class Session:
         self.pid = os.getpid()
         self.node = node
         self._is_over = False
+        self.printer: output.Printer | None = None
         try:
             self._thread = LoopThread("raylite-core")
             try:
@@ -55,9 +58,6 @@ class Session:
         self.place.gcs_address = config.gcs_url
         self.place.cluster = config.cluster or config.gcs_url
         self.place.ip = config.ip
-        self.printer = output.Printer() if options.log_to_driver else None
-        if self.printer is not None:
-            core.submitter.on_output = self.printer.show
         core.submitter.on_warning = output.warn
         context.enter(self.place)
 
@@ -99,6 +99,8 @@ class Session:
         id = network.seams.random("driver").randbytes(28)
         path = f"{self.config.sockets}/d{id.hex()[:16]}.sock"
         await networks.listen(network, self.config, path, ports=self.config.worker_ports)
+        if options.log_to_driver:
+            self.printer = output.Printer(self.config.ip)
         return await attach_driver(
             network,
             f"unix:{self.config.raylet_address}",
@@ -113,6 +115,7 @@ class Session:
                 dict(options.env_vars),
                 tuple(entry or os.getcwd() for entry in sys.path),
             ),
+            output=OutputService(self.printer, settings.deduplicator()),
         )
 
     def close(self) -> None:
@@ -140,7 +143,7 @@ class Session:
         core.close()
         if self.printer is not None and not core.raylet_link.is_ended:
             try:
-                self._thread.run(_flush_output(self.attachment), 1.0)
+                self._thread.run(self.attachment.flush_output(), _FLUSH_SECONDS)
             except (TimeoutError, RayError):
                 pass  # the node is busy, or gone; what it has not said is lost
         if isinstance(self.node, GuestNode) and not core.raylet_link.is_ended:
@@ -152,11 +155,6 @@ class Session:
             self._thread.run(self.attachment.detach(), 5.0)
         except Exception as error:
             print(f"raylite: the core worker ended with {error!r}", file=sys.stderr)
-
-
-async def _flush_output(attachment: Attachment) -> None:
-    """What workers have printed so far is on its way, and shown, before this returns."""
-    await raylet.Pool(attachment.core.raylet_link).flush_output(b"")
 
 
 def resources(place: Place) -> msg.ResourceView:

@@ -363,9 +363,23 @@ class Borrow(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class OutputLines(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """Lines that a worker printed."""
+    """Lines that a worker printed; or only how many lines were dropped here, of several perhaps."""
 
     name: str
     pid: int
     is_stderr: bool
     lines: tuple[str, ...]
+    dropped: int = 0
+
+
+class Output(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What a job's workers printed on a node, which has this IP address, in order."""
+
+    ip: str
+    printed: tuple[OutputLines, ...]
+
+
+class Shown(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A driver has shown what it was given; whether it wants to be given more, ever."""
+
+    wants_more: bool

@@ -25,7 +25,7 @@ from raylite._runtime import context
 from raylite._runtime.attach import Attachment, attach_driver, attach_worker
 from raylite._runtime.components import Raylet, build_gcs, build_raylet
 from raylite._runtime.context import Place
-from raylite._services.raylet.pool import SourceListener
+from raylite._services.raylet.pool import OutputListener, SourceListener
 from raylite._services.worker.core import Core
 from raylite._services.worker.execute import Job, QueueExecutor
 from raylite._services.worker.objects import Entry, ObjectRef
@@ -288,6 +288,7 @@ class SimWorkers:
     """A `WorkerSource`: workers start after a while, or fail to, and die when they are told to."""
 
     listener: SourceListener
+    output: OutputListener
 
     def __init__(self, node: SimNode, start_failures: float) -> None:
         self._node = node
@@ -326,6 +327,8 @@ class SimWorkers:
 
     def flush_output(self) -> None:
         """Nothing is printed."""
+
+    def resume_output(self) -> None: ...
 
     def close(self) -> None:
         for worker in self.all():

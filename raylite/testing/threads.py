@@ -11,7 +11,7 @@ from raylite._kernel.memory import MemoryNetwork, Switch
 from raylite._runtime import context
 from raylite._runtime.attach import Attachment, attach_worker
 from raylite._runtime.context import Place
-from raylite._services.raylet.pool import SourceListener
+from raylite._services.raylet.pool import OutputListener, SourceListener
 from raylite._services.worker.execute import QueueExecutor
 from raylite._services.worker.runner import Runner
 
@@ -24,6 +24,7 @@ class ThreadWorkers:
     """
 
     listener: SourceListener
+    output: OutputListener
 
     def __init__(
         self,
@@ -61,6 +62,8 @@ class ThreadWorkers:
 
     def flush_output(self) -> None:
         """Threads print on the program's own output."""
+
+    def resume_output(self) -> None: ...
 
     @property
     def networks(self) -> list[MemoryNetwork]:

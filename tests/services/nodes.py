@@ -13,12 +13,15 @@ from raylite._protocol import raylet
 from raylite._runtime.attach import Attachment, attach_driver
 from raylite._runtime.components import Raylet, build_gcs, build_raylet
 from raylite._runtime.context import Place
-from raylite._services.raylet.pool import SourceListener
+from raylite._services.raylet.logs import Chunk
+from raylite._services.raylet.pool import OutputListener, SourceListener
 from raylite._services.worker.objects import ObjectRef
+from raylite._services.worker.output import OutputService
 from raylite._types import board
 from raylite._types.marks import mark_of_node
 from raylite._wire import hot, pickling
 from raylite._wire.hot import Form, Value
+from raylite._wire.messages import raylet as msg
 from raylite.testing.sim import SimNetwork, World
 
 MB = 1024 * 1024
@@ -27,16 +30,26 @@ LINKS = LinkConfig(ping_after=1.0, silence=2.0, session_timeout=6.0, connect_tim
 
 
 class NoWorkers:
-    """A `WorkerSource` that starts none."""
+    """A `WorkerSource` that starts none; `Node.worker` is one that has registered."""
 
     listener: SourceListener
+    output: OutputListener
 
-    def start(self, token: int) -> None: ...
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.resumed = 0
+
+    def start(self, token: int) -> None:
+        self.tokens.append(token)
+
     def kill(self, token: int) -> None: ...
     def last_task(self, token: int) -> bytes:
         return b""
 
     def flush_output(self) -> None: ...
+
+    def resume_output(self) -> None:
+        self.resumed += 1
 
 
 class Driver:
@@ -80,6 +93,43 @@ class Driver:
         await self.network.close()
 
 
+class Worker:
+    """A worker that does nothing but print."""
+
+    def __init__(self, node: "Node", network: SimNetwork, token: int, pid: int) -> None:
+        self.node, self.network, self.token, self.pid = node, network, token, pid
+
+    def belong_to(self, job: bytes) -> None:
+        member = self.node.raylet.pool.member_by_token(self.token)
+        assert member is not None
+        member.job = job
+
+    def print(self, *lines: str, name: str = "f", is_stderr: bool = False) -> bool:
+        """Print lines; False if the raylet reads no more for now."""
+        output = self.node.source.output
+        encoded = [line.encode() for line in lines]
+        output.printed(self.token, self.pid, name, is_stderr, encoded, False)
+        return output.may_read(self.token)
+
+
+class KeptLogs:
+    """Log files in memory, on a disk that may be slow."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.seconds = 0.0
+        self._names: dict[tuple[int, bool], str] = {}
+
+    async def write(self, chunks: list[Chunk]) -> None:
+        await anyio.sleep(self.seconds)
+        for chunk in chunks:
+            known = self._names.setdefault(chunk.output, chunk.name)
+            self._names[chunk.output] = chunk.name
+            self.files[chunk.name] = self.files.pop(known, b"") + chunk.data
+
+    async def close(self) -> None: ...
+
+
 class Node:
     """A raylet and its store."""
 
@@ -89,9 +139,12 @@ class Node:
         self.arena = HeapArena(store + board.SIZE)
         self.network = SimNetwork(world, name, LINKS)
         self.drivers: list[Driver] = []
+        self.workers: list[Worker] = []
+        self.source, self.log_files = NoWorkers(), KeptLogs()
         self.raylet: Raylet = build_raylet(
-            self.network, GCS, NoWorkers(), self.arena, num_cpus=1, resources={}, labels={},
-            is_head=False, node_id=id, address=self.address_of(name),
+            self.network, GCS, self.source, self.arena, num_cpus=2, resources={}, labels={},
+            is_head=False, node_id=id, address=self.address_of(name), ip=f"ip-{name}",
+            log_files=self.log_files,
         )  # fmt: skip
         self.running: asyncio.Task[None] | None = None
 
@@ -102,22 +155,39 @@ class Node:
         await self.network.listen(self.address_of(self.name))
         self.running = self.raylet.host.start("raylet")
 
-    async def driver(self, name: str) -> Driver:
+    async def driver(self, name: str, output: OutputService | None = None) -> Driver:
         """Attach a process."""
         network = SimNetwork(self.world, name, LINKS)
         await network.listen(self.address_of(name))
         attachment = await attach_driver(
             network, self.network.address, GCS, self.arena, name.encode().ljust(28, b"."),
             cpus=1, entrypoint=name, config=hot.JobConfig(), wake=asyncio.get_running_loop().call_soon,
+            node_id=self.raylet.node_id, output=output,
         )  # fmt: skip
         self.drivers.append(Driver(self, network, attachment))
         return self.drivers[-1]
+
+    async def worker(self, pid: int, job: bytes = b"") -> "Worker":
+        """Have a worker register, which belongs to a job if that is given."""
+        network, token = SimNetwork(self.world, f"worker-{pid}", LINKS), self.source.tokens.pop()
+        await network.listen(self.address_of(f"worker-{pid}"))
+        id = b"%d" % pid
+        await raylet.Pool(network.connect(self.network.address)).register_worker(
+            msg.RegisterWorker(token.to_bytes(8, "little"), id, pid, network.address)
+        )
+        worker = Worker(self, network, token, pid)
+        self.workers.append(worker)
+        worker.belong_to(job)
+        return worker
 
     async def die(self) -> None:
         """Lose the node, with all its processes, without a word."""
         for driver in self.drivers:
             await driver.die()
         self.drivers.clear()
+        for worker in self.workers:
+            await worker.network.close()
+        self.workers.clear()
         if self.running is not None:
             self.world.kill(self.network.address)
             running, self.running = self.running, None
@@ -139,6 +209,7 @@ class Node:
         self.raylet.objects.memory.check()
         self.raylet.copies.copies.check()
         self.raylet.transfers.pulls.check()
+        self.raylet.logs.logs.check()
 
 
 class Nodes:

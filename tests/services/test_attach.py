@@ -68,9 +68,6 @@ class QuickRaylet(Service, serves=(raylet.Pool, raylet.Transfers)):
     async def register_driver(self, request: msg.RegisterDriver) -> msg.DriverRegistered:
         raise AssertionError("there is no driver")
 
-    @handles(raylet.Pool.flush_output)
-    async def flush_output(self, nothing: bytes) -> None: ...
-
     @handles(raylet.Transfers.pull)
     async def pull(self, request: hot.Pull) -> hot.Pulled:
         self.pulled += [each.key for each in request.objects]

@@ -13,7 +13,7 @@ from raylite._protocol import gcs, raylet
 from raylite._runtime.attach import attach_driver
 from raylite._runtime.components import Raylet, build_gcs, build_raylet
 from raylite._services.gcs.storage import MemoryStorage, Storage
-from raylite._services.raylet.pool import SourceListener
+from raylite._services.raylet.pool import OutputListener, SourceListener
 from raylite._types import board
 from raylite._wire import hot
 from raylite._wire.messages import gcs as msg, raylet as raylet_msg
@@ -27,6 +27,7 @@ class NoWorkers:
     """A source whose workers register when a test says so."""
 
     listener: SourceListener
+    output: OutputListener
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
@@ -40,6 +41,7 @@ class NoWorkers:
         return b""
 
     def flush_output(self) -> None: ...
+    def resume_output(self) -> None: ...
 
 
 class Site:

@@ -63,6 +63,9 @@ class ClusterService(Service):
         self.on_node_died: list[Callable[[NodeKey], None]] = []
         self.on_node_joined: list[Callable[[NodeKey], None]] = []
         self._dead: dict[NodeKey, hot.NodeDeath] = {}
+        self.drivers: dict[bytes, str] = {}  # the addresses of those that run, by job
+        self.on_driver: list[Callable[[bytes], None]] = []
+        self.on_driver_ended: list[Callable[[bytes], None]] = []
 
     async def started(self) -> None:
         self.spawn(self._repeat(self._watch_nodes), "watch nodes")
@@ -157,8 +160,15 @@ class ClusterService(Service):
         events: AsyncIterator[msg.JobEvent] = jobs.watch(msg.WatchJobs())
         async for event in events:
             row = event.job
-            if row is not None and row.finished:
+            if row is None:
+                continue
+            if row.finished:
+                self.drivers.pop(row.job_id, None)
                 self._process_died(row.driver_id, row.driver_address, "the driver has exited")
+            else:
+                self.drivers[row.job_id] = row.driver_address
+            for listener in self.on_driver_ended if row.finished else self.on_driver:
+                listener(row.job_id)
 
     def _process_died(self, id: bytes, address: str, cause: str) -> None:
         """A process has ended: if it was another node's, nobody here need wait for it any more."""

@@ -31,11 +31,23 @@ class WorkerSource(Protocol):
     """
 
     listener: "SourceListener"
+    output: "OutputListener"
 
     def start(self, token: int) -> None: ...
     def kill(self, token: int) -> None: ...
     def last_task(self, token: int) -> bytes: ...
     def flush_output(self) -> None: ...
+    def resume_output(self) -> None: ...
+
+
+class OutputListener(Protocol):
+    """Who is told what workers print, and is asked before more of it is read."""
+
+    def printed(
+        self, token: int, pid: int, name: str, is_stderr: bool, lines: list[bytes], is_cut: bool
+    ) -> None: ...
+    def closed(self, token: int, pid: int, is_stderr: bool) -> None: ...
+    def may_read(self, token: int) -> bool: ...
 
 
 class SourceListener(Protocol):
@@ -122,10 +134,6 @@ class PoolService(Service, serves=(raylet.Pool,)):
         self.caller.on_end(lambda link: self.driver_ended(member))
         self.on_driver(member)
         return msg.DriverRegistered(self._node_id, self._gcs, self.arena_size)
-
-    @handles(raylet.Pool.flush_output)
-    def flush_output(self, nothing: bytes) -> None:
-        self._source.flush_output()
 
     def member(self, link: Link) -> Member:
         """Return the process at the other end of a link."""

@@ -127,10 +127,14 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         self._defined_on: dict[Link, set[int]] = {}
         self._reported: dict[str, None] = {}
         self.definitions: dict[int, hot.Definition] = {}
-        self.on_output: Callable[[hot.OutputLines], None] = _ignore
         self.on_warning: Callable[[str], None] = _ignore
         self._alarm = Alarm(self._expire)
         raylet_link.on_end(self._raylet_ended)
+
+    @property
+    def raylets(self) -> list[Link]:
+        """This node's raylet, and those of which leases were asked."""
+        return list(self._raylets)
 
     # ---- what this process asks ----------------------------------------------------------
 
@@ -265,10 +269,6 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         self._wanting.pop(self.caller, None)
         if not self._wanting:
             self._perform(self._submitter.wanted(False))
-
-    @handles(raylet.Holder.output)
-    def output(self, lines: hot.OutputLines) -> None:
-        self.on_output(lines)
 
     # ---- inside --------------------------------------------------------------------------
 
