@@ -191,6 +191,28 @@ def test_a_node_may_listen_on_every_network_and_be_reached_at_one() -> None:
                 machine.raylite("stop", "--force")
 
 
+def test_what_a_worker_of_another_machine_prints_is_shown_with_its_address(
+    cluster: Cluster,
+) -> None:
+    told = cluster.head.run(
+        program("""
+@ray.remote(resources={"far": 1})
+def say():
+    print("hello")
+    sys.stdout.write("from the other machine")
+    import os
+    return os.getpid()
+
+pid = ray.get(say.remote())
+ray.shutdown()  # shows what was printed
+print(pid)
+""")
+    )
+    *shown, pid = told.splitlines()
+    prefix = f"(say pid={pid}, ip={cluster.other.ip}) "
+    assert shown == [f"{prefix}hello", f"{prefix}from the other machine"]
+
+
 def test_a_killed_raylet_is_known_within_two_seconds(cluster: Cluster) -> None:
     watching = cluster.head.popen(
         "-c",
