@@ -327,6 +327,14 @@ class Submitter:
             return paused if earliest is None else min(earliest, paused)
         return earliest
 
+    def backlog(self) -> dict[Resources, int]:
+        """Return how many tasks wait that no lease is asked for, by demand."""
+        counts: dict[Resources, int] = {}
+        for lane in self._lanes.values():
+            if (more := len(lane.queue) - len(lane.requested)) > 0:
+                counts[lane.key.demand] = counts.get(lane.key.demand, 0) + more
+        return counts
+
     def statistics(self) -> SubmitterStatistics:
         """Return the counts at this moment."""
         return SubmitterStatistics(

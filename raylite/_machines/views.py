@@ -19,7 +19,7 @@ from types import MappingProxyType
 from msgspec import Struct
 
 from raylite._types.resources import Resources
-from raylite._types.strategies import NodeKey, NodeView
+from raylite._types.strategies import NodeKey, NodeView, Shapes
 
 ASK_AGAIN = 1.0  # seconds without an answer; ten times what a view takes to travel
 
@@ -38,6 +38,8 @@ class Load(Struct, frozen=True):
 
     available: Resources
     backlog: int
+    pending: Shapes = ()
+    infeasible: Shapes = ()
 
 
 class ViewDelta(Struct, frozen=True):
@@ -287,7 +289,7 @@ class ResourceViews:
 
 def _parts(view: NodeView) -> tuple[Profile, Load]:
     profile = Profile(view.address, view.total, view.labels, view.draining)
-    return profile, Load(view.available, view.backlog)
+    return profile, Load(view.available, view.backlog, view.pending, view.infeasible)
 
 
 def _join(node: NodeKey, incarnation: int, profile: Profile, load: Load) -> NodeView:
@@ -300,4 +302,6 @@ def _join(node: NodeKey, incarnation: int, profile: Profile, load: Load) -> Node
         labels=profile.labels,
         backlog=load.backlog,
         draining=profile.draining,
+        pending=load.pending,
+        infeasible=load.infeasible,
     )

@@ -24,6 +24,7 @@ class Views(Interface):
 
     report = call(hot.ViewDelta, hot.ViewWanted)  # a raylet's own, a tenth of a second apart
     watch = feed(hot.WatchViews, hot.ViewDeltas)  # all that is known, then what changes
+    demand = call(hot.AskDemand, hot.Demand)  # what waits, in all nodes' views together
 
 
 class Jobs(Interface):

@@ -2,7 +2,7 @@
 
 from raylite._machines.views import Load, Profile, ViewDelta
 from raylite._types.resources import Resources
-from raylite._types.strategies import NodeKey
+from raylite._types.strategies import NodeKey, Shapes
 from raylite._wire import hot
 
 
@@ -18,7 +18,14 @@ def encode(delta: ViewDelta) -> hot.ViewDelta:
         else hot.Profile(
             profile.address, profile.total.to_units(), dict(profile.labels), profile.draining
         ),
-        None if load is None else hot.Load(load.available.to_units(), load.backlog),
+        None
+        if load is None
+        else hot.Load(
+            load.available.to_units(),
+            load.backlog,
+            encode_shapes(load.pending),
+            encode_shapes(load.infeasible),
+        ),
     )
 
 
@@ -34,5 +41,20 @@ def decode(delta: hot.ViewDelta) -> ViewDelta:
         else Profile(
             profile.address, Resources.from_units(profile.total), profile.labels, profile.draining
         ),
-        None if load is None else Load(Resources(load.available), load.backlog),
+        None
+        if load is None
+        else Load(
+            Resources(load.available),
+            load.backlog,
+            decode_shapes(load.pending),
+            decode_shapes(load.infeasible),
+        ),
     )
+
+
+def encode_shapes(shapes: Shapes) -> hot.Shapes:
+    return tuple((demand.to_units(), count) for demand, count in shapes)
+
+
+def decode_shapes(shapes: hot.Shapes) -> Shapes:
+    return tuple((Resources(units), count) for units, count in shapes)

@@ -9,10 +9,11 @@ from raylite._kernel.link import Link, LinkConfig
 from raylite._kernel.scope import Scope
 from raylite._kernel.threads import LoopThread, result_of
 from raylite._protocol import raylet
-from raylite._protocol.gcs import Certificates, Nodes
+from raylite._protocol.gcs import Certificates, Nodes, Views
 from raylite._runtime.launch import NodeProcess
 from raylite._runtime.networks import Keys, network_for, read_keys
 from raylite._runtime.node import NodeConfig
+from raylite._wire import hot
 from raylite._wire.messages import gcs as msg, raylet as raylet_msg
 from raylite.exceptions import AuthenticationError, RayError, RaySystemError
 
@@ -37,6 +38,16 @@ def list_nodes(gcs: str, keys: Keys, patience: float = PATIENCE) -> list[msg.Nod
 
     async def ask(link: Link) -> list[msg.Node]:
         return list((await Nodes(link).list(msg.ListNodes())).nodes)
+
+    return _run(_asked(gcs, keys, ask, patience))
+
+
+def overview(gcs: str, keys: Keys, patience: float = PATIENCE) -> tuple[list[msg.Node], hot.Demand]:
+    """Return what `list_nodes` does, and what waits for a place; see there."""
+
+    async def ask(link: Link) -> tuple[list[msg.Node], hot.Demand]:
+        nodes = (await Nodes(link).list(msg.ListNodes())).nodes
+        return list(nodes), await Views(link).demand(hot.AskDemand())
 
     return _run(_asked(gcs, keys, ask, patience))
 

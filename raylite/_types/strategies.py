@@ -15,6 +15,9 @@ from raylite._types.resources import Resources
 #: A node of the cluster. One that died does not come back under the same key.
 NodeKey = NewType("NodeKey", bytes)
 
+#: Demands, and how many want each.
+Shapes = tuple[tuple[Resources, int], ...]
+
 
 class NodeView(Struct, frozen=True):
     """A node as it describes itself; by the time others read it, it may be out of date."""
@@ -31,6 +34,9 @@ class NodeView(Struct, frozen=True):
     backlog: int = 0
     #: It finishes what it runs and takes nothing new.
     draining: bool = False
+    #: What waits there for its turn, and what for a node that could serve it; for people.
+    pending: Shapes = ()
+    infeasible: Shapes = ()
 
     @property
     def host(self) -> str:

@@ -199,11 +199,17 @@ class Profile(msgspec.Struct, array_like=True, frozen=True, gc=False):
     draining: bool
 
 
+Shapes = tuple[tuple[dict[str, int], int], ...]
+"""Demands, in ten-thousandths by resource, and how many want each."""
+
+
 class Load(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What changes with every lease of a node."""
 
     available: dict[str, int]
     backlog: int
+    pending: Shapes = ()
+    infeasible: Shapes = ()
 
 
 class ViewDelta(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -225,6 +231,23 @@ class ViewWanted(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The answer to a delta: whether the whole view is to be sent, for news of it was missed."""
 
     is_full: bool
+
+
+class AskDemand(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A wish to hear what waits in the whole cluster."""
+
+
+class Demand(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What waits for its turn, and what for a node that could serve it."""
+
+    pending: Shapes
+    infeasible: Shapes
+
+
+class Backlog(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """The tasks of an owner that it has not asked leases for yet; this replaces what it said before."""
+
+    tasks: Shapes
 
 
 class WatchViews(msgspec.Struct, array_like=True, frozen=True, gc=False):

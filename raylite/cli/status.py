@@ -1,12 +1,14 @@
 """`raylite status`: a cluster at a glance, in the form of Ray's."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 
 import click
 
 from raylite._runtime import addresses, inquiry, networks
+from raylite._types.resources import Resources
+from raylite._wire import hot
 from raylite._wire.messages import gcs as msg
 from raylite.cli.errors import explained
 
@@ -25,17 +27,20 @@ _FAILURES_SHOWN = 10
 )
 @click.option("--temp-dir", default="", metavar="DIR", help="Where sessions are.")
 def status(address: str | None, token_file: str, temp_dir: str) -> None:
-    """Show a cluster's nodes, those that died of late, and what of its resources is in use."""
+    """Show a cluster's nodes, those that died of late, what of its resources is in use, and what waits.
+
+    What waits is a second old, and shown by what it needs: the largest numbers, of 20 kinds.
+    """
     with explained():
-        nodes = inquiry.list_nodes(
+        nodes, demand = inquiry.overview(
             addresses.choose(address, temp_dir),
             networks.keys_for(address, token_file, temp_dir),
         )
-    click.echo("\n".join(describe(nodes, datetime.now())))
+    click.echo("\n".join(describe(nodes, demand, datetime.now())))
 
 
-def describe(nodes: Sequence[msg.Node], now: datetime) -> Iterator[str]:
-    """Yield the lines that show these rows of the table of nodes."""
+def describe(nodes: Sequence[msg.Node], demand: hot.Demand, now: datetime) -> Iterator[str]:
+    """Yield the lines that show these rows of the table of nodes, and what waits for a place."""
     living = [node for node in nodes if node.alive]
     dead = sorted((node for node in nodes if not node.alive), key=lambda node: -node.ended_at)
     yield f"======== Cluster status: {now:%Y-%m-%d %H:%M:%S} ========"
@@ -45,8 +50,17 @@ def describe(nodes: Sequence[msg.Node], now: datetime) -> Iterator[str]:
     yield from map(_failure, dead[:_FAILURES_SHOWN]) if dead else (" (no failures)",)
     yield from ("", "Resources", _RULE, "Total Usage:")
     yield from _usage(living)
-    # The GCS is not told yet what waits for a place; a line that said "none" would be a guess.
-    yield from ("", "Pending Demands:", " (not reported by this version)")
+    yield from ("", "Pending Demands:")
+    if not (demand.pending or demand.infeasible):
+        yield " (no resource demands)"
+    for units, count in demand.pending:
+        yield f" {_shape(units)}: {count}+ pending tasks/actors"
+    for units, count in demand.infeasible:
+        yield f" {_shape(units)}: {count}+ pending tasks/actors, infeasible: no node can run them"
+
+
+def _shape(units: Mapping[str, int]) -> str:
+    return str(Resources.from_units(units).to_floats())
 
 
 def _node(node: msg.Node) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from raylite._wire import hot
 from raylite._wire.messages import gcs as msg
 from raylite.cli import main
 from raylite.cli.status import describe
@@ -126,7 +127,8 @@ def test_status_shows_nodes_failures_and_what_is_in_use() -> None:
                  resources={"CPU": 2}, available={"CPU": 2}),
         msg.Node(node_id=b"\3" * 28, ip="10.0.0.3", ended_at=60.0, death_reason="it was silent"),
     ]  # fmt: skip
-    lines = list(describe(rows, datetime(2026, 1, 2, 3, 4, 5)))
+    demand = hot.Demand((({"CPU": 10_000}, 5),), (({"GPU": 40_000, "CPU": 5_000}, 2),))
+    lines = list(describe(rows, demand, datetime(2026, 1, 2, 3, 4, 5)))
     assert lines[0] == "======== Cluster status: 2026-01-02 03:04:05 ========"
     assert " 1 node_010101010101 (head, one, 10.0.0.1)" in lines
     assert " 1 node_020202020202 (two, 10.0.0.2)" in lines
@@ -134,3 +136,12 @@ def test_status_shows_nodes_failures_and_what_is_in_use() -> None:
     assert " 2.5/6.0 CPU" in lines
     assert " 1.00GiB/2.00GiB memory" in lines
     assert not any("node:" in line for line in lines)
+    assert lines[lines.index("Pending Demands:") + 1 :] == [
+        " {'CPU': 1.0}: 5+ pending tasks/actors",
+        " {'GPU': 4.0, 'CPU': 0.5}: 2+ pending tasks/actors, infeasible: no node can run them",
+    ]
+
+
+def test_status_says_that_nothing_waits() -> None:
+    lines = list(describe([], hot.Demand((), ()), datetime(2026, 1, 2, 3, 4, 5)))
+    assert lines[-2:] == ["Pending Demands:", " (no resource demands)"]

@@ -15,7 +15,7 @@ from raylite._kernel.tls import fetch_authority
 from raylite._runtime import credentials, folders, node, records
 from raylite._runtime.records import NodeRecord
 from tests.cluster.started import PROGRAM, begin, component, epoch, nodes, raylite, start
-from tests.cluster.watching import ROOT, SOON, Watch, eventually, title, titled, tree
+from tests.cluster.watching import ROOT, SOON, Driver, Watch, eventually, title, titled, tree
 
 FINGERPRINT = f"sha256:{0:064}"
 ANYWHERE = ("--bind=0.0.0.0", "--node-ip-address=127.0.0.1")  # reached here, but listening there
@@ -81,6 +81,25 @@ def test_status_and_health_check_know_the_cluster() -> None:
     assert " 0.0/2.0 oven\n" in shown
     assert " 0B/152.6MiB object_store_memory\n" in shown
     assert nodes(head)[0].labels == {"zone": "kitchen"}
+
+
+def test_status_shows_what_waits_and_what_can_never_run() -> None:
+    start("--head", "--port=0")
+    program = """
+    ray.init("auto")
+    @ray.remote
+    def hold():
+        threading.Event().wait()
+    refs = [hold.remote() for _ in range(12)] + [hold.options(num_gpus=2).remote()]
+    say("submitted")
+    hear()
+    """
+    waiting = " {'CPU': 1.0}: 10+ pending tasks/actors\n"
+    stuck = " {'CPU': 1.0, 'GPU': 2.0}: 1+ pending tasks/actors, infeasible: no node can run them\n"
+    with Driver(program) as driver:
+        assert driver.hear() == "submitted"
+        assert eventually(lambda: waiting + stuck in raylite("status").stdout)
+    assert eventually(lambda: " (no resource demands)\n" in raylite("status").stdout)
 
 
 def test_a_second_head_at_the_same_port_is_refused_and_leaves_nothing() -> None:

@@ -129,6 +129,15 @@ def test_as_many_leases_are_asked_for_at_once_as_fit_and_never_more_than_cpus(
     assert len(requests(Owner(cpus=4).submit(tasks))) == at_once
 
 
+def test_tasks_that_no_lease_is_asked_for_are_the_backlog() -> None:
+    owner, big = Owner(cpus=4), LaneKey(Resources.of(CPU=2), b"", 0)
+    owner.submit(make_many(100))
+    owner.submit([make(number, key=big) for number in range(100, 103)])
+    assert owner.machine.backlog() == {Resources.of(CPU=1): 96, big.demand: 1}
+    owner.submit([make(200, key=LaneKey(big.demand, b"other", 0))])
+    assert owner.machine.backlog()[big.demand] == 1
+
+
 def test_lease_ids_begin_with_their_owners_prefix_and_are_not_used_twice() -> None:
     machine = Submitter(b"owner-", 4 * UNIT)
     leases = requests(machine.submit(make_many(4), 0.0))

@@ -42,6 +42,7 @@ class PlayedRaylet(Service, serves=(raylet.Leases, raylet.Objects, raylet.Copies
         self.requests: list[hot.LeaseRequest] = []
         self.released: list[bytes] = []
         self.freed: list[bytes] = []
+        self.backlogs: list[hot.Shapes] = []
         self.asker: Link | None = None
 
     @property
@@ -57,6 +58,10 @@ class PlayedRaylet(Service, serves=(raylet.Leases, raylet.Objects, raylet.Copies
     @handles(raylet.Leases.release)
     def release(self, leases: list[bytes]) -> None:
         self.released += leases
+
+    @handles(raylet.Leases.backlog)
+    def backlog(self, backlog: hot.Backlog) -> None:
+        self.backlogs.append(backlog.tasks)
 
     @handles(raylet.Leases.blocked)
     def blocked(self, nothing: bytes) -> None: ...
@@ -485,3 +490,27 @@ async def test_leases_are_kept_again_only_when_nobody_waits_at_any_raylet() -> N
         at.workers[1].finish(at.workers[1].tasks[0])
         await at.settled()
         assert (at.here.released, at.far.released) == ([near], [far])  # others wait at one still
+
+
+# ---- what waits --------------------------------------------------------------------------
+
+
+@simulated
+async def test_what_waits_is_told_once_a_second_if_it_changed_and_when_nothing_does() -> None:
+    async with scene() as at:
+        tasks = [at.task() for _ in range(100)]
+        at.submit.submit(tasks)
+        await anyio.sleep(0.9)
+        assert at.here.backlogs == []
+        await anyio.sleep(10)
+        assert at.here.backlogs == [(({"CPU": UNIT}, 96),)]  # four leases are asked for
+        at.submit.submit([at.task() for _ in range(10)])
+        await anyio.sleep(2)
+        assert at.here.backlogs[1:] == [(({"CPU": UNIT}, 106),)]
+        for request in at.here.requests:
+            at.here.holder.problem(hot.LeaseProblem(request.lease, "never", is_final=True))
+        await anyio.sleep(5)
+        assert at.here.backlogs[-1] == ()
+        told = len(at.here.backlogs)
+        await anyio.sleep(60)
+        assert len(at.here.backlogs) == told

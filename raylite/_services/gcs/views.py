@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 from raylite._kernel.seams import now
 from raylite._kernel.service import Service, handles
+from raylite._machines import demand
 from raylite._machines.views import AskFull, ResourceViews
 from raylite._protocol import gcs, views as wire
 from raylite._services.gcs.nodes import NodeService
@@ -39,6 +40,11 @@ class ViewService(Service, serves=(gcs.Views,)):
         effects = self._views.apply(wire.decode(delta), now())
         self._news.set()
         return hot.ViewWanted(any(isinstance(effect, AskFull) for effect in effects))
+
+    @handles(gcs.Views.demand)
+    def demand(self, request: hot.AskDemand) -> hot.Demand:
+        pending, infeasible = demand.together(self._views.nodes().values())
+        return hot.Demand(wire.encode_shapes(pending), wire.encode_shapes(infeasible))
 
     @handles(gcs.Views.watch)
     async def watch(self, request: hot.WatchViews) -> AsyncIterator[hot.ViewDeltas]:

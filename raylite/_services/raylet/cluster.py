@@ -5,6 +5,8 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any
 
+from msgspec.structs import replace
+
 from raylite._kernel.link import Link
 from raylite._kernel.network import Network
 from raylite._kernel.seams import now
@@ -13,7 +15,7 @@ from raylite._machines.views import ResourceViews, ViewPublisher
 from raylite._protocol import gcs, raylet, views as wire
 from raylite._services.raylet.pool import PoolService
 from raylite._types.marks import mark_of, mark_of_node
-from raylite._types.strategies import NodeKey, NodeView
+from raylite._types.strategies import NodeKey, NodeView, Shapes
 from raylite._wire import hot
 from raylite._wire.messages import gcs as msg
 from raylite.exceptions import RayError
@@ -63,6 +65,7 @@ class ClusterService(Service):
         self.on_node_died: list[Callable[[NodeKey], None]] = []
         self.on_node_joined: list[Callable[[NodeKey], None]] = []
         self._dead: dict[NodeKey, hot.NodeDeath] = {}
+        self.demand: Callable[[], tuple[Shapes, Shapes]] = lambda: ((), ())
         self.drivers: dict[bytes, str] = {}  # the addresses of those that run, by job
         self.on_driver: list[Callable[[bytes], None]] = []
         self.on_driver_ended: list[Callable[[bytes], None]] = []
@@ -193,7 +196,7 @@ class ClusterService(Service):
         publisher.resume(0)
         views = gcs.Views(self._network.connect(self._gcs))
         while True:
-            publisher.update(self._view())
+            publisher.update(self._reported())
             if (delta := publisher.changes()) is not None:
                 wanted = await views.report(wire.encode(delta))
                 if wanted.is_full:
@@ -201,6 +204,11 @@ class ClusterService(Service):
                     await asyncio.sleep(SOON)
                     continue
             await asyncio.sleep(REPORT)
+
+    def _reported(self) -> NodeView:
+        """Return this node's view with what waits here, which is counted for reports only."""
+        pending, infeasible = self.demand()
+        return replace(self._view(), pending=pending, infeasible=infeasible)
 
     def _joined(self, row: msg.Node) -> None:
         node = NodeKey(row.node_id)

@@ -6,7 +6,7 @@ from raylite._kernel.alarm import Alarm
 from raylite._kernel.network import Network
 from raylite._kernel.seams import now
 from raylite._kernel.service import Service, every, handles
-from raylite._machines import picker as picking
+from raylite._machines import demand, picker as picking
 from raylite._machines.leases import (
     Effect,
     Grant,
@@ -18,12 +18,12 @@ from raylite._machines.leases import (
     Wanted,
 )
 from raylite._machines.picker import Ask, Keep, Picker, Refuse, Spill
-from raylite._protocol import raylet
+from raylite._protocol import raylet, views
 from raylite._services.raylet.cluster import ClusterService
 from raylite._services.raylet.pool import Member, PoolService
 from raylite._types.keys import HolderKey, LeaseID, WorkerKey
 from raylite._types.resources import Resources
-from raylite._types.strategies import NodeKey
+from raylite._types.strategies import NodeKey, Shapes
 from raylite._wire import hot, placement
 from raylite._wire.messages import raylet as msg
 
@@ -55,6 +55,8 @@ class LeaseService(Service, serves=(raylet.Leases,)):
         cluster.on_change.append(self.reconsider)
         self._keys: dict[LeaseID, tuple[Member, bytes]] = {}
         self._requests: dict[LeaseID, Request] = {}
+        self._backlogs: dict[bytes, dict[Resources, int]] = {}  # by owner
+        cluster.demand = self.demand
         self._lease_of: dict[bytes, LeaseID] = {}  # by worker
         self._told: dict[
             bytes, None
@@ -103,6 +105,18 @@ class LeaseService(Service, serves=(raylet.Leases,)):
     def release(self, leases: list[bytes]) -> None:
         for each in leases:
             self._end(LeaseID(each))
+
+    def demand(self) -> tuple[Shapes, Shapes]:
+        """What waits here for its turn, and what for a node that could serve it."""
+        parked = (ask.placement.demand for ask in self._picker.parked())
+        return demand.of_node(self._leases.waiting(), parked, self._backlogs.values())
+
+    @handles(raylet.Leases.backlog)
+    def backlog(self, backlog: hot.Backlog) -> None:
+        owner = self._pool.member(self.caller)
+        self._backlogs.pop(owner.id, None)
+        if backlog.tasks:
+            self._backlogs[owner.id] = dict(views.decode_shapes(backlog.tasks))
 
     @handles(raylet.Leases.blocked)
     def blocked(self, nothing: bytes) -> None:
@@ -235,6 +249,7 @@ class LeaseService(Service, serves=(raylet.Leases,)):
 
     def _gone(self, member: Member, cause: str) -> None:
         self._told.pop(member.id, None)
+        self._backlogs.pop(member.id, None)
         for lease in [lease for lease, known in self._keys.items() if known[0] is member]:
             if self._pool.worker_of(lease) is None:
                 self._keys.pop(lease)

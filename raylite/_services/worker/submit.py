@@ -28,6 +28,7 @@ from raylite._services.worker.locations import LocationService
 from raylite._services.worker.objects import Entry
 from raylite._services.worker.owner import OwnerService
 from raylite._types.keys import LeaseID, TaskKey, WorkerKey
+from raylite._types.resources import Resources
 from raylite._types.strategies import NodeKey
 from raylite._wire import hot, placement
 from raylite._wire.hot import Value
@@ -37,6 +38,8 @@ from raylite.exceptions import (
     TaskUnschedulableError,
     WorkerCrashedError,
 )
+
+BACKLOG = 1.0  # seconds between two reports of what waits
 
 
 class OwnedTask(Pending):
@@ -129,6 +132,8 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         self.definitions: dict[int, hot.Definition] = {}
         self.on_warning: Callable[[str], None] = _ignore
         self._alarm = Alarm(self._expire)
+        self._backlog_told: dict[Resources, int] = {}
+        self._backlog_alarm = Alarm(self._tell_backlog)
         raylet_link.on_end(self._raylet_ended)
 
     @property
@@ -312,11 +317,24 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
                 case RequestLease(lease, key):
                     self._wishes[lease] = key
                     self._request(lease, self._raylet, near=key.near)
+                    self._backlog_alarm.set(now() + BACKLOG)
                 case ReturnLease(lease):
                     self._return(lease)
                 case AskBack(key):
                     self._peers[key].execute.give_back(b"")
         self._alarm.set(self._submitter.next_expiry(now()))
+
+    def _tell_backlog(self) -> None:
+        """Tell what waits, as long as something may: whoever looks at the cluster is to see it."""
+        backlog = self._submitter.backlog()
+        if self._raylet.is_ended or self._raylet.is_congested:
+            return
+        if backlog != self._backlog_told:
+            self._backlog_told = backlog
+            tasks = tuple((demand.to_units(), count) for demand, count in backlog.items())
+            self._raylets[self._raylet].backlog(hot.Backlog(tasks))
+        if self._wishes:
+            self._backlog_alarm.set(now() + BACKLOG)
 
     def _request(
         self, lease: LeaseID, home: Link, visited: tuple[bytes, ...] = (), near: bytes = b""
@@ -541,6 +559,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
 
     async def stopped(self) -> None:
         self._alarm.cancel()
+        self._backlog_alarm.cancel()
 
 
 def _ignore(message: object) -> None: ...
