@@ -140,6 +140,10 @@ class Resources(Struct, eq=False):
 
         return isinstance(other, Resources) and self._units == other._units
 
+    # A Struct brings its own, which would compare identities.
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
     def __hash__(self) -> int:
         if not self._hash:
             self._hash = hash(frozenset(self._units.items())) or 1

@@ -146,3 +146,11 @@ def test_messages_carry_it_unchanged(resources: Resources) -> None:
     unpacked = Resources.from_units(msgspec.msgpack.decode(packed, type=dict[str, int]))
     assert unpacked == resources == pickle.loads(pickle.dumps(resources))
     assert hash(unpacked) == hash(resources)
+
+
+def test_amounts_are_equal_or_not_and_never_both() -> None:
+    one, same, other = Resources.of(CPU=1, GPU=2), Resources.of(GPU=2, CPU=1), Resources.of(CPU=2)
+    assert one == same
+    assert not one != same  # noqa: SIM202 # it is the operator that is tested
+    assert one != other
+    assert not one == other  # noqa: SIM201
