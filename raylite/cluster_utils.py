@@ -19,9 +19,8 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
-import psutil
-
 from raylite import _init
+from raylite._kernel.processes import parent
 from raylite._options import validate_init_options
 from raylite._runtime import inquiry, interrupts, presence, remains, starting
 from raylite._runtime.guest import GuestNode
@@ -176,7 +175,7 @@ class Node:
             self.process.accept(outlives=False)  # from now on a GCS that ends is started again
 
     def _kill(self, what: str, pid: int, *, check_alive: bool) -> None:
-        is_ours = pid > 0 and self.any_processes_alive() and _parent(pid) == self.process.pid
+        is_ours = pid > 0 and self.any_processes_alive() and parent(pid) == self.process.pid
         if is_ours:
             remains.kill(pid)
         elif check_alive:
@@ -400,14 +399,6 @@ def _is_attached_to(node: Node) -> bool:
 
 def _kill(node: Node) -> None:
     node.process.kill()
-
-
-def _parent(pid: int) -> int:
-    try:
-        parent: int = psutil.Process(pid).ppid()
-    except psutil.NoSuchProcess:
-        return 0
-    return parent
 
 
 def _options(given: Mapping[str, Any], address: str | None) -> NodeOptions:

@@ -94,6 +94,15 @@ def birth(pid: int) -> str:
     return "" if stat[0] in (b"Z", b"X") else f"{boot}:{stat[19].decode()}"
 
 
+def parent(pid: int) -> int:
+    """Return the pid of a process's parent; 0 if there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return 0
+    return int(stat.rpartition(b")")[2].split()[1])
+
+
 def open_pidfd(pid: int) -> int:
     """Return a descriptor that becomes readable when the process ends. The caller closes it.
 
@@ -161,16 +170,16 @@ def above_stdio(fd: int) -> int:
     return moved
 
 
-def close_fds(keep: set[int], file: int) -> None:
+def close_fds(keep: set[int], file: int | None = None) -> None:
     """Close every descriptor of this process except those to keep, and the duplicates of a file's.
 
     A mapping made by `mmap` has a duplicate for itself, and will close that number.
     """
-    kept = os.fstat(file)
+    kept = None if file is None else os.fstat(file)
     for name in os.listdir("/proc/self/fd"):
         fd = int(name)
         with suppress(OSError):  # the listing's own descriptor is in the list
-            if fd not in keep and not os.path.samestat(os.fstat(fd), kept):
+            if fd not in keep and not (kept and os.path.samestat(os.fstat(fd), kept)):
                 os.close(fd)
 
 

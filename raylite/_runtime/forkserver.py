@@ -40,7 +40,9 @@ from raylite._runtime.listeners import CannotListen, Listeners
 from raylite._runtime.node import (
     FENCED,
     IN_MEMORY,
+    SESSION_VARIABLE,
     Accepted,
+    Born,
     Channel,
     Ending,
     Exited,
@@ -50,6 +52,7 @@ from raylite._runtime.node import (
     ForkFailed,
     Inherited,
     Message,
+    NodeConfig,
     Ready,
     Roles,
     Start,
@@ -214,8 +217,10 @@ class ForkServer:
         self._reap()
 
     def _on_owner(self) -> None:
-        for message, _ in self._owner.receive():
-            if isinstance(message, Stop):
+        for message, fds in self._owner.receive():
+            if isinstance(message, Start):
+                self._fork_node(message, Channel(socket.socket(fileno=fds[0])))
+            elif isinstance(message, Stop):
                 self._stop(message.grace)
             elif isinstance(message, Accepted):
                 self._accepted(message)
@@ -313,7 +318,7 @@ class ForkServer:
 
     def _exited(self, pid: int, status: int) -> None:
         role = self._children.pop(pid, "orphan")
-        if role in ("worker", "orphan"):
+        if role in ("worker", "orphan", "node"):
             self._kill_orphans()
             if pid in self._workers:
                 self._workers.remove(pid)
@@ -377,8 +382,7 @@ class ForkServer:
     # -- Forking
 
     def _fork_component(self, role: str, sockets: Listeners, control: Channel | None) -> int:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        log = os.open(self._config.logs / f"{role}.log", flags, 0o600)
+        log = self._open_log(self._config, role)
         try:
             inherited = Inherited(
                 role, self._config, self._arena, sockets.unix, control, tcp=sockets.tcp
@@ -386,6 +390,18 @@ class ForkServer:
             return self._fork(inherited, f"raylite: {role}", log, log)
         finally:
             os.close(log)
+
+    @staticmethod
+    def _open_log(config: NodeConfig, name: str) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        return os.open(config.logs / f"{name}.log", flags, 0o600)
+
+    def _fork_node(self, start: Start, owner: Channel) -> None:
+        """Fork another node's fork server, which has all imported at once; it ends with this one."""
+        log = self._open_log(start.config, "node")
+        self._children[self._fork_child(lambda: self._become_node(start, owner, log))] = "node"
+        os.close(log)
+        owner.close()
 
     def _fork_worker(self, request: Fork) -> None:
         if self._kill_at is not None or self._ending is not None:
@@ -420,16 +436,20 @@ class ForkServer:
         err: int,
         env: Mapping[str, str] | None = None,
     ) -> int:
+        pid = self._fork_child(lambda: self._become(inherited, title, out, err, env or {}))
+        self._children[pid] = inherited.role
+        return pid
+
+    @staticmethod
+    def _fork_child(become: Callable[[], NoReturn]) -> int:
         # A signal between the fork and the child's first steps would write to our wakeup socket.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             pid = os.fork()
             if pid == 0:
-                self._become(inherited, title, out, err, env or {})
+                become()
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-
-        self._children[pid] = inherited.role
         return pid
 
     # -- The child's life
@@ -453,6 +473,22 @@ class ForkServer:
             traceback.print_exc()
         finally:
             os._exit(code)
+
+    def _become_node(self, start: Start, owner: Channel, log: int) -> NoReturn:
+        try:
+            child.be_born(self._pid, log, log)
+            self._leave()
+            if self._gcs_sockets is not None:
+                self._gcs_sockets.close()
+            self._arena.close()
+            processes.close_fds({0, 1, 2, owner.fileno()})
+            os.environ[SESSION_VARIABLE] = start.config.session_dir
+            owner.send(Born(os.getpid()), [processes.open_pidfd(os.getpid())])
+            serve(owner, start, self._roles)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(Ending.FAILED)
 
     def _leave(self) -> None:
         """Close what is the fork server's own."""
@@ -488,21 +524,14 @@ def _raise_fd_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def main(fd: int) -> NoReturn:
-    """Run a fork server whose owner holds the other end of a socket."""
-    owner = Channel(socket.socket(fileno=fd))
+def serve(owner: Channel, start: Start, roles: Roles) -> NoReturn:
+    """Be a node's fork server until the node ends, and this process with it."""
     processes.set_title("raylite: node")
     ending = Ending.FAILED
     try:
-        match owner.receive():
-            case [(Start() as start, _)] if os.getppid() == start.owner:
-                _raise_fd_limit()
-                roles = _load(start)
-                processes.adopt_orphans()
-                arena = Arena.create(start.config.object_store_memory)
-                ending = ForkServer(owner, start, roles, arena).run()
-            case _:
-                ending = Ending.OWNER_ENDED  # before this process was up
+        processes.adopt_orphans()
+        arena = Arena.create(start.config.object_store_memory)
+        ending = ForkServer(owner, start, roles, arena).run()
     except CannotListen as error:
         owner.send(Failed(str(error)))
     except BaseException:
@@ -512,3 +541,21 @@ def main(fd: int) -> NoReturn:
         with suppress(OSError, ValueError):
             sys.stderr.flush()
         os._exit(ending)
+
+
+def main(fd: int) -> NoReturn:
+    """Run a fork server whose owner holds the other end of a socket."""
+    owner = Channel(socket.socket(fileno=fd))
+    match owner.receive():
+        case [(Start() as start, _)] if os.getppid() == start.owner:
+            pass
+        case _:
+            os._exit(Ending.OWNER_ENDED)  # before this process was up
+    try:
+        _raise_fd_limit()
+        roles = _load(start)
+    except BaseException:
+        owner.send(Failed(f"the node's fork server failed:\n{traceback.format_exc()}"))
+        traceback.print_exc()
+        os._exit(Ending.FAILED)
+    serve(owner, start, roles)

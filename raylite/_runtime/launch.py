@@ -1,11 +1,13 @@
 """Starting a node from this process, and its end: the driver's side of the fork server."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -19,6 +21,7 @@ from raylite._runtime.folders import make_session_dir
 from raylite._runtime.node import (
     SESSION_VARIABLE,
     Accepted,
+    Born,
     Channel,
     Ending,
     Failed,
@@ -60,9 +63,15 @@ class NodeProcess:
     """A node started by this process, which ends with it or with `stop`.
 
     Any thread may call anything. In a process forked from this one nothing has an effect.
+
+    Args:
+        config: What it is made from.
+        roles: Where the functions of its processes are, as ``module:attribute``.
+        parent: A node whose fork server is to fork this one's, which takes milliseconds. Then it
+            ends with that node, too, and has its roles.
     """
 
-    def __init__(self, config: NodeConfig, roles: str) -> None:
+    def __init__(self, config: NodeConfig, roles: str, parent: "NodeProcess | None" = None) -> None:
         self.config = config
         self.addresses = Addresses(config.gcs_address, config.raylet_address)
         self._starter = os.getpid()
@@ -75,23 +84,42 @@ class NodeProcess:
         """Did it end because somebody asked it to?"""
 
         self._log = config.logs / "node.log"
+        self.pid = 0
+        """The fork server's."""
+
+        self._pidfd = -1
+        self._child: subprocess.Popen[bytes] | None = None  # unless it is another node's
         own, theirs = pair()
         self._channel = Channel(own)
+        start = Start(config, roles, self._starter)
         try:
-            self._channel.send(Start(config, roles, self._starter))
-            self._process = _spawn(config, theirs, self._log)
+            if parent is None:
+                self._channel.send(start)
+                self._child = _spawn(config, theirs, self._log)
+                self.pid, self._pidfd = self._child.pid, processes.open_pidfd(self._child.pid)
+            else:
+                parent.fork(start, theirs)
+                self._wait_born()
         except BaseException:
             self._channel.close()
             clear(config)
             raise
         finally:
             theirs.close()
-        self._pidfd = processes.open_pidfd(self._process.pid)
 
-    @property
-    def pid(self) -> int:
-        """The fork server's."""
-        return self._process.pid
+    def fork(self, start: Start, end: socket.socket) -> None:
+        """Have the fork server fork another node's, which gets an end of a channel to its owner."""
+        with self._lock:
+            if self._stopped or self._ready is None:
+                raise RaySystemError("the node that was to fork another is not running")
+            self._channel.send(start, [end.detach()])
+
+    def _wait_born(self) -> None:
+        while self._pidfd < 0:
+            wait_readable(self._channel.fileno(), None)
+            self._read()
+            if self._channel.ended and self._pidfd < 0:
+                raise RaySystemError("the node that was to fork another has ended")
 
     @property
     def raylet_pid(self) -> int:
@@ -149,6 +177,8 @@ class NodeProcess:
                 case Ready():
                     self._ready, (self._arena_fd,) = message, fds
                     self.config = message.config
+                case Born(pid):
+                    self.pid, (self._pidfd,) = pid, fds
                 case Failed(reason) if self._reason is None:
                     self._reason = reason
                 case Stopped():
@@ -160,9 +190,9 @@ class NodeProcess:
 
     def _how(self) -> str:
         # Its descriptors are closed a moment before its status can be had.
-        if not processes.wait_exit(self._pidfd, 1.0):
+        if self._child is None or not processes.wait_exit(self._pidfd, 1.0):
             return ""
-        code = self._process.wait()
+        code = self._child.wait()
         ended = (
             processes.Exit(self.pid, code=code)
             if code >= 0
@@ -187,7 +217,8 @@ class NodeProcess:
             self._channel.send(Accepted(outlives))
             if outlives:
                 self._stopped = True
-                self._process.returncode = 0  # or Popen would complain that nobody waits for it
+                if self._child is not None:
+                    self._child.returncode = 0  # or Popen would complain that nobody waits for it
                 self._close()
 
     def wait_end(self, timeout: float | None = None) -> bool:
@@ -199,8 +230,9 @@ class NodeProcess:
 
         Takes no lock: it is what a signal handler does while `stop` runs.
         """
-        if os.getpid() == self._starter:
-            self._process.kill()
+        if os.getpid() == self._starter and (pidfd := self._pidfd) >= 0:
+            with suppress(OSError):  # it was closed this moment
+                processes.send_signal(pidfd, signal.SIGKILL)
 
     def stop(self, timeout: float = 5.0) -> None:
         """End the node and wait until nothing of it is left. Calling it again does nothing.
@@ -233,11 +265,22 @@ class NodeProcess:
             is_over = self._ready is not None and processes.wait_exit(self._pidfd, timeout)
         finally:  # also when a signal handler of the program has raised
             if not is_over:
-                self._process.kill()
-            if self._process.wait() not in _TIDY:
+                self.kill()
+            if not self._is_tidy():
                 inode = os.fstat(self._arena_fd).st_ino if self._arena_fd >= 0 else None
                 sweep(self.config.session_dir, inode)
             clear(self.config)
+
+    def _is_tidy(self) -> bool:
+        """Wait for the fork server's end; return whether it has left nothing behind."""
+        if self._child is not None:
+            return self._child.wait() in _TIDY
+        processes.wait_exit(self._pidfd)
+        for message, fds in self._channel.receive():  # its exit code is not known here
+            self.was_stopped = self.was_stopped or isinstance(message, Stopped)
+            for fd in fds:
+                os.close(fd)
+        return self.was_stopped
 
     def __enter__(self) -> Self:
         return self
@@ -267,13 +310,13 @@ def launch(config: NodeConfig, roles: str = ROLES) -> NodeProcess:
     return node
 
 
-def start(config: NodeConfig, roles: str = ROLES) -> NodeProcess:
+def start(config: NodeConfig, roles: str = ROLES, parent: NodeProcess | None = None) -> NodeProcess:
     """Start a node and return at once: `launch` without the wait, which may serve for other work."""
     if not config.session_dir:
         config = replace(config, session_dir=str(make_session_dir(config.temp_dir)))
     if not config.sys_path:
         config = replace(config, sys_path=_import_path(sys.path))
-    return NodeProcess(config, roles)
+    return NodeProcess(config, roles, parent)
 
 
 def _import_path(entries: Sequence[object]) -> tuple[str, ...]:

@@ -9,7 +9,8 @@ them: then others reach them directly.
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from msgspec import Struct
 
@@ -43,18 +44,31 @@ def read_keys(token_file: str, folder: str, *, newcomers: bool = False) -> Keys:
     return Keys(keyring, credentials.load(folder, newcomers=newcomers))
 
 
-def network_of(config: NodeConfig, *, newcomers: bool = False) -> GrpcNetwork:
+class NetworkOf(Protocol):
+    """What makes the network of a node's process: `network_of`, or a test's own."""
+
+    def __call__(self, config: NodeConfig, *, newcomers: bool = False) -> GrpcNetwork:
+        """Return a network that listens nowhere yet."""
+
+
+def network_of(
+    config: NodeConfig,
+    *,
+    newcomers: bool = False,
+    make: Callable[..., GrpcNetwork] = GrpcNetwork,
+) -> GrpcNetwork:
     """Return a network for a process of a node; it listens nowhere yet.
 
     Args:
         config: The node's.
         newcomers: Is this the process that nodes without a certificate turn to?
+        make: Its class.
 
     Raises:
         AuthenticationError: The cluster's token, or the node's credentials, cannot be read.
     """
     keys = read_keys(config.token_file, config.tls, newcomers=newcomers)
-    network = GrpcNetwork(token=keys.keyring, tls=keys.tls, insecure=config.insecure)
+    network = make(token=keys.keyring, tls=keys.tls, insecure=config.insecure)
     network.node = mark_of_node(bytes.fromhex(config.node_id)) if config.node_id else ""
     return network
 

@@ -214,7 +214,11 @@ class Ending(IntEnum):
 
 
 class Start(msgspec.Struct, frozen=True, tag=True):
-    """The first message: what to run, for whom."""
+    """The first message: what to run, for whom.
+
+    A later one, which brings the descriptor of another channel, is about another node: its fork
+    server is forked from this one, and hears its owner by that channel.
+    """
 
     config: NodeConfig
     roles: str
@@ -237,6 +241,12 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
 
 
 # Fork server to owner, and to whoever came through the door.
+
+
+class Born(msgspec.Struct, frozen=True, tag=True):
+    """The first message of a fork server that was forked from another's. Brings its pidfd."""
+
+    pid: int
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -297,7 +307,9 @@ class Exited(msgspec.Struct, frozen=True, tag=True):
     status: int
 
 
-Message = Start | Accepted | Stop | Ready | Failed | Stopped | Fork | Forked | ForkFailed | Exited
+Message = (
+    Start | Accepted | Stop | Born | Ready | Failed | Stopped | Fork | Forked | ForkFailed | Exited
+)
 
 
 class Channel:

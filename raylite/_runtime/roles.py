@@ -21,6 +21,7 @@ from raylite._runtime.components import STORE_GRACE, Raylet, build_gcs, build_ra
 from raylite._runtime.drivers import DriverWatch
 from raylite._runtime.logfiles import ComponentLog, WorkerLogs
 from raylite._runtime.membership import NodeFenced
+from raylite._runtime.networks import NetworkOf
 from raylite._runtime.node import FENCED, Inherited, NodeConfig, Roles
 from raylite._runtime.pipes import MARK
 from raylite._runtime.workers import ForkedWorkers
@@ -43,21 +44,21 @@ def _keep_log(inherited: Inherited) -> None:
         logging.getLogger("raylite").setLevel(logging.INFO)
 
 
-def gcs(inherited: Inherited) -> None:
+def gcs(inherited: Inherited, network_of: NetworkOf = networks.network_of) -> None:
     """Serve the cluster's tables until SIGTERM."""
     refuse_unpickling()
     _keep_log(inherited)
-    uvloop.run(_gcs(inherited))
+    uvloop.run(_gcs(inherited, network_of))
 
 
-async def _gcs(inherited: Inherited) -> None:
+async def _gcs(inherited: Inherited, network_of: NetworkOf) -> None:
     config = inherited.config
     try:
         storage = await open_storage(config.storage)
     except (StorageError, ValueError) as error:
         sys.exit(str(error))
     try:
-        network = networks.network_of(config, newcomers=not config.one_port)
+        network = network_of(config, newcomers=not config.one_port)
         host = build_gcs(network, storage, *_signing(network, config))
         await networks.listen(
             network, config, config.gcs_address, inherited.listener, inherited.tcp
@@ -77,17 +78,17 @@ def _signing(network: GrpcNetwork, config: NodeConfig) -> list[Service]:
     return [service]
 
 
-def raylet(inherited: Inherited) -> None:
+def raylet(inherited: Inherited, network_of: NetworkOf = networks.network_of) -> None:
     """Serve the node until SIGTERM, or until the fork server is gone."""
     refuse_unpickling()
     _keep_log(inherited)
-    uvloop.run(_raylet(inherited))
+    uvloop.run(_raylet(inherited, network_of))
 
 
-async def _raylet(inherited: Inherited) -> None:
+async def _raylet(inherited: Inherited, network_of: NetworkOf) -> None:
     config = inherited.config
     assert inherited.control is not None
-    network = networks.network_of(config, newcomers=config.one_port)
+    network = network_of(config, newcomers=config.one_port)
     network.relays = str(config.sockets)
     signing: list[Service] = []
     if config.one_port:
@@ -129,13 +130,13 @@ async def _raylet(inherited: Inherited) -> None:
         workers.close()
 
 
-def worker(inherited: Inherited) -> None:
+def worker(inherited: Inherited, network_of: NetworkOf = networks.network_of) -> None:
     """Run tasks on this thread, the process's main one, until told to leave."""
     assert inherited.token is not None
     sys.setswitchinterval(0.001)
     thread = LoopThread("raylite-core")
     executor = QueueExecutor(thread.loop)
-    attachment = thread.run(_attach(inherited, inherited.token, executor))
+    attachment = thread.run(_attach(inherited, inherited.token, executor, network_of))
     core = attachment.core
     arena = inherited.arena
     slot = arena.slot(board.slot_offset(arena.capacity, inherited.token), board.SLOT)
@@ -181,9 +182,11 @@ def worker(inherited: Inherited) -> None:
         slot.release()
 
 
-async def _attach(inherited: Inherited, token: int, executor: QueueExecutor) -> Attachment:
+async def _attach(
+    inherited: Inherited, token: int, executor: QueueExecutor, network_of: NetworkOf
+) -> Attachment:
     config = inherited.config
-    network = networks.network_of(config)
+    network = network_of(config)
     id = network.seams.random("worker").randbytes(28)
     path = f"{config.sockets}/w{id.hex()[:16]}.sock"
     await networks.listen(network, config, path, ports=config.worker_ports)

@@ -19,6 +19,7 @@ from raylite._runtime.context import Place
 from raylite._runtime.guest import GuestNode
 from raylite._runtime.launch import NodeProcess
 from raylite._runtime.local import SessionOptions
+from raylite._runtime.networks import NetworkOf
 from raylite._services.worker.output import OutputService
 from raylite._wire import hot
 from raylite._wire.messages import gcs as gcs_msg, raylet as msg
@@ -33,8 +34,14 @@ _FLUSH_SECONDS = 1.0  # for what workers have printed to be shown before a drive
 class Session:
     """This process's place in a cluster. Any thread may use it."""
 
-    def __init__(self, options: SessionOptions, node: NodeProcess | GuestNode) -> None:
+    def __init__(
+        self,
+        options: SessionOptions,
+        node: NodeProcess | GuestNode,
+        network_of: NetworkOf = networks.network_of,
+    ) -> None:
         self.pid = os.getpid()
+        self._network_of = network_of
         self.node = node
         self._is_over = False
         self.printer: output.Printer | None = None
@@ -95,7 +102,7 @@ class Session:
                 link.confirm_dead(reason)
 
     async def _attach(self, cpus: float, options: SessionOptions) -> Attachment:
-        network = networks.network_of(self.config)
+        network = self._network_of(self.config)
         id = network.seams.random("driver").randbytes(28)
         path = f"{self.config.sockets}/d{id.hex()[:16]}.sock"
         await networks.listen(network, self.config, path, ports=self.config.worker_ports)

@@ -17,16 +17,16 @@ from types import TracebackType
 from typing import Literal, Self
 
 from raylite._runtime import context
-from raylite._runtime.context import Place
-from raylite._runtime.local import SessionOptions, start_node
-from raylite._runtime.session import Session
-from raylite.testing.inprocess import STORE, InProcessCluster, LocalNode, NodeSpec
+from raylite._runtime.local import SessionOptions
+from raylite.testing.inprocess import InProcessCluster
+from raylite.testing.nodes import STORE, LocalNode, NodeSpec
+from raylite.testing.processes import ProcessCluster
 
 Workers = Literal["processes", "threads"]
 
 
 class LocalCluster:
-    """A cluster of one node, and this process as its driver, inside ``with`` or ``async with``.
+    """A cluster of one node or several, and this process as its driver, inside ``with`` or ``async with``.
 
     Inside the block `raylite.get`, ``.remote()`` and the rest mean this cluster; of nested blocks,
     the innermost. Several may stand side by side: see `use`. When the block ends, nothing is left.
@@ -35,10 +35,11 @@ class LocalCluster:
         num_cpus: CPUs that tasks may occupy together, on a cluster of one node.
         nodes: Several nodes instead, the first with this process as its driver: each the number of
             its CPUs, or a dictionary with ``num_cpus``, ``num_gpus``, ``resources``, ``labels``,
-            ``object_store_memory``. They need ``workers="threads"``.
-        workers: ``"processes"`` is what production does, up in a third of a second.
-            ``"threads"`` is up in milliseconds, and a debugger can step into tasks; but a task
-            cannot be killed, and tasks share the interpreter's globals with the test.
+            ``object_store_memory``.
+        workers: ``"processes"`` is what production does: each node is a process tree, and so may be
+            killed; up in a third of a second. ``"threads"`` is up in milliseconds, and a debugger
+            can step into tasks; but a task cannot be killed, and tasks share the interpreter's
+            globals with the test.
         resources: Further resources by name.
         object_store_memory: Bytes for large objects.
         namespace: The namespace of the driver's job.
@@ -56,11 +57,6 @@ class LocalCluster:
     ) -> None:
         if workers not in ("processes", "threads"):
             raise ValueError(f"workers must be 'processes' or 'threads', not {workers!r}")
-        if nodes is not None and workers != "threads":
-            raise ValueError(
-                "several nodes in one process need workers='threads'; "
-                "for nodes that are processes, use raylite.cluster_utils.Cluster"
-            )
         only = {
             "num_cpus": num_cpus,
             "resources": resources or {},
@@ -69,21 +65,16 @@ class LocalCluster:
         self._specs = [NodeSpec.of(each) for each in ([only] if nodes is None else nodes)]
         if not self._specs:
             raise ValueError("a cluster has at least one node")
-        self._options = SessionOptions(
-            num_cpus=num_cpus,
-            resources=resources,
-            object_store_memory=object_store_memory,
-            namespace=namespace,
-        )
+        self._options = SessionOptions(namespace=namespace)
         self._workers = workers
-        self._running: Session | InProcessCluster | None = None
+        self._running: ProcessCluster | InProcessCluster | None = None
 
     def start(self) -> Self:
         """Start the cluster; what ``with`` does."""
         if self._running is not None:
             raise RuntimeError("this LocalCluster is running already")
         if self._workers == "processes":
-            self._running = Session(self._options, start_node(self._options))
+            self._running = ProcessCluster(self._specs, self._options)
         else:
             self._running = InProcessCluster(self._specs, self._options.namespace)
         return self
@@ -97,7 +88,7 @@ class LocalCluster:
     @property
     def nodes(self) -> list[LocalNode]:
         """The nodes that were neither removed nor killed, the first one first."""
-        return self._many.nodes
+        return self._cluster.nodes
 
     def add_node(
         self,
@@ -110,47 +101,38 @@ class LocalCluster:
     ) -> LocalNode:
         """Let another node join; it can be given tasks when this returns."""
         spec = NodeSpec(num_cpus, num_gpus, resources or {}, labels or {}, object_store_memory)
-        return self._many.add_node(spec)
+        return self._cluster.add_node(spec)
 
     def remove_node(self, node: LocalNode) -> None:
         """End a node in order: the cluster knows at once."""
-        self._many.remove_node(node)
+        self._cluster.remove_node(node)
 
     def kill_node(self, node: LocalNode) -> None:
         """End a node as a power cut does: nobody is told, connections to it are reset."""
-        self._many.kill_node(node)
+        self._cluster.kill_node(node)
 
     def partition(self, *nodes: LocalNode) -> None:
         """Let nothing pass between these nodes and all others, silently, until `heal`.
 
         The GCS and this process are on the first node's side.
         """
-        self._many.partition(nodes)
+        self._cluster.partition(nodes)
 
     def heal(self) -> None:
         """End a partition."""
-        self._many.heal()
+        self._cluster.heal()
 
     @property
-    def _many(self) -> InProcessCluster:
-        if not isinstance(self._running, InProcessCluster):
-            raise RuntimeError(
-                "this LocalCluster is not running, or its workers are not threads: "
-                "its nodes cannot be told apart"
-            )
+    def _cluster(self) -> ProcessCluster | InProcessCluster:
+        if self._running is None:
+            raise RuntimeError("this LocalCluster is not running")
         return self._running
 
     @contextmanager
     def use(self) -> Iterator[Self]:
         """Make this cluster the one that this thread's calls mean, for the block."""
-        with context.at(self._place):
+        with context.at(self._cluster.place):
             yield self
-
-    @property
-    def _place(self) -> Place:
-        if self._running is None:
-            raise RuntimeError("this LocalCluster is not running")
-        return self._running.place
 
     def __enter__(self) -> Self:
         return self.start()

@@ -2,11 +2,8 @@
 
 import asyncio
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
-from typing import Self
-
-from msgspec import Struct, field
 
 from raylite._kernel.arena import HeapArena
 from raylite._kernel.host import Host
@@ -20,52 +17,10 @@ from raylite._types import board
 from raylite._types.marks import mark_of_node
 from raylite._wire import hot
 from raylite.exceptions import RaySystemError
+from raylite.testing.nodes import LocalNode, NodeSpec
 from raylite.testing.threads import ThreadWorkers
 
-STORE = 64 * 1024 * 1024
 GCS = "memory:gcs"
-
-
-class NodeSpec(Struct, frozen=True):
-    """What a node of a test cluster offers. Sizes are in bytes."""
-
-    num_cpus: float = 2
-    num_gpus: float = 0
-    resources: Mapping[str, float] = field(default_factory=dict)
-    labels: Mapping[str, str] = field(default_factory=dict)
-    object_store_memory: int = STORE
-
-    @classmethod
-    def of(cls, given: "float | Mapping[str, object] | NodeSpec") -> Self:
-        """Return a node from what a test wrote: its CPUs, or its fields by name."""
-        if isinstance(given, NodeSpec):
-            given = {name: getattr(given, name) for name in cls.__struct_fields__}
-        if isinstance(given, int | float):
-            return cls(num_cpus=given)
-        if unknown := set(given) - set(cls.__struct_fields__):
-            fields = ", ".join(cls.__struct_fields__)
-            raise TypeError(f"a node has no {', '.join(sorted(unknown))}; it has {fields}")
-        return cls(**given)  # type: ignore[arg-type]
-
-    def amounts(self) -> dict[str, float]:
-        """Return the resources besides CPUs."""
-        return {**({"GPU": self.num_gpus} if self.num_gpus else {}), **self.resources}
-
-
-class LocalNode:
-    """A node of an `InProcessCluster`; what `LocalCluster.add_node` returns.
-
-    Args:
-        node_id: Its id, in hexadecimal.
-        spec: What it offers.
-    """
-
-    def __init__(self, node_id: str, spec: NodeSpec) -> None:
-        self.node_id = node_id
-        self.spec = spec
-
-    def __repr__(self) -> str:
-        return f"LocalNode({self.node_id[:8]}, {self.spec.num_cpus:g} CPUs)"
 
 
 class _Node:
@@ -111,6 +66,10 @@ class _Node:
             await asyncio.wait([self.running])
 
     @property
+    def is_running(self) -> bool:
+        return self.running is not None and not self.running.done()
+
+    @property
     def networks(self) -> list[MemoryNetwork]:
         return [self.network, *self.workers.networks]
 
@@ -122,6 +81,7 @@ class InProcessCluster:
         self._namespace = namespace
         self._nodes: dict[str, _Node] = {}
         self._gone: list[_Node] = []
+        self._island: list[_Node] = []  # those that are cut off from the head
         self._thread = LoopThread("raylite-cluster")
         try:
             self.place = self._thread.run(self._start(list(specs)), 30.0)
@@ -202,9 +162,10 @@ class InProcessCluster:
         self._nodes[node.handle.node_id] = node
         await node.start()
         await node.raylet.joined.wait()
-        known = [each.raylet.cluster.local for each in self._nodes.values()]
-        for each in self._nodes.values():
-            await each.raylet.cluster.wait_known(known)
+        nodes = self._nodes.values()
+        reached = [each for each in nodes if each.is_running and each not in self._island]
+        for each in reached:
+            await each.raylet.cluster.wait_known(other.raylet.cluster.local for other in reached)
         return node.handle
 
     async def _remove(self, handle: LocalNode) -> None:
@@ -218,12 +179,13 @@ class InProcessCluster:
         await node.stop()
 
     async def _cut(self, handles: list[LocalNode]) -> None:
-        island = [network for each in handles for network in self._node(each).networks]
-        if any(self._node(each) is next(iter(self._nodes.values())) for each in handles):
-            island += [self._gcs_network, self._driver_network]
-        self._switch.cut(island)
+        chosen = [self._node(handle) for handle in handles]
+        is_ours = next(iter(self._nodes.values())) in chosen
+        self._island = [node for node in self._nodes.values() if (node in chosen) is not is_ours]
+        self._switch.cut(network for node in self._island for network in node.networks)
 
     async def _heal(self) -> None:
+        self._island = []
         self._switch.heal()
 
     async def _stop(self) -> None:

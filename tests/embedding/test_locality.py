@@ -9,6 +9,7 @@ import pytest
 
 import raylite as ray
 from raylite.testing import LocalCluster
+from raylite.testing.inprocess import InProcessCluster
 from raylite.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 MB = 1024 * 1024
@@ -63,7 +64,8 @@ def made_on(cluster: LocalCluster, node: int, megabytes: int) -> Any:
 
 def transferred(cluster: LocalCluster) -> int:
     """How many chunks nodes have read of each other."""
-    nodes = cluster._many._nodes.values()
+    assert isinstance(cluster._running, InProcessCluster)
+    nodes = cluster._running._nodes.values()
     counts = [node.raylet.copies.statistics().handled for node in nodes]
     return sum(each.get("Copies.read", 0) for each in counts)
 

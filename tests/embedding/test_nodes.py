@@ -1,21 +1,32 @@
-"""Clusters of several nodes inside the test's process: where tasks run, and what nodes' ends do."""
+"""Clusters of several nodes in a test: where tasks run, and what nodes' ends do."""
 
+import os
+import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
+import psutil
 import pytest
 
 import raylite as ray
-from raylite.exceptions import TaskUnschedulableError
+from raylite.exceptions import RaySystemError, TaskUnschedulableError
 from raylite.testing import LocalCluster
-from raylite.testing.inprocess import LocalNode
+from raylite.testing.cluster import Workers
+from raylite.testing.nodes import LocalNode
 from raylite.util.scheduling_strategies import (
     DoesNotExist,
     In,
     NodeAffinitySchedulingStrategy,
     NodeLabelSchedulingStrategy,
 )
+from tests.cluster.watching import SOON, Driver, Watch, title, tree
+
+
+@ray.remote
+def pid() -> int:
+    return os.getpid()
 
 
 @ray.remote
@@ -23,27 +34,46 @@ def where() -> str:
     return ray.get_runtime_context().get_node_id()
 
 
-# Workers are threads of this process, and plain functions are pickled by name: they share these.
-MEETING = threading.Barrier(2)
-BEGUN, GO_ON = threading.Event(), threading.Event()
+# A FIFO is opened when both its ends are: where two meet, be they threads or processes.
+READ, WRITE = os.O_RDONLY, os.O_WRONLY
 
 
-def meet() -> str:
-    MEETING.wait(20)
+def meet(fifo: Path, end: int) -> None:
+    os.close(os.open(fifo, end))
+
+
+@ray.remote
+def meet_there(fifo: Path, end: int) -> str:
+    meet(fifo, end)
     return ray.get_runtime_context().get_node_id()
 
 
-def work() -> str:
-    BEGUN.set()
-    GO_ON.wait(20)
+@ray.remote
+def work(begun: Path, go_on: Path) -> str:
+    meet(begun, WRITE)
+    meet(go_on, READ)
     return ray.get_runtime_context().get_node_id()
 
 
 @pytest.fixture
-def cluster() -> Iterator[LocalCluster]:
+def fifos(tmp_path: Path) -> tuple[Path, Path]:
+    one, other = tmp_path / "one", tmp_path / "other"
+    os.mkfifo(one)
+    os.mkfifo(other)
+    return one, other
+
+
+@pytest.fixture(params=["threads", pytest.param("processes", marks=pytest.mark.process)])
+def workers(request: pytest.FixtureRequest) -> Workers:
+    kind: Workers = request.param
+    return kind
+
+
+@pytest.fixture
+def cluster(workers: Workers) -> Iterator[LocalCluster]:
     second = {"num_cpus": 1, "resources": {"disk": 2}, "labels": {"zone": "b"}}
     nodes: list[float | dict[str, object]] = [1, second]
-    with LocalCluster(nodes=nodes, workers="threads") as cluster:
+    with LocalCluster(nodes=nodes, workers=workers) as cluster:
         yield cluster
 
 
@@ -71,8 +101,10 @@ def test_a_task_runs_where_its_labels_are(cluster: LocalCluster) -> None:
     assert ray.get(where.options(scheduling_strategy=there).remote()) == second
 
 
-def test_tasks_run_on_another_node_when_this_one_is_full(cluster: LocalCluster) -> None:
-    refs = [ray.remote(meet).remote() for _ in range(2)]  # each waits for the other
+def test_tasks_run_on_another_node_when_this_one_is_full(
+    cluster: LocalCluster, fifos: tuple[Path, Path]
+) -> None:
+    refs = [meet_there.remote(fifos[0], end) for end in (READ, WRITE)]  # each waits for the other
     assert sorted(ray.get(refs)) == sorted(ids(cluster))
 
 
@@ -107,15 +139,17 @@ def test_what_no_node_can_run_runs_when_one_joins_that_can(cluster: LocalCluster
     assert ray.get(waiting) == node.node_id
 
 
-def test_tasks_of_a_killed_node_run_again_elsewhere(cluster: LocalCluster) -> None:
+def test_tasks_of_a_killed_node_run_again_elsewhere(
+    cluster: LocalCluster, fifos: tuple[Path, Path]
+) -> None:
+    begun, go_on = fifos
     node: LocalNode = cluster.add_node(num_cpus=1, labels={"zone": "c"})
-    BEGUN.clear()
-    GO_ON.clear()
-    ref = ray.remote(label_selector={"zone": "c"})(work).remote()
-    assert BEGUN.wait(20)
+    ref = work.options(label_selector={"zone": "c"}).remote(begun, go_on)
+    meet(begun, READ)
     cluster.kill_node(node)
-    GO_ON.set()
     other = cluster.add_node(num_cpus=1, labels={"zone": "c"})
+    meet(begun, READ)
+    meet(go_on, WRITE)
     assert ray.get(ref) == other.node_id
 
 
@@ -131,6 +165,22 @@ def test_a_node_that_was_removed_ended_in_order_and_one_that_was_killed_did_not(
     assert all(rows[each.node_id]["DeathReasonMessage"] for each in (removed, killed))
 
 
+def test_nothing_passes_between_a_node_and_the_others_until_the_partition_heals(
+    cluster: LocalCluster,
+) -> None:
+    first, second = cluster.nodes
+    there = where.options(scheduling_strategy=NodeAffinitySchedulingStrategy(second.node_id, False))
+    assert ray.get(there.remote()) == second.node_id
+    cluster.partition(second)
+    cut_off = there.remote()
+    assert ray.get(where.remote()) == first.node_id
+    assert ray.wait([cut_off], timeout=0.3) == ([], [cut_off])
+    third = cluster.add_node(num_cpus=1, labels={"zone": "c"})  # on this side
+    assert ray.get(where.options(label_selector={"zone": "c"}).remote()) == third.node_id
+    cluster.heal()
+    assert ray.get(cut_off, timeout=30) == second.node_id
+
+
 def test_the_first_node_cannot_be_taken_away(cluster: LocalCluster) -> None:
     with pytest.raises(ValueError, match="the first node"):
         cluster.remove_node(cluster.nodes[0])
@@ -141,6 +191,59 @@ def test_a_node_with_a_wrong_field_is_refused() -> None:
         LocalCluster(nodes=[{"cpus": 1}], workers="threads")
 
 
-def test_several_nodes_need_threads() -> None:
-    with pytest.raises(ValueError, match="cluster_utils"):
-        LocalCluster(nodes=[1, 1])
+# -- Nodes that are processes
+
+
+@pytest.mark.process
+def test_a_node_that_leaves_or_is_killed_leaves_no_process() -> None:
+    with LocalCluster(nodes=[1, 1, 1], workers="processes") as cluster:
+        for node, end in zip(
+            cluster.nodes[1:], (cluster.remove_node, cluster.kill_node), strict=True
+        ):
+            strategy = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
+            worker = ray.get(pid.options(scheduling_strategy=strategy).remote())
+            fork_server = psutil.Process(worker).ppid()
+            with Watch(fork_server, *tree(fork_server)) as watch:
+                end(node)
+                assert watch.left_after(0) == []
+
+
+@pytest.mark.process
+def test_a_node_that_cannot_start_says_why_and_the_cluster_goes_on() -> None:
+    with LocalCluster(nodes=[1], workers="processes") as cluster:
+        with pytest.raises(RaySystemError, match=r"No space|Errno"):
+            cluster.add_node(object_store_memory=1 << 62)
+        assert len(cluster.nodes) == 1
+        node = cluster.add_node(num_cpus=1, resources={"disk": 1})
+        assert ray.get(where.options(resources={"disk": 1}).remote()) == node.node_id
+
+
+@pytest.mark.process
+def test_a_node_whose_processes_a_test_has_killed_is_in_nobodys_way() -> None:
+    with LocalCluster(nodes=[1, 1], workers="processes") as cluster:
+        strategy = NodeAffinitySchedulingStrategy(cluster.nodes[1].node_id, soft=False)
+        worker = ray.get(pid.options(scheduling_strategy=strategy).remote())
+        with Watch(psutil.Process(worker).ppid()) as watch:
+            watch.signal(signal.SIGKILL)
+            assert watch.left_after(SOON) == []
+        node = cluster.add_node(num_cpus=1, resources={"disk": 1})
+        assert ray.get(where.options(resources={"disk": 1}).remote()) == node.node_id
+
+
+PROGRAM = """
+from raylite.testing import LocalCluster
+cluster = LocalCluster(nodes=[1, 1]).start()
+cluster.add_node(num_cpus=1)
+say("up")
+hear()
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_no_node_outlives_the_test_process(number: int) -> None:
+    with Driver(PROGRAM) as driver:
+        assert driver.hear() == "up"
+        assert len([pid for pid in driver.watch_tree() if title(pid) == "raylite: raylet"]) == 3
+        driver.watch.signal(number, driver.pid)
+        assert driver.watch.left_after(3 * 2.0) == []

@@ -1,0 +1,50 @@
+"""Nodes as a test speaks of them: what one is to offer, and by what it is named afterwards."""
+
+from collections.abc import Mapping
+from typing import Self
+
+from msgspec import Struct, field
+
+STORE = 64 * 1024 * 1024
+
+
+class NodeSpec(Struct, frozen=True):
+    """What a node of a test cluster offers. Sizes are in bytes."""
+
+    num_cpus: float = 2
+    num_gpus: float = 0
+    resources: Mapping[str, float] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    object_store_memory: int = STORE
+
+    @classmethod
+    def of(cls, given: "float | Mapping[str, object] | NodeSpec") -> Self:
+        """Return a node from what a test wrote: its CPUs, or its fields by name."""
+        if isinstance(given, NodeSpec):
+            given = {name: getattr(given, name) for name in cls.__struct_fields__}
+        if isinstance(given, int | float):
+            return cls(num_cpus=given)
+        if unknown := set(given) - set(cls.__struct_fields__):
+            fields = ", ".join(cls.__struct_fields__)
+            raise TypeError(f"a node has no {', '.join(sorted(unknown))}; it has {fields}")
+        return cls(**given)  # type: ignore[arg-type]
+
+    def amounts(self) -> dict[str, float]:
+        """Return the resources besides CPUs."""
+        return {**({"GPU": self.num_gpus} if self.num_gpus else {}), **self.resources}
+
+
+class LocalNode:
+    """A node of a `LocalCluster`; what its `add_node` returns.
+
+    Args:
+        node_id: Its id, in hexadecimal.
+        spec: What it offers.
+    """
+
+    def __init__(self, node_id: str, spec: NodeSpec) -> None:
+        self.node_id = node_id
+        self.spec = spec
+
+    def __repr__(self) -> str:
+        return f"LocalNode({self.node_id[:8]}, {self.spec.num_cpus:g} CPUs)"

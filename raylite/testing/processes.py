@@ -1,0 +1,172 @@
+"""A cluster of real processes for tests, all of them forked from one that has everything imported.
+
+Each node is the process tree that production has. Only the first one's fork server is an interpreter
+of its own; it forks those of the other nodes, so that a node is there in a few hundredths of a second.
+"""
+
+import os
+from collections.abc import Iterable
+from contextlib import ExitStack
+from functools import partial
+
+from msgspec.structs import replace
+
+from raylite._kernel.token import create_token
+from raylite._runtime import folders, inquiry, interrupts, launch, local, roles
+from raylite._runtime.launch import NodeProcess
+from raylite._runtime.local import SessionOptions
+from raylite._runtime.node import NodeConfig, Roles, own_token
+from raylite._runtime.session import Session
+from raylite._types.marks import mark_of_node
+from raylite.testing import cuts
+from raylite.testing.cuts import CUTS, Cuts
+from raylite.testing.nodes import LocalNode, NodeSpec
+
+ROLES: Roles = {
+    "gcs": partial(roles.gcs, network_of=cuts.network_of),
+    "raylet": partial(roles.raylet, network_of=cuts.network_of),
+    "worker": partial(roles.worker, network_of=cuts.network_of),
+}
+"""What the processes of a node run: production's, on a network that can be cut."""
+
+
+class ProcessCluster:
+    """Nodes as process trees, and this process as a driver of the first. Any thread may call it.
+
+    Args:
+        specs: What the nodes offer, the first one the head.
+        options: The driver's.
+    """
+
+    def __init__(self, specs: Iterable[NodeSpec], options: SessionOptions) -> None:
+        self._options = options
+        self._nodes: dict[str, tuple[LocalNode, NodeProcess]] = {}
+        self._island = set[str]()  # the nodes that are cut off from the head
+        head, *others = specs
+        with interrupts.held() as interrupt:
+            session = str(folders.make_session_dir(options.temp_dir))
+            self._token = own_token(session)
+            create_token(self._token)
+            path = f"{session}/sockets/{CUTS}"
+            self._cuts = Cuts(path)
+            self._system = {**options.system, CUTS: path}
+            config = replace(self._config(head), session_dir=session, gcs_port=0)
+            try:
+                self._head = launch.start(config, f"{__name__}:ROLES")
+                interrupt.hurry(self._head.kill)
+                network_of = partial(cuts.network_of, cuts=self._cuts)
+                self._session = Session(options, self._head, network_of)
+            except BaseException:
+                self._cuts.close()
+                raise
+            self._nodes[config.node_id] = LocalNode(config.node_id, head), self._head
+            self.place = self._session.place
+            try:
+                self._add(others)
+                interrupt.raise_if_interrupted()
+            except BaseException:
+                self.close()
+                raise
+
+    @property
+    def nodes(self) -> list[LocalNode]:
+        """The nodes that were neither removed nor killed, the head first."""
+        return [handle for handle, _ in self._nodes.values()]
+
+    def add_node(self, spec: NodeSpec) -> LocalNode:
+        """Let a node join."""
+        with interrupts.held() as interrupt:
+            (handle,) = self._add([spec])
+            interrupt.raise_if_interrupted()
+        return handle
+
+    def remove_node(self, handle: LocalNode) -> None:
+        """End a node in order."""
+        self._take(handle).stop()
+
+    def kill_node(self, handle: LocalNode) -> None:
+        """Kill every process of a node."""
+        node = self._take(handle)
+        node.kill()
+        node.stop()
+
+    def partition(self, handles: Iterable[LocalNode]) -> None:
+        """Let nothing pass between these and the others."""
+        chosen = {self._node(handle).config.node_id for handle in handles}
+        is_ours = self._head.config.node_id in chosen
+        self._island = {node_id for node_id in self._nodes if (node_id in chosen) is not is_ours}
+        self._cuts.set(mark_of_node(bytes.fromhex(node_id)) for node_id in self._island)
+
+    def heal(self) -> None:
+        """Let everything pass again; connections that lost something break within two seconds."""
+        self._cuts.set(())
+        self._island = set()
+
+    def close(self) -> None:
+        """End everything."""
+        with interrupts.held() as interrupt, ExitStack() as ending:
+            interrupt.hurry(self._head.kill)
+            ending.callback(self._cuts.close)
+            ending.callback(self._session.close)
+            for _, node in list(self._nodes.values())[1:]:
+                ending.callback(node.stop)
+            self.heal()
+
+    # ---- inside --------------------------------------------------------------------------
+
+    def _add(self, specs: Iterable[NodeSpec]) -> list[LocalNode]:
+        """Let nodes join, all at once, and wait until they and the others can share their tasks."""
+        with ExitStack() as failed:
+            begun = list[tuple[LocalNode, NodeProcess]]()
+            for spec in specs:
+                node = launch.start(self._member(spec), parent=self._head)
+                failed.callback(node.stop)
+                begun.append((LocalNode(node.config.node_id, spec), node))
+            for _, node in begun:
+                node.wait_ready()
+            members = [
+                each
+                for id, (_, each) in self._nodes.items()
+                if id not in self._island and each.is_running
+            ]
+            if begun:
+                inquiry.wait_acquainted([each.config for each in (*members, *dict(begun).values())])
+            failed.pop_all()
+        self._nodes.update({handle.node_id: (handle, node) for handle, node in begun})
+        return [handle for handle, _ in begun]
+
+    def _config(self, spec: NodeSpec) -> NodeConfig:
+        offered = SessionOptions(
+            num_cpus=spec.num_cpus,
+            num_gpus=spec.num_gpus,
+            resources=spec.resources,
+            labels=spec.labels,
+            object_store_memory=spec.object_store_memory,
+            temp_dir=self._options.temp_dir,
+        )
+        return replace(
+            local.node_config(offered),
+            raylet_port=0,
+            token_file=self._token,
+            system=self._system,
+            node_id=os.urandom(28).hex(),
+        )
+
+    def _member(self, spec: NodeSpec) -> NodeConfig:
+        head = self._head.config
+        mark = mark_of_node(bytes.fromhex(head.node_id))
+        gcs = f"tcp:{head.cluster};{mark}=unix:{head.gcs_address}"
+        return replace(self._config(spec), head=False, gcs=gcs, cluster=head.cluster)
+
+    def _node(self, handle: LocalNode) -> NodeProcess:
+        _, node = self._nodes.get(handle.node_id, (None, None))
+        if node is None:
+            raise ValueError(f"{handle} is not a node of this cluster, or is one no more")
+        return node
+
+    def _take(self, handle: LocalNode) -> NodeProcess:
+        node = self._node(handle)
+        if node is self._head:
+            raise ValueError("the first node is this process's own; end the cluster instead")
+        del self._nodes[handle.node_id]
+        return node
