@@ -39,7 +39,9 @@ class GrpcWire:
         self._connection = connection
         self._write_ready = connection.connection.write_ready
         self._transport = stream._transport
-        self.is_local = self._transport.get_extra_info("socket").family == socket.AF_UNIX
+        # A connection that was lost in this moment has no socket any more: `gone` will say so.
+        sock = self._transport.get_extra_info("socket")
+        self.is_local = sock is not None and sock.family == socket.AF_UNIX
         self._h2 = stream._h2_connection
         self._h2_stream = self._h2.streams[stream.id]
         self._is_broken = self._is_closing = self._is_over = False

@@ -24,6 +24,7 @@ from raylite._kernel.certificates import (
     new_authority,
     new_request,
 )
+from raylite._kernel.connection import Connection
 from raylite._kernel.grpc import GrpcNetwork
 from raylite._kernel.host import Host
 from raylite._kernel.interface import Interface, call
@@ -31,6 +32,8 @@ from raylite._kernel.link import LinkConfig
 from raylite._kernel.service import Service, handles
 from raylite._kernel.tls import Tls, fetch_authority, fingerprint, load_tls, newcomer_tls
 from raylite._kernel.token import Token, new_token
+from raylite._kernel.wire import Deaf
+from raylite._types.address import Place
 from raylite.exceptions import AuthenticationError, PeerLostError, RayError
 from tests.kernel.membership import (
     LOOPBACK,
@@ -194,6 +197,30 @@ def test_a_server_that_speaks_no_tls_is_known_by_its_answer(kind: str) -> None:
             assert "the TLS handshake broke off" in str(error)
             assert "speaks no TLS" in str(error)
             assert set(there.refused) == {"no HTTP/2"}
+
+    run_on(kind, scenario)
+
+
+class Losing(GrpcNetwork):
+    """Its connections are lost as soon as they are there, before anybody else knows."""
+
+    async def _connect(self, place: Place) -> tuple[asyncio.Transport, Connection]:
+        transport, connection = await super()._connect(place)
+        transport.abort()
+        while transport.get_extra_info("socket") is not None and not connection.lost:
+            await asyncio.sleep(0)
+        return transport, connection
+
+
+@LOOPS
+def test_a_connection_that_is_lost_at_once_is_no_error_of_the_link(kind: str) -> None:
+    async def scenario(rig: Rig) -> None:
+        async with serving(ToyService(), cluster_tls()) as (_, address):
+            here = Losing(config=QUICK, token=cluster_token(), tls=cluster_tls())
+            for _ in range(5):
+                with pytest.raises(OSError):
+                    await here.dial(address, Deaf())
+            await here.close()
 
     run_on(kind, scenario)
 
