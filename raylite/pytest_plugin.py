@@ -41,6 +41,10 @@ def raylite_cluster(request: pytest.FixtureRequest) -> Iterator[Any]:
         ...     assert len(raylite_cluster.nodes) == 2
     """
     marker = request.node.get_closest_marker("raylite")
+    if marker is not None and marker.args:
+        raise TypeError(
+            f"the marker raylite takes arguments by name, as LocalCluster does, not {marker.args}"
+        )
     with _cluster(request.config, {} if marker is None else marker.kwargs) as cluster:
         yield cluster
 
@@ -56,8 +60,8 @@ def _raylite_session_cluster(request: pytest.FixtureRequest) -> Iterator[Any]:
 def raylite_shared(_raylite_session_cluster: Any) -> Iterator[Any]:
     """One cluster for the whole session, started for the first test that asks for it.
 
-    What a test leaves in it, tasks under way for one, is there for the next. Its size is that of
-    the settings ``raylite_num_cpus`` and ``raylite_workers``.
+    What a test leaves in it, tasks under way for one, is there for the next. It is as the settings
+    ``raylite_num_cpus`` and ``raylite_workers`` say; the marker has no effect on it.
     """
     with _raylite_session_cluster.use():
         yield _raylite_session_cluster
@@ -66,5 +70,13 @@ def raylite_shared(_raylite_session_cluster: Any) -> Iterator[Any]:
 def _cluster(config: pytest.Config, options: dict[str, Any]) -> Any:
     defaults: dict[str, Any] = {"workers": config.getini("raylite_workers")}
     if "nodes" not in options:
-        defaults["num_cpus"] = float(config.getini("raylite_num_cpus"))
+        defaults["num_cpus"] = _number(config, "raylite_num_cpus")
     return import_module("raylite.testing").LocalCluster(**{**defaults, **options})
+
+
+def _number(config: pytest.Config, name: str) -> float:
+    given = config.getini(name)
+    try:
+        return float(given)
+    except ValueError:
+        raise ValueError(f"{name} is {given!r}: give a number") from None

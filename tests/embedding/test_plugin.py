@@ -74,62 +74,155 @@ def test_doubles(raylite_shared, n):
     run(sessions, program).assert_outcomes(passed=3)
 
 
-def test_coroutines_await_references(sessions: pytest.Pytester) -> None:
-    program = """
-async def test_with_pytest_asyncio(raylite_cluster):
+BOTH = pytest.mark.parametrize("fixture", ["raylite_cluster", "raylite_shared"])
+
+
+@BOTH
+@pytest.mark.parametrize("mode", ["auto", "strict"])
+def test_coroutines_of_pytest_asyncio_await_references(
+    sessions: pytest.Pytester, fixture: str, mode: str
+) -> None:
+    program = f"""
+@pytest.mark.asyncio
+async def test_once({fixture}):
     assert await double.remote(2) == 4
 
-async def test_with_a_shared_cluster(raylite_shared):
-    assert await double.remote(2) == 4
+@pytest.mark.asyncio(loop_scope="session")
+async def test_in_another_loop({fixture}):
+    assert await double.remote(3) == 6
 """
-    run(sessions, program).assert_outcomes(passed=2)
+    run(sessions, program, "-o", f"asyncio_mode={mode}").assert_outcomes(passed=2)
 
 
-def test_coroutines_of_anyio_await_references(sessions: pytest.Pytester) -> None:
-    program = """
+@BOTH
+def test_coroutines_of_anyio_await_references(sessions: pytest.Pytester, fixture: str) -> None:
+    program = f"""
+import anyio
+
 @pytest.fixture
 def anyio_backend():
     return "asyncio"
 
 @pytest.mark.anyio
-async def test_with_anyio(raylite_cluster):
-    assert await double.remote(2) == 4
+async def test_in_a_task_group({fixture}):
+    async def check(n):
+        assert await double.remote(n) == 2 * n
+
+    async with anyio.create_task_group() as group:
+        for n in range(3):
+            group.start_soon(check, n)
 """
     run(
         sessions, program, "-p", "no:asyncio", "-o", "asyncio_mode=", "-W", "ignore"
     ).assert_outcomes(passed=1)
 
 
-def test_unittests_use_a_fixture_by_name(sessions: pytest.Pytester) -> None:
-    program = """
+@BOTH
+def test_unittests_use_a_fixture_by_name(sessions: pytest.Pytester, fixture: str) -> None:
+    program = f"""
 import unittest
 
-@pytest.mark.usefixtures("raylite_cluster")
+@pytest.mark.usefixtures("{fixture}")
 class Doubling(unittest.TestCase):
     def test_doubles(self):
         self.assertEqual(ray.get(double.remote(2)), 4)
+
+@pytest.mark.usefixtures("{fixture}")
+class DoublingAsync(unittest.IsolatedAsyncioTestCase):
+    async def test_doubles(self):
+        self.assertEqual(await double.remote(2), 4)
 """
-    run(sessions, program).assert_outcomes(passed=1)
+    run(sessions, program).assert_outcomes(passed=2)
 
 
-def test_workers_of_xdist_have_clusters_of_their_own(sessions: pytest.Pytester) -> None:
-    sessions.makepyfile(
-        TASK
-        + """
-@pytest.mark.parametrize("n", range(4))
+@pytest.mark.process
+@pytest.mark.timeout(180)  # two interpreters and four clusters at once
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+def test_workers_of_xdist_have_clusters_of_their_own(
+    sessions: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    program = """
+import os
+
+@pytest.mark.parametrize("n", range(2))
 def test_doubles(raylite_shared, n):
     assert ray.get(double.remote(n)) == 2 * n
+    with open(os.environ["SEEN"], "a") as seen:
+        print(ray.nodes()[0]["NodeID"], file=seen)
+
+def test_alone(raylite_cluster):
+    assert len(ray.nodes()) == 1
 """
-    )
-    sessions.runpytest_subprocess("-n", "2").assert_outcomes(passed=4)
+    sessions.makepyfile(TASK + program)
+    seen = sessions.path / "seen"
+    monkeypatch.setenv("SEEN", str(seen))
+    done = sessions.runpytest_subprocess("-n", "2", "--dist=each", "-o", f"raylite_workers={kind}")
+    done.assert_outcomes(passed=6)
+    assert len(set(seen.read_text().split())) == 2
 
 
-def test_the_plugin_loads_nothing_of_a_cluster() -> None:
+def test_a_failed_test_leaves_no_cluster_to_the_next(sessions: pytest.Pytester) -> None:
+    program = """
+def test_fails(raylite_cluster):
+    ray.get(double.remote("a" * 10).future().result() / 2)
+
+def test_has_another(raylite_cluster):
+    assert ray.get(double.remote(2)) == 4
+    assert len(ray.nodes()) == 1
+
+def test_has_none():
+    assert not ray.is_initialized()
+"""
+    run(sessions, program).assert_outcomes(passed=2, failed=1)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (["-o", "raylite_num_cpus=four"], "*raylite_num_cpus is 'four': give a number*"),
+        (["-o", "raylite_workers=fibres"], "*workers must be 'processes' or 'threads'*"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named(
+    sessions: pytest.Pytester, given: list[str], reason: str
+) -> None:
+    done = run(sessions, "def test_nothing(raylite_cluster): ...", *given)
+    done.assert_outcomes(errors=1)
+    done.stdout.fnmatch_lines([reason])
+
+
+def test_a_markers_arguments_have_names(sessions: pytest.Pytester) -> None:
+    program = """
+@pytest.mark.raylite("threads")
+def test_nothing(raylite_cluster): ...
+"""
+    done = run(sessions, program)
+    done.assert_outcomes(errors=1)
+    done.stdout.fnmatch_lines(["*the marker raylite takes arguments by name*"])
+
+
+def test_the_plugin_loads_nothing_but_itself() -> None:
     program = (
         "import pytest, sys; known = set(sys.modules); import raylite.pytest_plugin; "
-        "print(sorted(name for name in set(sys.modules) - known if name.startswith('raylite')))"
+        "print(sorted(set(sys.modules) - known))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert done.stdout.strip() == "['raylite', 'raylite.pytest_plugin']"
+
+
+def test_a_session_that_asks_for_no_cluster_loads_none(sessions: pytest.Pytester) -> None:
+    program = """
+import sys
+
+def test_is_light():
+    heavy = {"asyncio", "anyio", "uvloop", "grpclib", "msgspec", "raylite._init", "raylite.testing"}
+    assert not heavy & sys.modules.keys()
+"""
+    sessions.makepyfile(program)
+    others = ("-p", "no:asyncio", "-p", "no:anyio", "-p", "no:hypothesispytest", "-p", "no:xdist")
+    done = sessions.runpytest_subprocess(
+        *others, "-p", "no:timeout", "-o", "asyncio_mode=", "-W", "ignore"
+    )
+    done.assert_outcomes(passed=1)
