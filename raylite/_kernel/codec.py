@@ -18,9 +18,14 @@ class Codec(NamedTuple):
 
 
 def codec_for(message: Any) -> Codec:
-    """Return the codec of a message type: raw bytes, a protobuf message, or a msgspec structure."""
+    """Return the codec of a message type: raw bytes, a protobuf message, or a msgspec structure.
+
+    Bytes that are read as a memoryview are not copied: it keeps the packet that brought them.
+    """
     if message is bytes:
         return Codec(_encode_bytes, bytes)
+    if message is memoryview:
+        return Codec(_encode_bytes, memoryview)
     if message is None or message is type(None):
         return Codec(_encode_nothing, _decode_nothing)
     if is_protobuf(message):

@@ -22,6 +22,7 @@ from raylite.exceptions import AuthenticationError, LinkError, ProtocolError
 
 _MESSAGE = struct.Struct(">HBBBIBI")  # a frame's head, and gRPC's head of a message: flags, length
 _WINDOW_UPDATE = struct.Struct(">HBBBII")  # a frame's head, and how many bytes more may come
+_WORTHWHILE = 64 * 1024  # bytes of a part that is kept as it came, with all that came with it
 _CREDIT = WINDOW // 4  # bytes read after which the peer is told that it may send as many more
 
 
@@ -97,10 +98,12 @@ class GrpcWire:
             head = _MESSAGE.pack(size >> 8, size & 0xFF, 0, 0, self._id, 0, size - 5)
             self._transport.write(head + packet)
             return
-        message = memoryview(b"\0" + len(packet).to_bytes(4, "big") + packet)
-        if self._unsent:
-            self._unsent.append(message)
-        elif (rest := self._write(message)) is not None:
+        lead = b"\0" + len(packet).to_bytes(4, "big")
+        if size <= DEFAULT_FRAME:
+            self.forward(memoryview(lead + packet))
+        elif self._unsent:
+            self._unsent += memoryview(lead), memoryview(packet)
+        elif (rest := self._write(memoryview(packet), lead)) is not None:  # not copied: it is large
             self._unsent.append(rest)
 
     def forward(self, data: memoryview) -> None:
@@ -133,19 +136,25 @@ class GrpcWire:
         else:
             self.events.writable()
 
-    def _write(self, message: memoryview) -> memoryview | None:
-        """Write what flow control admits; return the rest, None if there is none."""
+    def _write(self, message: memoryview, lead: bytes = b"") -> memoryview | None:
+        """Write what flow control admits; return the rest, None if there is none.
+
+        A lead goes before it in the first frame, or before the rest if there is no room yet.
+        """
         h2, stream, position, size = self._h2, self._h2_stream, 0, len(message)
         while position < size and not self._is_broken:
             room = min(h2.outbound_flow_control_window, stream.outbound_flow_control_window)
-            if room <= 0 or not self._write_ready.is_set():
+            if room <= len(lead) or not self._write_ready.is_set():
+                if lead:
+                    self._unsent.append(memoryview(lead))
                 return message[position:]
-            chunk = min(room, h2.max_outbound_frame_size, size - position)
-            h2.outbound_flow_control_window -= chunk
-            stream.outbound_flow_control_window -= chunk
-            head = FRAME_HEAD.pack(chunk >> 8, chunk & 0xFF, 0, 0, self._id)
-            self._transport.writelines([head, message[position : position + chunk]])
-            position += chunk
+            taken = min(room, h2.max_outbound_frame_size, len(lead) + size - position)
+            h2.outbound_flow_control_window -= taken
+            stream.outbound_flow_control_window -= taken
+            head = FRAME_HEAD.pack(taken >> 8, taken & 0xFF, 0, 0, self._id) + lead
+            end = position + taken - len(lead)
+            self._transport.writelines([head, message[position:end]])
+            position, lead = end, b""
         return None
 
     # ---- reading
@@ -295,7 +304,7 @@ class Cutter:
 
     def __init__(self) -> None:
         self.limit = FIRST_PACKET
-        self._parts: list[bytes] = []
+        self._parts: list[bytes | memoryview] = []
         self._size = 0
 
     @property
@@ -313,7 +322,7 @@ class Cutter:
     def cut(self, data: bytes | memoryview) -> Iterator[memoryview]:
         """Yield the packets that are whole now; `limit` may change between them."""
         if self._parts:
-            self._parts.append(bytes(data))
+            self._keep(data)
             self._size += len(data)
             if self._size < 5 or self._size < self._wanted():
                 return
@@ -329,8 +338,11 @@ class Cutter:
             yield view[body : body + length]
             position = body + length
         if position < end:
-            self._parts.append(bytes(data[position:]))
+            self._keep(view[position:])
             self._size = end - position
+
+    def _keep(self, part: bytes | memoryview) -> None:
+        self._parts.append(part if len(part) >= _WORTHWHILE else bytes(part))
 
     def _wanted(self) -> int:
         if len(self._parts[0]) < 5:

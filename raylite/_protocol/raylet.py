@@ -62,7 +62,7 @@ class Transfers(Interface):
 class Copies(Interface):
     """What a node has of objects: other raylets read it, owners decide on it."""
 
-    read = call(hot.ReadChunk, bytes, bulk=True)  # ObjectLostError: not here, or not all of it
+    read = call(hot.ReadChunk, memoryview, bulk=True)  # ObjectLostError: not here, or not all of it
     order = batch(hot.Order, bulk=False)
 
 

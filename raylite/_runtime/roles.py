@@ -81,6 +81,7 @@ def _signing(network: GrpcNetwork, config: NodeConfig) -> list[Service]:
 def raylet(inherited: Inherited, network_of: NetworkOf = networks.network_of) -> None:
     """Serve the node until SIGTERM, or until the fork server is gone."""
     refuse_unpickling()
+    processes.keep_freed_memory()
     _keep_log(inherited)
     uvloop.run(_raylet(inherited, network_of))
 

@@ -126,6 +126,17 @@ def test_packets_are_cut_out_of_any_chunks(lengths: list[int], cuts: list[int]) 
     assert cutter._parts == []
 
 
+def test_large_parts_are_kept_as_they_came_and_small_ones_by_themselves() -> None:
+    cutter, packet = Cutter(), os.urandom(300 * KIB)
+    cutter.limit = len(packet)
+    data = memoryview(b"\0" + struct.pack(">I", len(packet)) + packet)
+    ends = [100 * KIB, 100 * KIB + 1, len(data) - 1]
+    for start, end in zip([0, *ends], ends, strict=False):
+        assert list(cutter.cut(data[start:end])) == []
+    assert [type(part) for part in cutter._parts] == [memoryview, bytes, memoryview]
+    assert list(cutter.cut(data[-1:])) == [packet]
+
+
 @given(data=st.binary(min_size=5, max_size=40))
 def test_a_cutter_keeps_no_more_than_its_limit(data: bytes) -> None:
     cutter = Cutter()

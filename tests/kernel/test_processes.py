@@ -147,6 +147,27 @@ print(open("/proc/self/cmdline").read().rstrip("\\0"))
     assert done.stdout == "raylite: two\n"
 
 
+CHURN = """
+import resource, sys
+from raylite._kernel import processes
+
+if sys.argv[1:] == ["keep"]:
+    processes.keep_freed_memory()
+for _ in range(50):
+    buffers = [bytes([1]) * 1_000_000 for _ in range(16)]
+    del buffers
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
+
+
+def test_memory_that_was_freed_is_used_again_without_a_page_fault() -> None:
+    faults = [
+        int(subprocess.check_output([sys.executable, "-c", CHURN, *words]))
+        for words in ((), ("keep",))
+    ]
+    assert faults[1] < 50_000 < faults[0]
+
+
 def test_a_descriptor_leaves_the_numbers_of_the_standard_streams() -> None:
     done = in_child("""
 high = processes.above_stdio(0)

@@ -37,7 +37,7 @@ class PlayedRaylet(Service, serves=(raylet.Copies, raylet.Transfers)):
         self.orders += [(OrderKind(each.kind), each.node) for each in orders]
 
     @handles(raylet.Copies.read)
-    def read(self, request: hot.ReadChunk) -> bytes:
+    def read(self, request: hot.ReadChunk) -> memoryview:
         raise AssertionError("owners read nothing")
 
     @handles(raylet.Transfers.located)

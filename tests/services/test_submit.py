@@ -85,7 +85,7 @@ class PlayedRaylet(Service, serves=(raylet.Leases, raylet.Objects, raylet.Copies
     def viewless(self, owner: bytes) -> None: ...
 
     @handles(raylet.Copies.read)
-    def read(self, request: hot.ReadChunk) -> bytes:
+    def read(self, request: hot.ReadChunk) -> memoryview:
         raise AssertionError("nobody reads here")
 
     @handles(raylet.Copies.order)

@@ -60,8 +60,8 @@ class CopyService(Service, serves=(raylet.Copies,)):
         cluster.on_node_died.append(self._forget_parked)
 
     @handles(raylet.Copies.read)
-    def read(self, request: hot.ReadChunk) -> bytes:
-        """Copy some bytes out at once: what changes later, is not sent, so nothing needs a pin.
+    def read(self, request: hot.ReadChunk) -> memoryview:
+        """Return some bytes, which are copied out at once: no later change is sent, or needs a pin.
 
         An object made here is whole when anybody asks for it: its owner names it after its worker
         has written it, and no two attempts at it have the same key. Copies are listed when whole.
@@ -70,7 +70,7 @@ class CopyService(Service, serves=(raylet.Copies,)):
         end = request.offset + request.size
         if extent is None or not 0 <= request.offset <= end <= extent.size or request.size > CHUNK:
             raise ObjectLostError(request.key[:28].hex(), None, "")
-        return bytes(self._arena.slot(extent.offset + request.offset, request.size))
+        return self._arena.slot(extent.offset + request.offset, request.size)
 
     @handles(raylet.Copies.order)
     def order(self, orders: list[hot.Order]) -> None:

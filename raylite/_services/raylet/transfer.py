@@ -216,7 +216,7 @@ class TransferService(Service, serves=(raylet.Transfers,)):
                 del self._waiting[key]
         wish.missing.clear()
 
-    def _perform(self, effects: list[Effect], data: bytes = b"") -> None:
+    def _perform(self, effects: list[Effect], data: bytes | memoryview = b"") -> None:
         for effect in effects:
             match effect:
                 case AskLocations(key, owner, without):
