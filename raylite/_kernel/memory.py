@@ -170,7 +170,11 @@ class MemoryWire:
                 return
             self.events.packet(packet)
         if was_full and self._arriving_bytes < HIGH_WATER:
-            self.peer.events.writable()
+            self.peer.drained()
+
+    def drained(self) -> None:
+        """The other side has read enough that more may be sent."""
+        self.events.writable()
 
 
 class SwitchedWire(MemoryWire):

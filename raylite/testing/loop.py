@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, TypeVarTuple
 
 from anyio._backends._asyncio import CancelScope  # what `anyio.CancelScope` makes on asyncio
@@ -24,6 +25,33 @@ Ts = TypeVarTuple("Ts")
 _FOREVER = 86_000.0  # asyncio caps one wait at a day, and `sleep_forever` is a timer at infinity
 LOGGED = 1_000  # lines of the trace that are hashed together
 STEPS = 2_000_000  # callbacks in one run above which a program is taken to loop without end
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """A machine's clock: where it began, and how fast it goes. `CLOCK` says whose is read.
+
+    Args:
+        offset: What it shows when the simulation begins, in seconds.
+        rate: Its seconds to one of the simulation's.
+    """
+
+    offset: float = 0.0
+    rate: float = 1.0
+
+    def shown(self, moment: float) -> float:
+        """Return what it shows at a moment of the simulation."""
+        return self.offset + moment * self.rate
+
+    def moment(self, shown: float) -> float:
+        """Return the first moment at which it shows that much."""
+        moment = (shown - self.offset) / self.rate
+        while self.shown(moment) < shown:  # or a timer would be early by a rounding, and set again
+            moment = math.nextafter(moment, math.inf)
+        return moment
+
+
+CLOCK: contextvars.ContextVar[Clock | None] = contextvars.ContextVar("clock", default=None)
 
 
 class Hang(Exception):
@@ -62,7 +90,13 @@ class SimLoop(asyncio.SelectorEventLoop):
         self.set_task_factory(self._make_task)  # type: ignore[arg-type] # no generators here
 
     def time(self) -> float:
-        """Return the virtual time, in seconds."""
+        """Return the virtual time in seconds, as the clock of this context shows it."""
+        clock = CLOCK.get()
+        return self._now if clock is None else clock.shown(self._now)
+
+    @property
+    def moment(self) -> float:
+        """The virtual time that no clock falsifies."""
         return self._now
 
     @property
@@ -113,6 +147,8 @@ class SimLoop(asyncio.SelectorEventLoop):
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
         """Set a timer, and put it into the trace."""
+        if (clock := CLOCK.get()) is not None:
+            when = clock.moment(when)
         self._steps += 1
         self._log.append(f"{when!r} {_name(callback)}")
         return super().call_at(when, callback, *args, context=context)

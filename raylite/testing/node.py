@@ -1,6 +1,6 @@
-"""`SimNode`: a whole node in virtual time: GCS, raylet, store, workers and drivers, which can die.
+"""`SimNode`: a whole node in virtual time: raylet, store, workers and drivers, which can die.
 
-All of it is the shipping code, but for what the operating system does: workers are started and
+A node without a name is alone with its GCS; for others see `raylite.testing.simcluster`. All of it is the shipping code, but for what the operating system does: workers are started and
 killed by `SimWorkers`, and their tasks are coroutines. A task's function, marked `body`, returns an
 awaitable and is given a `TaskContext`, through which it sleeps, submits, gets and crashes.
 
@@ -12,23 +12,23 @@ This module is longer than most because a node, its processes and what runs in t
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from raylite._kernel.arena import HeapArena
 from raylite._kernel.host import Host
 from raylite._kernel.link import LinkConfig
 from raylite._kernel.seams import now
-from raylite._protocol.gcs import Jobs
 from raylite._remote import RemoteFunction
 from raylite._runtime import context
 from raylite._runtime.attach import Attachment, attach_driver, attach_worker
 from raylite._runtime.components import Raylet, build_gcs, build_raylet
 from raylite._runtime.context import Place
 from raylite._services.raylet.pool import OutputListener, SourceListener
+from raylite._services.worker.copies import GET, Bringing
 from raylite._services.worker.core import Core
 from raylite._services.worker.execute import Job, QueueExecutor
-from raylite._services.worker.objects import Entry, ObjectRef
+from raylite._services.worker.objects import Entry, ObjectRef, Views
 from raylite._services.worker.runner import (
     BadArgument,
     Runner,
@@ -38,13 +38,15 @@ from raylite._services.worker.runner import (
     pack_error,
 )
 from raylite._types import board
+from raylite._types.marks import mark_of_node
 from raylite._wire import hot, pickling
 from raylite._wire.hot import Value
-from raylite._wire.messages import gcs as gcs_msg
+from raylite.exceptions import LinkError, RayError
 from raylite.testing.sim import SimNetwork, World
 
 T = TypeVar("T")
 
+GCS = "gcs"
 STORE = 4 * 1024 * 1024
 KILLED = "killed by SIGKILL (9)"
 LINKS = LinkConfig(ping_after=1.0, silence=2.0, session_timeout=8.0, connect_timeout=1.0)
@@ -54,82 +56,150 @@ class SimNode:
     """One node and its drivers.
 
     Args:
-        world: Where its processes live. Their hosts are `gcs`, `raylet`, `worker-<n>`, and what
-            drivers are named.
+        world: Where its processes live. Their hosts are `raylet`, `worker-<n>`, and what drivers
+            are named; those of a node with a name are `name/raylet` and so on.
+        name: The node's, which is that of its machine, or ends in a full stop and which life it is.
         cpus: CPUs that tasks may occupy together.
         store: Bytes for large objects.
         start_failures: How likely it is that a worker fails to start.
+        resources: What it has besides CPUs.
+        links: The times of its processes' links.
+        fail: Told of what never should happen, if somebody else collects that.
     """
 
     def __init__(
-        self, world: World, *, cpus: int = 2, store: int = STORE, start_failures: float = 0.0
+        self,
+        world: World,
+        name: str = "",
+        *,
+        cpus: int = 2,
+        store: int = STORE,
+        start_failures: float = 0.0,
+        resources: Mapping[str, float] | None = None,
+        links: LinkConfig = LINKS,
+        fail: Callable[[BaseException], None] | None = None,
     ) -> None:
         self.world = world
+        self.name = name
         self.cpus = cpus
         self.arena = HeapArena(store + board.SIZE)
         self.workers = SimWorkers(self, start_failures)
         self.drivers: dict[str, SimDriver] = {}
         self.raylet: Raylet
+        self.id = world.random(f"node {name}").randbytes(28) if name else b""
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._hosts: list[tuple[Host, asyncio.Task[None]]] = []
+        self.is_dead = False
+        self.on_end: Callable[[BaseException], None] = self.fail  # the raylet has ended by itself
+        self._resources = resources or {}
+        self._links = links
+        self._told = fail
+        self._running: asyncio.Task[None] | None = None
+        self._network: SimNetwork | None = None
+        self._gcs: tuple[Host, asyncio.Task[None]] | None = None
         self._ending: dict[asyncio.Future[Any], None] = {}
 
-    async def start(self) -> None:
-        gcs, raylet = self.network("gcs"), self.network("raylet")
-        await gcs.listen("gcs")
-        await raylet.listen("raylet")
-        self._run(build_gcs(gcs))
-        self.raylet = build_raylet(
-            raylet,
-            "gcs",
-            self.workers,
-            self.arena,
-            num_cpus=self.cpus,
-            resources={},
-            labels={},
-            is_head=True,
-        )
-        self._run(self.raylet.host)
+    async def start(self, *, is_head: bool = True) -> None:
+        """Run the raylet, and a GCS if the node is alone."""
+        with self.world.at(self.name):
+            if not self.name:
+                gcs = self.network(GCS)
+                await gcs.listen(GCS)
+                host = build_gcs(gcs)
+                self._gcs = host, self._watched(host, lambda: False)
+            network = self._network = self.network(self.host("raylet"))
+            await network.listen(self.address("raylet"))
+            self.raylet = build_raylet(
+                network,
+                GCS,
+                self.workers,
+                self.arena,
+                num_cpus=self.cpus,
+                resources=self._resources,
+                labels={},
+                is_head=is_head,
+                node_id=self.id,
+                address=network.address,
+            )
+            self._running = self.raylet.host.start("raylet")
+        self._running.add_done_callback(self._raylet_ended)
 
     async def driver(self, name: str) -> "SimDriver":
         """Attach a driver; it is a host of this name."""
-        network = self.network(name)
-        await network.listen(name)
-        id = self.world.random(f"{name}/id").randbytes(28)
-        attachment = await attach_driver(
-            network,
-            "raylet",
-            "gcs",
-            self.arena,
-            id,
-            cpus=self.cpus,
-            entrypoint=name,
-            node_id=self.raylet.node_id,
-            config=hot.JobConfig(),
-            wake=asyncio.get_running_loop().call_soon,
-        )
-        driver = self.drivers[name] = SimDriver(self, network, attachment)
+        with self.world.at(self.name):
+            network = self.network(self.host(name))
+            await network.listen(self.address(name))
+            id = self.world.random(f"{network.name}/id").randbytes(28)
+            attachment = await attach_driver(
+                network,
+                self.address("raylet"),
+                GCS,
+                self.arena,
+                id,
+                cpus=self.cpus,
+                entrypoint=name,
+                node_id=self.raylet.node_id,
+                config=hot.JobConfig(),
+                wake=asyncio.get_running_loop().call_soon,
+            )
+            driver = self.drivers[network.name] = SimDriver(self, network, attachment)
         return driver
 
     async def stop(self) -> None:
         """End everything that is left, as the end of a node does."""
         for driver in list(self.drivers.values()):
             self.drop(driver)
-        for host, _ in self._hosts:
+        hosts = [self._gcs] if self._gcs is not None else []
+        if self._running is not None and not self.is_dead:
+            hosts.append((self.raylet.host, self._running))
+        for host, _ in hosts:
             host.stop()
-        await asyncio.wait([task for _, task in self._hosts])
+        if hosts:
+            await asyncio.wait([task for _, task in hosts])
         self.workers.close()
-        while self._ending:
-            await asyncio.wait(list(self._ending))
+        await self.buried()
         self.arena.close()
 
-    def network(self, name: str) -> SimNetwork:
-        return SimNetwork(self.world, name, LINKS)
+    def kill(self, linger: float = 0.0) -> None:
+        """End the raylet without a word, and with it its workers: the fork server sees to that."""
+        if not self.is_dead and self._running is not None:
+            self.is_dead = True
+            self.world.kill(self.address("raylet"), linger=linger)
+            self._running.cancel()
+            self.see_off(self._running)
+            self.workers.close()
+            for driver in self.drivers.values():  # they stand at the door, and hear it close
+                with self.world.at(self.name):
+                    link = driver.core.raylet_link
+                    asyncio.get_running_loop().call_later(0.01, link.confirm_dead, "its node ended")
+
+    async def buried(self) -> None:
+        """Wait until the tasks of all that died have ended."""
+        while self._ending:
+            await asyncio.wait(list(self._ending))
+
+    def network(self, host: str) -> SimNetwork:
+        return SimNetwork(self.world, host, self._links)
+
+    def host(self, process: str) -> str:
+        return f"{self.name}/{process}" if self.name else process
+
+    def address(self, process: str) -> str:
+        host = self.host(process)
+        return f"{host};{mark_of_node(self.id)}=" if self.id else host
 
     def processes(self) -> "list[SimProcess]":
         """The drivers and workers that are attached and live."""
         workers = [w.process for w in self.workers.all() if w.process is not None]
         return [*self.drivers.values(), *workers]
+
+    def death_of(self, worker: str) -> str | None:
+        """Return why a worker ended, by its host; None if it lives."""
+        return self.workers.deaths.get(worker)
+
+    @property
+    def failed_starts(self) -> int:
+        """How many workers did not start."""
+        return self.workers.failed_starts
 
     def drop(self, process: "SimProcess", linger: float = 0.0) -> None:
         """Kill a process, as the system sees it: nobody is told."""
@@ -138,9 +208,17 @@ class SimNode:
             process.core.close()
             process.on_kill()
             self.drivers.pop(process.name, None)
-            self.world.kill(process.name, linger=linger)
+            self.world.kill(process.core.network.address, linger=linger)
             process.attachment.running.cancel()
             self.see_off(process.attachment.running)
+            if isinstance(process, SimDriver) and not self.is_dead:
+                with self.world.at(self.name):  # the system tells the raylet
+                    asyncio.get_running_loop().call_later(0.01, self._driver_ended, process.core.id)
+
+    def _driver_ended(self, id: bytes) -> None:
+        for member in self.raylet.pool.drivers():
+            if member.id == id and not self.is_dead:
+                self.raylet.pool.driver_ended(member)
 
     def see_off(self, task: "asyncio.Future[Any]") -> None:
         """Let a dead process's task end; what it does meanwhile is nobody's business."""
@@ -152,12 +230,16 @@ class SimNode:
         self.raylet.leases.leases.check()
         self.raylet.objects.memory.check()
         self.raylet.pool.pool.check()
+        self.raylet.copies.copies.check()
+        self.raylet.transfers.pulls.check()
         for process in self.processes():
             process.core.submitter.check()
 
     def fail(self, error: BaseException) -> None:
         """Something happened that never should: the simulation ends with it."""
-        if not self.failed.done():
+        if self._told is not None:
+            self._told(error)
+        elif not self.failed.done():
             self.failed.set_exception(error)
 
     def watch(self, task: "asyncio.Task[None]", is_dead: Callable[[], bool]) -> None:
@@ -169,10 +251,16 @@ class SimNode:
 
         task.add_done_callback(ended)
 
-    def _run(self, host: Host) -> None:
+    def _watched(self, host: Host, is_dead: Callable[[], bool]) -> "asyncio.Task[None]":
         task = host.start("host")
-        self.watch(task, bool)
-        self._hosts.append((host, task))
+        self.watch(task, is_dead)
+        return task
+
+    def _raylet_ended(self, task: "asyncio.Task[None]") -> None:
+        """A raylet that ends by itself takes its workers with it."""
+        if not task.cancelled() and (error := task.exception()) is not None and not self.is_dead:
+            self.kill()
+            self.on_end(error)
 
     def _seen_off(self, task: "asyncio.Future[Any]") -> None:
         self._ending.pop(task, None)
@@ -227,11 +315,27 @@ class SimProcess:
         for entry in entries:
             if entry.is_error:
                 self.load(entry)
-        return [self.load(entry) for entry in entries]
+        away = [e for e in entries if e.value is not None and core.copies.is_away(e.value)]
+        views = await self._bring(list(dict.fromkeys(away)), is_task=is_task)
+        return [self.load(entry, views.get(entry)) for entry in entries]
 
-    def load(self, entry: Entry) -> Any:
+    async def _bring(self, entries: list[Entry], *, is_task: bool) -> Views:
+        """Have objects brought to this node, as `Core.get` does for a thread."""
+        if not entries:
+            return {}
+        core = self.core
+        bringing = core.copies.bring(entries, GET)
+        if is_task and core.on_block is not None:
+            core.on_block()
+        try:
+            return await _wrapped(bringing)
+        finally:
+            if is_task and core.on_unblock is not None:
+                core.on_unblock()
+
+    def load(self, entry: Entry, view: memoryview | None = None) -> Any:
         with context.at(self.place):
-            return self.core.load(entry)
+            return self.core.load(entry) if view is None else pickling.loads(view)
 
 
 class SimDriver(SimProcess):
@@ -245,11 +349,13 @@ class SimDriver(SimProcess):
         """End it as `shutdown` does."""
         self.is_dead = True
         self.core.close()
-        await Jobs(self.core.network.connect("gcs")).finish(
-            gcs_msg.FinishJob(job_id=self.attachment.job)
-        )
+        try:
+            async with asyncio.timeout(1.0):
+                await self.attachment.finish()
+        except (TimeoutError, RayError):
+            pass  # its raylet tells the next GCS that it has gone
         await self.attachment.detach()
-        del self.node.drivers[self.name]
+        self.node.drivers.pop(self.name, None)
 
 
 class TaskContext:
@@ -260,7 +366,7 @@ class TaskContext:
         self._process = process
         self.id = task.id
         self.attempt = task.attempt
-        self.worker = worker.token
+        self.worker = worker.name
 
     @property
     def node(self) -> SimNode:
@@ -294,10 +400,10 @@ class SimWorkers:
         self._node = node
         self._start_failures = start_failures
         self.early_deaths = 0.0  # how likely it is that one dies while it starts
-        self._random = node.world.random("workers")
+        self._random = node.world.random(node.host("workers"))
         self._workers: dict[int, SimWorker] = {}
         self._last_tasks: dict[int, bytes] = {}
-        self.deaths: dict[int, str] = {}  # why those that ended did
+        self.deaths: dict[str, str] = {}  # why those that ended did
         self.failed_starts = 0
 
     def all(self) -> "list[SimWorker]":
@@ -305,18 +411,18 @@ class SimWorkers:
         return [worker for worker in self._workers.values() if not worker.is_ended]
 
     def start(self, token: int) -> None:
+        if self._node.is_dead:
+            return
         delay = self._random.uniform(0.002, 0.05)
         if self._random.random() < self._start_failures:
             self.failed_starts += 1
-            asyncio.get_running_loop().call_later(
-                delay, self.listener.start_failed, token, "fork: out of memory"
-            )
+            self._later(delay, self.listener.start_failed, token, "fork: out of memory")
             return
         worker = self._workers[token] = SimWorker(self._node, token, self._random, self)
         worker.start(delay)
         if self._random.random() < self.early_deaths:
             delay += self._random.uniform(0.0, 4.0) * self._node.world.delay
-            asyncio.get_running_loop().call_later(delay, worker.kill, KILLED)
+            self._later(delay, worker.kill, KILLED)
 
     def kill(self, token: int) -> None:
         if (worker := self._workers.get(token)) is not None:
@@ -334,11 +440,20 @@ class SimWorkers:
         for worker in self.all():
             worker.kill(KILLED)
 
-    def ended(self, worker: "SimWorker", cause: str) -> None:
-        """The system has noticed a worker's end."""
+    def end(self, worker: "SimWorker", cause: str, delay: float) -> None:
+        """A worker has ended, and the system will notice."""
+        self.deaths[worker.name] = cause
+        self._later(delay, self._ended, worker, cause)
+
+    def _ended(self, worker: "SimWorker", cause: str) -> None:
         del self._workers[worker.token]
         self._last_tasks[worker.token] = worker.last_task
-        self.listener.ended(worker.token, cause, was_killed=cause == KILLED)
+        if not self._node.is_dead:
+            self.listener.ended(worker.token, cause, was_killed=cause == KILLED)
+
+    def _later(self, delay: float, action: Callable[..., object], *args: object) -> None:
+        with self._node.world.at(self._node.name):
+            asyncio.get_running_loop().call_later(delay, action, *args)
 
 
 class SimWorker:
@@ -353,7 +468,7 @@ class SimWorker:
     ) -> None:
         self.node = node
         self.token = token
-        self.name = f"worker-{token}"
+        self.name = node.host(f"worker-{token}")
         self.process: SimProcess | None = None
         self.executor = SimExecutor(asyncio.get_running_loop())
         self.last_task = b""
@@ -364,31 +479,34 @@ class SimWorker:
         self._network: SimNetwork | None = None
 
     def start(self, delay: float) -> None:
-        self._work = asyncio.get_running_loop().create_task(self._run(delay), name=self.name)
+        with self.node.world.at(self.name):
+            work = self._run(delay)
+            self._work = asyncio.get_running_loop().create_task(work, name=self.name)
 
     def kill(self, cause: str) -> None:
         """End it at once. The raylet learns of it a little later, and may hear its last words."""
         if self.is_ended:
             return
         self.is_ended = True
-        self._source.deaths[self.token] = cause
         linger = self._random.choice((0.0, 0.001, 0.005))
         if self.process is not None:
             self.node.drop(self.process, linger)
         elif self._network is not None:
-            self.node.world.kill(self.name, linger=linger)
+            self.node.world.kill(self._network.address, linger=linger)
             closing = asyncio.get_running_loop().create_task(self._network.close())
             self.node.see_off(closing)
         if self._work is not None:
             self._work.cancel()
             self.node.see_off(self._work)
         later = self._random.choice((0.0, 0.002, 0.02, 0.1)) * self._random.random()
-        asyncio.get_running_loop().call_later(later, self._source.ended, self, cause)
+        self._source.end(self, cause, later)
 
     async def _run(self, delay: float) -> None:
         try:
             await asyncio.sleep(delay)
             await self._attach_and_work()
+        except LinkError:
+            self.kill("exit code 1")  # its raylet cannot be reached
         except Exception as error:
             if not self.is_ended:
                 self.node.fail(error)
@@ -396,10 +514,10 @@ class SimWorker:
     async def _attach_and_work(self) -> None:
         node = self.node
         network = self._network = node.network(self.name)
-        await network.listen(self.name)
+        await network.listen(node.address(f"worker-{self.token}"))
         attachment = await attach_worker(
             network,
-            "raylet",
+            node.address("raylet"),
             node.arena,
             self._random.randbytes(28),
             self.token,
@@ -476,6 +594,8 @@ class SimRunner(Runner):
     async def _await(self, job: Job) -> tuple[Value, ...]:
         task = job.task
         assert self.current is not None
+        if job.brought is not None:
+            await asyncio.wait([_wrapped(job.brought)])
         with context.at(self._process.place):
             function = self._function(job.definition)
             args, kwargs = pickling.loads(task.arguments)
@@ -531,6 +651,13 @@ class _BlockedTask:
         self.count -= 1
         if (self.count == 0 or entry.is_error) and not self.future.done():
             self.future.set_result(None)
+
+
+def _wrapped(bringing: Bringing) -> "asyncio.Future[Views]":
+    """Return a future that whoever waits for it may be cancelled at, its error unread."""
+    wrapped = asyncio.wrap_future(bringing)
+    wrapped.add_done_callback(lambda future: future.cancelled() or future.exception())
+    return wrapped
 
 
 def _nothing(*args: object) -> None: ...

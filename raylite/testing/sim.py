@@ -3,12 +3,17 @@
 A `World` holds every host of a simulation. Connections behave as TCP does: packets arrive in order
 until the wire breaks, and then an unknown rest is lost in each direction. Links, sessions and
 services are the shipping ones.
+
+A host is a process, and belongs to a machine: `n1/raylet` and `n1.2/worker-3` to `n1` (what follows
+a full stop tells its lives apart), `gcs` to `gcs`. A machine has a clock of its own, and wherever a
+host's name can be given, a machine's stands for all its hosts.
 """
 
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from raylite._kernel.link import LinkConfig
@@ -16,8 +21,16 @@ from raylite._kernel.memory import MemoryWire
 from raylite._kernel.network import Network
 from raylite._kernel.seams import Seams
 from raylite._kernel.wire import Deaf, Wire, WireEvents
+from raylite.testing.loop import CLOCK, Clock
 
 T = TypeVar("T")
+
+BETWEEN = ""  # the place between all machines, where the world's own clock is read
+
+
+def machine_of(host: str) -> str:
+    """Return the machine that a host runs on; also of an address, which begins with its host."""
+    return host.partition("/")[0].partition(".")[0]
 
 
 class World:
@@ -31,11 +44,15 @@ class World:
     def __init__(self, seed: int, *, delay: float = 0.001) -> None:
         self._seed = seed
         self.delay = delay
+        self.delays: dict[tuple[str, str], float] = {}  # between machines, where it is another
+        self.clocks: dict[str, Clock] = {}  # of machines whose clock is not the world's
         self.networks: dict[str, SimNetwork] = {}
-        self._cuts: dict[frozenset[str], bool] = {}  # whether nobody is told
+        self.on_packet: Callable[[str, str], None] = _ignore  # one has landed: from whom, at whom
+        self._cuts: dict[tuple[str, str], bool] = {}  # from, to: whether nobody is told
         self._wires: dict[SimWire, None] = {}  # every end that is not broken
         self._wires_made = 0
         self._lives: dict[str, int] = {}
+        self._off: dict[str, None] = {}  # machines that answer nobody
 
     def random(self, name: str) -> random.Random:
         """The stream of randomness with this name; the same for the same seed."""
@@ -52,30 +69,58 @@ class World:
 
         return Seams(random=lambda name: self.random(f"{host} {life}/{name}"), to_thread=to_thread)
 
-    def cut(self, one: str, other: str, *, silently: bool = False) -> None:
+    @contextmanager
+    def at(self, host: str) -> Iterator[None]:
+        """Do something as a host does: by the clock of its machine."""
+        token = CLOCK.set(self.clocks.get(machine_of(host)))
+        try:
+            yield
+        finally:
+            CLOCK.reset(token)
+
+    def cut(self, one: str, other: str, *, silently: bool = False, one_way: bool = False) -> None:
         """Break the wires between two hosts and refuse new ones.
 
         Args:
-            one: A host's name.
+            one: A host's name, or a machine's.
             other: The other's.
             silently: Nobody is told: packets vanish, as behind a firewall.
+            one_way: Only what the first sends vanishes; silently, for a reset goes both ways.
         """
-        pair = frozenset((one, other))
-        self._cuts[pair] = silently
-        for wire in self._between(pair):
-            if silently:
-                wire.is_blocked = True
-            else:
-                wire.abort("cut")
+        ways = [(one, other)] if one_way else [(one, other), (other, one)]
+        self._cuts.update(dict.fromkeys(ways, silently or one_way))
+        for wire in list(self._wires):
+            if any(_is_at(wire.host, a) and _is_at(wire.peer.host, b) for a, b in ways):
+                if silently or one_way:
+                    wire.is_blocked = True
+                else:
+                    wire.abort("cut")
 
     def heal(self, one: str, other: str) -> None:
         """Let new wires be made. Wires that were cut silently stay dead, as after a reboot."""
-        self._cuts.pop(frozenset((one, other)), None)
+        self._cuts.pop((one, other), None)
+        self._cuts.pop((other, one), None)
 
     def reset(self, one: str, other: str) -> None:
         """Break the wires between two hosts; they may dial again at once."""
-        for wire in self._between(frozenset((one, other))):
-            wire.abort("reset")
+        for wire in list(self._wires):
+            if _is_at(wire.host, one) and _is_at(wire.peer.host, other):
+                wire.abort("reset")
+
+    def power_off(self, machine: str) -> None:
+        """A machine is gone: nobody answers there, nobody says that nobody does."""
+        for network in [n for n in self.networks.values() if machine_of(n.name) == machine]:
+            network.is_dead = True
+            self.networks.pop(network.address, None)
+        for wire in list(self._wires):
+            if machine_of(wire.host) == machine:
+                wire.is_blocked = True
+                wire.mute(0.0)
+        self._off[machine] = None
+
+    def power_on(self, machine: str) -> None:
+        """A machine that was off answers again: nothing of what ran there runs."""
+        self._off.pop(machine, None)
 
     def kill(self, address: str, *, linger: float = 0.0) -> None:
         """The process at this address dies: its wires break and nobody listens any more.
@@ -95,19 +140,24 @@ class World:
                     wire.mute(linger)
 
     def is_cut(self, one: str, other: str) -> bool:
-        """Whether nothing passes between two hosts."""
-        return frozenset((one, other)) in self._cuts
+        """Whether a wire between two hosts cannot be made."""
+        return any(_concerns(cut, one, other) for cut in self._cuts)
 
     def is_silent(self, one: str, other: str) -> bool:
-        """Whether nothing passes, and nobody is told."""
-        return self._cuts.get(frozenset((one, other)), False)
+        """Whether it cannot be made, and nobody is told."""
+        if machine_of(one) in self._off or machine_of(other) in self._off:
+            return True
+        return any(silent and _concerns(cut, one, other) for cut, silent in self._cuts.items())
+
+    def mean_delay(self, one: str, other: str) -> float:
+        """Return how long a packet takes between two hosts, in the mean."""
+        return self.delays.get((machine_of(one), machine_of(other)), self.delay)
 
     def join(self, one: str, other: str) -> "SimWire":
         """Make a wire between two hosts; returns the end of the first."""
         self._wires_made += 1
-        pair = frozenset((one, other))
         ends = [
-            SimWire(self, host, pair, self.random(f"wire {self._wires_made} from {host}"))
+            SimWire(self, host, self.random(f"wire {self._wires_made} from {host}"))
             for host in (one, other)
         ]
         for end, peer in zip(ends, reversed(ends), strict=True):
@@ -119,8 +169,18 @@ class World:
         """An end of a wire is broken."""
         self._wires.pop(wire, None)
 
-    def _between(self, pair: frozenset[str]) -> "list[SimWire]":
-        return [wire for wire in self._wires if wire.hosts == pair]
+
+def _is_at(host: str, name: str) -> bool:
+    return host == name or machine_of(host) == name
+
+
+def _concerns(cut: tuple[str, str], one: str, other: str) -> bool:
+    """Whether a cut, be it of one way, keeps these from making a wire."""
+    a, b = cut
+    return (_is_at(one, a) and _is_at(other, b)) or (_is_at(one, b) and _is_at(other, a))
+
+
+def _ignore(one: str, other: str) -> None: ...
 
 
 class SimNetwork(Network):
@@ -142,7 +202,7 @@ class SimNetwork(Network):
 
     async def dial(self, address: str, events: WireEvents) -> Wire:
         """Reach an address, unless a cut or a death stands between."""
-        await asyncio.sleep(self.world.delay)
+        await asyncio.sleep(self.world.mean_delay(self.name, address))
         peer = self.world.networks.get(address)
         there = address if peer is None else peer.name
         if self.is_dead or self.world.is_silent(self.name, there):
@@ -151,7 +211,8 @@ class SimNetwork(Network):
             raise ConnectionRefusedError(f"nobody answers at {address}")
         wire = self.world.join(self.name, peer.name)
         wire.events = events
-        peer.accepted(wire.peer)
+        with self.world.at(peer.name):
+            peer.accepted(wire.peer)
         return wire
 
     async def close(self) -> None:
@@ -166,12 +227,9 @@ class SimWire(MemoryWire):
 
     peer: "SimWire"
 
-    def __init__(
-        self, world: World, host: str, hosts: frozenset[str], random: random.Random
-    ) -> None:
+    def __init__(self, world: World, host: str, random: random.Random) -> None:
         super().__init__()
         self.host = host
-        self.hosts = hosts
         self.is_blocked = False
         self._world = world
         self._random = random
@@ -182,12 +240,13 @@ class SimWire(MemoryWire):
         """Let a packet, or the end, land at the other side after a while."""
         if self.is_blocked:
             return
-        at = self._loop.time()
-        if self._world.delay:
-            at += self._random.expovariate(1 / self._world.delay)
-        self._last = max(self._last, at)
         self._flying.append(item)
-        self._loop.call_at(self._last, self._land)
+        with self._world.at(BETWEEN):
+            at = self._loop.time()
+            if delay := self._world.mean_delay(self.host, self.peer.host):
+                at += self._random.expovariate(1 / delay)
+            self._last = max(self._last, at)
+            self._loop.call_at(self._last, self._land)
 
     def abort(self, reason: str) -> None:
         """Break both ends, or only this one if nothing passes between them."""
@@ -195,6 +254,16 @@ class SimWire(MemoryWire):
             self.break_end(reason)  # and the other end does not hear of it
         else:
             super().abort(reason)
+
+    def break_end(self, reason: str) -> None:
+        """Break this end only, by its machine's clock."""
+        with self._world.at(self.host):
+            super().break_end(reason)
+
+    def drained(self) -> None:
+        """The other side has read enough that more may be sent."""
+        with self._world.at(self.host):
+            super().drained()
 
     def mute(self, linger: float) -> None:
         """The process at this end is gone: it sends and hears no more, and the wire breaks soon."""
@@ -208,7 +277,9 @@ class SimWire(MemoryWire):
     def _land(self) -> None:
         item = self._flying.popleft()
         if not self.peer.is_broken and not self.is_blocked:
-            self.peer.arrive(item)
+            with self._world.at(self.peer.host):
+                self.peer.arrive(item)
+            self._world.on_packet(self.host, self.peer.host)
 
     def _break(self, reason: str) -> None:
         super()._break(reason)

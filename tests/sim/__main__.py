@@ -1,42 +1,49 @@
-"""Run seeds of the simulated workload: ``python -m tests.sim 1234``, or ``100-200`` for many."""
+"""Run seeds of the simulated workloads: ``python -m tests.sim 1234``, or ``100-200`` for many.
+
+With ``--nodes``, of the one with many nodes.
+"""
 
 import sys
 import time
 import traceback
 
-from tests.sim.workload import Plan, quiet_collector, simulate
+from tests.sim import cluster, workload
+from tests.sim.workload import quiet_collector
 
 SHOWN, LINES = 1, 3  # failures shown with tracebacks, and how much of these
 
 
 def main(arguments: list[str]) -> int:
     """Run the seeds; one alone is shown with its plan, its faults and its ledger."""
+    module = cluster if "--nodes" in arguments else workload
+    once = "--once" in arguments
     seeds: list[int] = []
     for text in arguments:
-        first, _, last = text.partition("-")
-        seeds += range(int(first), int(last or first) + 1)
+        if not text.startswith("--"):
+            first, _, last = text.partition("-")
+            seeds += range(int(first), int(last or first) + 1)
     failed: list[int] = []
     began = time.process_time()
     with quiet_collector():
         for seed in seeds:
             try:
-                outcome = simulate(seed)
-                if simulate(seed).trace != outcome.trace:
+                outcome = module.simulate(seed)
+                if not once and module.simulate(seed).trace != outcome.trace:
                     raise AssertionError(f"seed {seed} ran in two ways")
             except Exception as error:
                 failed.append(seed)
                 if len(failed) <= SHOWN:
-                    print(f"---- {Plan.of(seed)}")
+                    print(f"---- {module.Plan.of(seed)}")
                     traceback.print_exception(error, limit=-LINES)
                 else:
-                    print(f"---- {seed}: {error!r}"[:150])
+                    print(f"---- {seed}: {error!r}"[:300])
             else:
                 if len(seeds) == 1:
-                    print(Plan.of(seed))
+                    print(module.Plan.of(seed))
                     print(*outcome.faults, sep="\n")
                     for attempt in outcome.ledger.attempts:
                         print(attempt)
-                    print(outcome.trace)
+                    print(outcome.trace, outcome.seconds)
     print(
         f"{len(seeds)} seeds, {len(failed)} failed: {failed}, {time.process_time() - began:.1f} s of CPU"
     )

@@ -1,0 +1,207 @@
+"""What must hold of a simulated cluster; each violation is named, by its number in the list.
+
+V2 attempts, V3 values and V1 errors are the ledger's (`ClusterLedger`); V7, V9, V10, V11, V13 and
+V14 are checked here, while it runs and when it has come to rest.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from raylite._services.gcs.storage import Write
+from raylite._services.gcs.storage.record import unseal
+from raylite._wire.messages import gcs as msg
+from raylite.exceptions import (
+    LocalRayletDiedError,
+    ObjectLostError,
+    RaySystemError,
+    WorkerCrashedError,
+)
+from raylite.testing.simcluster import SimCluster
+from tests.sim.ledger import Attempt, Ledger, moment
+from tests.sim.scripts import Expected, Script, Wrong
+
+UNNOTICED = 8.0  # seconds of a cut after which a node may be taken for dead: ten less two beats
+FORGOTTEN = 55.0  # seconds of a cut after which a session may have ended
+WAITING = 2_000  # messages in a mailbox
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Two machines that did not hear each other, or one of them the other."""
+
+    one: str
+    other: str
+    began: float
+    seconds: float
+
+
+class Losses:
+    """Which nodes the cluster may take for dead, or some of it may, and since when."""
+
+    def __init__(self) -> None:
+        self.cuts: list[Cut] = []
+        self._lost: dict[str, list[float]] = {}
+
+    def lose(self, node: str) -> None:
+        """A node has died, is taken for dead, or has lost another."""
+        self._lost.setdefault(node, []).append(moment())
+
+    def is_lost(self, node: str, since: float = 0.0) -> bool:
+        return any(at >= since for at in self._lost.get(node, ()))
+
+    def was_cut_off(self, machine: str) -> bool:
+        """Whether a machine was unheard for so long that its death may be declared."""
+        now = moment()
+        return any(
+            machine in (cut.one, cut.other) and min(now - cut.began, cut.seconds) >= UNNOTICED
+            for cut in self.cuts
+        )
+
+    def __len__(self) -> int:
+        return sum(map(len, self._lost.values()))
+
+
+class ClusterLedger(Ledger):
+    """A ledger that knows of lost nodes."""
+
+    def __init__(self, cluster: SimCluster, losses: Losses) -> None:
+        super().__init__(cluster)
+        self.losses = losses
+
+    def is_lost(self, attempt: Attempt) -> bool:
+        return super().is_lost(attempt) or self.losses.is_lost(
+            attempt.worker.partition("/")[0], attempt.began
+        )
+
+    def is_explained(self, expected: Expected, error: BaseException, node: str) -> bool:
+        """Accept what the loss of a node explains: of the driver's own, or of one that was used."""
+        if self.losses.is_lost(node):
+            return isinstance(
+                error, LocalRayletDiedError | ObjectLostError | WorkerCrashedError | RaySystemError
+            )
+        scripts = list(expected.closure())
+        if isinstance(error, WorkerCrashedError):
+            return any(self._may_be_exhausted(each) for each in scripts)
+        if isinstance(error, ObjectLostError):
+            return any(self._may_be_lost(each) for each in scripts)
+        return False
+
+    def _may_be_exhausted(self, script: Script) -> bool:
+        """An attempt may be lost on its way to a worker, and its body never tells of it."""
+        attempts = self.of_label.get(script.label, [])
+        lost = sum(self.is_lost(attempt) for attempt in attempts)
+        return lost + len(self.losses) > script.retries
+
+    def _may_be_lost(self, script: Script) -> bool:
+        """What is large is on the node that made it, and on no other for sure."""
+        return (script.large or script.puts or script.manner == "return") and any(
+            self.is_lost(attempt) for attempt in self.of_label.get(script.label, [])
+        )
+
+
+class Tables:
+    """The GCS's tables as its disk has them, and what their changes say."""
+
+    def __init__(self, cluster: SimCluster, losses: Losses) -> None:
+        self._cluster = cluster
+        self._losses = losses
+        self._nodes: dict[tuple[bytes, int], bool] = {}
+        self._epoch = 0
+        self.deaths: list[str] = []
+        cluster.gcs.disk.on_write.append(self._written)
+
+    def nodes(self) -> list[msg.Node]:
+        return [msg.Node.parse(row) for row in self._rows("nodes")]
+
+    def jobs(self) -> list[msg.Job]:
+        return [msg.Job.parse(row) for row in self._rows("jobs")]
+
+    def workers(self) -> list[msg.Worker]:
+        return [msg.Worker.parse(row) for row in self._rows("workers")]
+
+    def _rows(self, table: str) -> Iterator[bytes]:
+        for key, record in self._cluster.gcs.disk.tables.get(table, {}).items():
+            yield unseal(table, key, record)
+
+    def _written(self, writes: Sequence[Write]) -> None:
+        for write in writes:
+            if write.row is None:
+                continue
+            row = unseal(write.table, write.key, write.row)
+            if write.table == "cluster":
+                self._begun(msg.Epoch.parse(row))
+            elif write.table == "nodes":
+                self._told(msg.Node.parse(row))
+
+    def _begun(self, epoch: msg.Epoch) -> None:
+        if epoch.number < self._epoch:
+            self._wrong(f"V10: epoch {epoch.number} follows epoch {self._epoch}")
+        self._epoch = epoch.number
+
+    def _told(self, row: msg.Node) -> None:
+        key = row.node_id, row.incarnation
+        was_alive = self._nodes.get(key)
+        self._nodes[key] = row.alive
+        name = self.name_of(row.node_id)
+        if row.alive and was_alive is False:
+            self._wrong(f"V11: {name} is dead, and the same incarnation is a member again")
+        if row.alive or was_alive is False or self._cluster.is_stopping:
+            return
+        self.deaths.append(name)
+        node = self._cluster.nodes.get(name)
+        if node is not None:
+            if not self._losses.was_cut_off(name.partition(".")[0]):
+                self._wrong(f"V11: {name} is taken for dead, and nothing happened to it")
+            self._losses.lose(name)
+
+    def name_of(self, node_id: bytes) -> str:
+        everybody = [*self._cluster.nodes.values(), *self._cluster.gone.values()]
+        return next((node.name for node in everybody if node.id == node_id), node_id.hex()[:8])
+
+    def _wrong(self, message: str) -> None:
+        self._cluster.fail(Wrong(message))
+
+
+def check(cluster: SimCluster) -> None:
+    """Assert what must hold at every moment: V7 by the machines themselves, and V14."""
+    cluster.check()
+    if cluster.gcs.is_running:
+        _check_queues("gcs", cluster.gcs.host)
+    for node in cluster.nodes.values():
+        _check_queues(node.name, node.raylet.host)
+
+
+def _check_queues(name: str, host: object) -> None:
+    for service in host._services:  # type: ignore[attr-defined]
+        waiting = service.statistics().waiting
+        if waiting > WAITING:
+            raise Wrong(f"V14: {waiting} messages wait in {type(service).__name__} of {name}")
+
+
+def unsettled(cluster: SimCluster, tables: Tables, losses: Losses) -> Iterator[str]:
+    """What keeps the GCS's tables and the raylets' views from saying what is true."""
+    living = sorted(cluster.nodes)
+    members = sorted(tables.name_of(row.node_id) for row in tables.nodes() if row.alive)
+    if members != living:
+        yield f"V10: the members are {members}, and {living} live"
+    for node in cluster.nodes.values():
+        known = sorted(tables.name_of(key) for key in node.raylet.cluster.nodes())
+        if known != living:
+            yield f"V10: {node.name} knows of {known}, and {living} live"
+    running = sorted(row.driver_address for row in tables.jobs() if not row.finished)
+    drivers = sorted(driver.core.network.address for driver in cluster.drivers())
+    forgotten = [
+        driver.core.network.address
+        for driver in cluster.drivers()
+        if losses.is_lost(driver.node.name)
+    ]
+    if [each for each in running if each not in drivers] or [
+        each for each in drivers if each not in running and each not in forgotten
+    ]:
+        yield f"V13: jobs run for {running}, and there are the drivers {drivers}"
+    told = sorted(row.address for row in tables.workers() if row.alive)
+    workers = sorted(
+        member.address for node in cluster.nodes.values() for member in node.raylet.pool.workers()
+    )
+    if told != workers:
+        yield f"V10: the table has the workers {told}, and there are {workers}"

@@ -1,0 +1,150 @@
+"""The ledger: what truly happened in a simulation, told by the tasks' bodies and not by the cluster."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from raylite._services.worker.objects import ObjectRef
+from raylite.exceptions import (
+    ObjectLostError,
+    RayTaskError,
+    TaskUnschedulableError,
+    WorkerCrashedError,
+)
+from raylite.testing.loop import SimLoop
+from raylite.testing.node import TaskContext
+from tests.sim.scripts import Expected, Planned, Script, Wrong
+
+
+class Place(Protocol):
+    """Where it happens: a node, or a cluster."""
+
+    def death_of(self, worker: str) -> str | None: ...
+    def fail(self, error: BaseException) -> None: ...
+    @property
+    def failed_starts(self) -> int: ...
+
+
+def moment() -> float:
+    """The time by which the ledger is kept."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, SimLoop)
+    return loop.moment
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One run of a task's body."""
+
+    label: int
+    task: bytes
+    number: int
+    retries: int
+    worker: str
+    began: float
+    ended: float | None = None
+
+
+class Ledger:
+    """What truly happened, told by the bodies and not by the cluster."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.attempts: list[Attempt] = []
+        self.of_task: dict[bytes, list[Attempt]] = {}
+        self.of_label: dict[int, list[Attempt]] = {}
+        self._flags: dict[str, asyncio.Event] = {}
+        self.kept: dict[str, list[ObjectRef[Any]]] = {}  # by worker
+        self.on_event: Callable[[str], None] = lambda worker: None
+        self.on_put: Callable[[str], None] = lambda worker: None
+
+    def begin(self, task: TaskContext, script: Script) -> Attempt:
+        attempt = Attempt(
+            script.label, task.id, task.attempt, script.retries, task.worker, moment()
+        )
+        earlier = self.of_task.setdefault(task.id, [])
+        if any(each.number == task.attempt for each in earlier):
+            self.wrong(f"attempt {task.attempt} of {script.label} began twice")
+        if task.attempt > script.retries:
+            self.wrong(f"attempt {task.attempt} of {script.label}, with {script.retries} retries")
+        for each in earlier:
+            if not self.is_lost(each):
+                self.wrong(f"{script.label} runs again, and worker {each.worker} lives: {each}")
+        earlier.append(attempt)
+        self.attempts.append(attempt)
+        self.of_label.setdefault(script.label, []).append(attempt)
+        self.on_event(task.worker)
+        return attempt
+
+    def end(self, attempt: Attempt, script: Script) -> None:
+        attempt.ended = moment()
+        self.on_event(attempt.worker)
+        if script.puts:
+            self.on_put(attempt.worker)
+
+    def flag(self, name: str) -> asyncio.Event:
+        return self._flags.setdefault(name, asyncio.Event())
+
+    def is_lost(self, attempt: Attempt) -> bool:
+        """Whether the worker of an attempt died a violent death."""
+        return self.place.death_of(attempt.worker) not in (None, "exit code 0")
+
+    def is_exhausted(self, script: Script) -> bool:
+        """Whether all attempts that some task with this script may have were lost."""
+        by_task: dict[bytes, int] = {}
+        for attempt in self.of_label.get(script.label, ()):
+            if self.is_lost(attempt):
+                by_task[attempt.task] = by_task.get(attempt.task, 0) + 1
+        return any(lost > script.retries for lost in by_task.values())
+
+    def is_owner_dead(self, script: Script) -> bool:
+        """Whether a worker died that may have owned what this script's answer refers to."""
+        if not script.puts and script.manner != "return":
+            return False
+        return any(self.is_lost(attempt) for attempt in self.of_label.get(script.label, ()))
+
+    def judge(self, expected: Expected, error: BaseException, node: str) -> None:
+        """Accept an error that a driver of a node got only if what it claims did happen."""
+        scripts = list(expected.closure())
+        if isinstance(error, WorkerCrashedError):
+            allowed = any(self.is_exhausted(each) for each in scripts)
+        elif isinstance(error, Planned):
+            allowed = any(each.raises for each in scripts)
+        elif isinstance(error, ObjectLostError):
+            allowed = any(self.is_owner_dead(each) for each in scripts)
+        elif isinstance(error, TaskUnschedulableError):
+            allowed = self.place.failed_starts >= 3
+        else:
+            allowed = False
+        if not allowed and not self.is_explained(expected, error, node):
+            cause = error.__cause__ if isinstance(error, RayTaskError) else None
+            self.wrong(f"{expected.script.label} failed, and should not: {error!r} {cause!r}")
+
+    def is_explained(self, expected: Expected, error: BaseException, node: str) -> bool:
+        """Whether something else than the deaths of workers led to an error."""
+        return False
+
+    def wrong(self, message: str) -> None:
+        error = Wrong(message)
+        self.place.fail(error)
+        raise error
+
+
+_current: list[Ledger] = []
+
+
+def current() -> Ledger:
+    """The ledger of the simulation that runs."""
+    return _current[-1]
+
+
+@contextmanager
+def keeping(ledger: Ledger) -> Iterator[None]:
+    """Let bodies tell this one."""
+    _current.append(ledger)
+    try:
+        yield
+    finally:
+        _current.remove(ledger)
