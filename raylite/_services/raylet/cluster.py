@@ -168,6 +168,7 @@ class ClusterService(Service):
             if row.finished:
                 self.drivers.pop(row.job_id, None)
                 self._process_died(row.driver_id, row.driver_address, "the driver has exited")
+                self._pool.job_ended(row.job_id)
             else:
                 self.drivers[row.job_id] = row.driver_address
             for listener in self.on_driver_ended if row.finished else self.on_driver:

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 MOST_PIDS = 1 << 22  # what Linux gives at most
 _STILLBORN_KEPT = 1000
+_JOBS_KEPT = 10_000  # jobs that have ended, against waiting for what they might need
 
 
 class WorkerSource(Protocol):
@@ -96,6 +97,7 @@ class PoolService(Service, serves=(raylet.Pool,)):
         self.on_gone: list[Callable[[Member, str], None]] = []
         self.on_driver: Callable[[Member], None] = _ignore
         self._ending: dict[bytes, str] = {}
+        self._ended_jobs: dict[bytes, None] = {}
         self._stillborn: dict[int, None] = {}  # tokens of workers that ended and may yet register
         source.listener = self
 
@@ -238,12 +240,21 @@ class PoolService(Service, serves=(raylet.Pool,)):
             return
         self._by_link.pop(driver.link, None)
         self._gone(driver, "the driver has exited")
-        for id in self._ending:  # those that wait until nobody needs them: nobody will
-            if (worker := self._workers.get(id)) is not None and worker.job == driver.job:
+        self.job_ended(driver.job)
+
+    def job_ended(self, job: bytes) -> None:
+        """Nobody needs this job's workers any more, on whatever node its driver was."""
+        if job in self._ended_jobs:
+            return
+        self._ended_jobs[job] = None
+        if len(self._ended_jobs) > _JOBS_KEPT:
+            del self._ended_jobs[next(iter(self._ended_jobs))]
+        for id in self._ending:  # those that wait until nobody needs them
+            if (worker := self._workers.get(id)) is not None and worker.job == job:
                 self._retire(WorkerKey(id))
         bound = self._pool.keys()
         for key in bound:
-            if isinstance(key, bytes) and key[:4] == driver.job:
+            if isinstance(key, bytes) and key[:4] == job:
                 self._perform(self._pool.retire_key(key, now()))
 
     def _guest_left(self, guest: Member) -> None:
@@ -287,7 +298,8 @@ class PoolService(Service, serves=(raylet.Pool,)):
         member = self._workers.get(worker)
         if member is not None and not member.link.is_ended:
             self._ending[worker] = "it was idle and has been retired"
-            member.process.leave(hot.Leave(not self.drivers_of(member.job)))
+            is_needed = member.job and member.job not in self._ended_jobs
+            member.process.leave(hot.Leave(not is_needed))
 
     def _expire(self) -> None:
         self._perform(self._pool.expire(now()))

@@ -540,8 +540,11 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         self._by_link.pop(link, None)
 
     def _raylet_ended(self, link: Link) -> None:
+        """Without its node a process is in no cluster: what other nodes lent it is theirs again."""
         for task in list(self._tasks.values()):
             self._fail(task, self._raylet_died())
+        for home in list(self._raylets):
+            home.close()
 
     def _expire(self) -> None:
         if not self._raylet.is_ended:
