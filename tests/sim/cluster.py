@@ -350,7 +350,7 @@ def _node_ended(cluster: SimCluster, losses: Losses, node: SimNode, error: BaseE
 
 async def _check_often(cluster: SimCluster) -> None:
     while True:
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.5 if moment() < 10.0 else 5.0)
         try:
             check(cluster)
         except AssertionError as error:
