@@ -92,6 +92,15 @@ def test_a_driver_that_is_given_the_address_is_attached_to_the_head() -> None:
                 assert len(ray.nodes()) == 3
 
 
+def test_a_program_that_calls_init_finds_the_cluster_by_its_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Cluster(initialize_head=True, head_node_args=SMALL) as cluster:
+        monkeypatch.setenv("RAYLITE_ADDRESS", cluster.address)
+        with ray.init() as context:
+            assert context["address"] == cluster.address
+
+
 def test_a_node_whose_power_is_cut_is_known_to_be_dead_soon(cluster: Cluster) -> None:
     cut, killed = cluster.add_node(**SMALL), cluster.add_node(**SMALL)
     assert ray.get(where.options(scheduling_strategy=on(killed)).remote()) == killed.node_id
