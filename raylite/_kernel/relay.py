@@ -11,9 +11,12 @@ However one of them ends, the other ends too.
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from grpclib.const import Status
+from grpclib.exceptions import StreamTerminatedError
 from grpclib.server import Stream as ServerStream
+from h2.exceptions import ProtocolError as H2Error
 
 from raylite._kernel.grpcwire import GrpcWire
 from raylite._kernel.wire import Deaf, Wire, WireEvents
@@ -44,7 +47,7 @@ async def reached(
     try:
         async with asyncio.timeout(seconds):
             wire = await dial(f"unix:{folder}/{name}", Deaf())
-    except (OSError, TimeoutError, LinkError, ValueError) as error:
+    except Exception as error:  # as `Network` does: a connection may be reset at any moment
         raise ConnectionError(f"{name} does not answer on its node: {error}") from error
     assert isinstance(wire, GrpcWire)
     return wire
@@ -59,8 +62,8 @@ async def relay(
     try:
         onward = await reach()
     except ConnectionError as error:
-        if not wire.gone.done():
-            told = str(error)
+        told = str(error)
+        with suppress(StreamTerminatedError, H2Error, RuntimeError):  # the asker may be gone
             await stream.send_trailing_metadata(status=Status.UNAVAILABLE, status_message=told)
         wire.close("nobody to relay to")
         return

@@ -5,16 +5,19 @@ Those run over a relay too: the kind `grpc-relay`.
 
 import asyncio
 import struct
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
 import pytest
+from grpclib.exceptions import StreamTerminatedError
+from h2.exceptions import StreamClosedError
 from msgspec.structs import replace
 
 from raylite._kernel.connection import WINDOW
 from raylite._kernel.grpc import GrpcNetwork
 from raylite._kernel.grpcwire import GrpcWire
-from raylite._kernel.relay import is_name
+from raylite._kernel.relay import is_name, reached, relay
 from raylite._kernel.token import new_token
 from raylite.exceptions import AuthenticationError, PeerLostError
 from tests.kernel.membership import cluster_token
@@ -165,6 +168,28 @@ async def test_only_sockets_of_the_directory_are_reached(rig: Rig) -> None:
             wire.abort("served by the relay itself")
     await plain.close()
     await until(lambda: not rig.relay._connections)
+
+
+@relayed
+async def test_an_asker_that_is_gone_when_it_is_told_no_ends_nothing_else(rig: Rig) -> None:
+    """Without the cure: the relay's process ends, and its node with it."""
+
+    class Gone:
+        def __init__(self, error: Exception) -> None:
+            self.error = error
+
+        async def send_trailing_metadata(self, **told: Any) -> None:
+            raise self.error
+
+    async def reach() -> GrpcWire:
+        return await reached(rig.relay.dial, rig.folder, "nobody", 5.0)
+
+    closed: list[str] = []
+    wire: Any = SimpleNamespace(close=closed.append)
+    for error in (StreamTerminatedError(), StreamClosedError(1), RuntimeError("handler closed")):
+        stream: Any = Gone(error)
+        await relay(wire, stream, reach)
+    assert closed == ["nobody to relay to"] * 3
 
 
 def test_names_lead_nowhere_else() -> None:
