@@ -2,14 +2,19 @@
 
 import signal
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from raylite._kernel.link import Link
+from raylite._protocol.gcs import Nodes
 from raylite._runtime import records
 from raylite._runtime.records import NodeRecord
+from raylite._wire.messages import gcs as msg
 from tests.cluster.netns import Lan, Machine, component, lan
+from tests.cluster.started import ask
 from tests.cluster.watching import Watch, tree
 
 
@@ -82,6 +87,22 @@ def joined(joining: "subprocess.Popen[str]") -> None:
     with joining:
         _, errors = joining.communicate(timeout=50)
     assert joining.returncode == 0, errors
+
+
+def until_a_death(head: NodeRecord, act: Callable[[], object]) -> float:
+    """Do something, and count the seconds until the cluster's table says that a node is dead."""
+
+    async def question(link: Link) -> float:
+        began = 0.0
+        async for event in Nodes(link).watch(msg.WatchNodes()):
+            if not began:  # the first event: the feed is there
+                act()
+                began = time.monotonic()
+            elif event.node is not None and not event.node.alive:
+                break
+        return time.monotonic() - began
+
+    return ask(head, question)
 
 
 @contextmanager

@@ -5,18 +5,15 @@ a blackout of five seconds waits five seconds, and nothing else here sleeps.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
 
-from raylite._kernel.link import Link
-from raylite._protocol.gcs import Nodes
 from raylite._runtime.records import NodeRecord
-from raylite._wire.messages import gcs as msg
-from tests.cluster.machines import Cluster, cluster_of
-from tests.cluster.started import ask, nodes
+from tests.cluster.machines import Cluster, cluster_of, until_a_death
+from tests.cluster.started import nodes
 from tests.cluster.watching import eventually
 
 pytestmark = [pytest.mark.process, pytest.mark.fault, pytest.mark.timeout(300)]
@@ -56,22 +53,6 @@ def outcome(question):
 
 def living(head: NodeRecord) -> set[bytes]:
     return {row.node_id for row in nodes(head) if row.alive}
-
-
-def until_a_death(head: NodeRecord, act: Callable[[], object]) -> float:
-    """Do something, and count the seconds until the cluster's table says that a node is dead."""
-
-    async def question(link: Link) -> float:
-        began = 0.0
-        async for event in Nodes(link).watch(msg.WatchNodes()):
-            if not began:  # the first event: the feed is there
-                act()
-                began = time.monotonic()
-            elif event.node is not None and not event.node.alive:
-                break
-        return time.monotonic() - began
-
-    return ask(head, question)
 
 
 @pytest.fixture(scope="module")
