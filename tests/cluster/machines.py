@@ -15,7 +15,7 @@ from raylite._runtime.records import NodeRecord
 from raylite._wire.messages import gcs as msg
 from tests.cluster.netns import Lan, Machine, component, lan
 from tests.cluster.started import ask
-from tests.cluster.watching import Watch, tree
+from tests.cluster.watching import SOON, Watch, tree
 
 
 class Cluster:
@@ -74,7 +74,7 @@ class Cluster:
         """Kill a node's GCS or raylet as `kill -9` does, and wait until it is no more."""
         with Watch(component(machine, role)) as watch:
             watch.signal(signal.SIGKILL)
-            assert watch.left_after(10) == []
+            assert watch.left_after(SOON) == []
 
     def stop(self) -> None:
         self.network.mend()

@@ -23,9 +23,8 @@ BLACKOUT = 5.0
 PATIENCE = 60.0  # seconds that bound a failure
 
 TASKS = """
-import json
 import numpy as np
-from raylite.exceptions import LocalRayletDiedError, ObjectLostError, RayError
+from raylite.exceptions import RayError
 
 at = lambda number: {f"m{number}": 0.1}
 
