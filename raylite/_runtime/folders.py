@@ -1,6 +1,7 @@
 """Where sessions lie: a private directory for each user, and in it one for each session."""
 
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
@@ -11,6 +12,7 @@ from tempfile import gettempdir
 from raylite._runtime.node import LATEST, NodeConfig
 
 _LONGEST_NAME = "w0123456789abcdef.sock"  # a worker's
+_ENDED_KEPT = 20  # sessions that have ended, and left logs
 _PATH_LIMIT = 107  # bytes of a unix socket's path, by the size of `sockaddr_un`
 
 
@@ -38,7 +40,15 @@ def make_session_dir(temp_dir: str = "") -> Path:
     session = _private(choose_temp_dir(temp_dir), name) / name
     for directory in (session, session / "logs", session / "sockets"):
         directory.mkdir(mode=0o700)
+    _prune(session.parent)
     return session
+
+
+def _prune(directory: Path) -> None:
+    """Remove what the oldest ended sessions have left, which is their logs. Ray: they stay for ever."""
+    ended = [each for each in directory.glob("session_2*") if not (each / "sockets").exists()]
+    for session in sorted(ended)[:-_ENDED_KEPT]:
+        shutil.rmtree(session, ignore_errors=True)
 
 
 def point_latest_at(session: Path) -> None:

@@ -5,16 +5,25 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
-from raylite._runtime import settings
+from raylite._runtime import folders, settings
 from raylite._runtime.logfiles import WorkerLogs, rotate
 from raylite._runtime.node import Rotation
 from raylite._services.raylet.logs import Chunk
 
 OUT, ERR = (1, False), (1, True)
+
+
+@pytest.fixture
+def short_dir() -> Iterator[Path]:
+    """Not `tmp_path`: the paths of sockets would be too long."""
+    with TemporaryDirectory(prefix="rl-") as folder:
+        yield Path(folder)
 
 
 def written(directory: Path, *chunks: Chunk, rotation: Rotation | None = None) -> dict[str, bytes]:
@@ -135,3 +144,16 @@ def test_a_bad_setting_is_refused_by_name(
         settings.rotation()
         settings.deduplicator()
     assert complaint in str(error.value)
+
+
+def test_of_sessions_that_have_ended_the_latest_keep_their_logs(short_dir: Path) -> None:
+    folder = str(short_dir)
+    living = folders.make_session_dir(folder)
+    ended = []
+    for number in range(25):
+        session = living.parent / f"session_2001-01-01_{number:02}_1"
+        (session / "logs").mkdir(parents=True)
+        (session / "logs" / "worker.out").write_text("hello")
+        ended.append(session)
+    latest = folders.make_session_dir(folder)
+    assert sorted(folders.sessions(folder)) == sorted([*ended[5:], living, latest])
