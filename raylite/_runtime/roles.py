@@ -15,7 +15,7 @@ from raylite._kernel.audit import refuse_unpickling
 from raylite._kernel.grpc import GrpcNetwork
 from raylite._kernel.service import Service
 from raylite._kernel.threads import LoopThread
-from raylite._runtime import context, credentials, networks
+from raylite._runtime import context, credentials, networks, settings
 from raylite._runtime.attach import Attachment, attach_worker
 from raylite._runtime.components import STORE_GRACE, Raylet, build_gcs, build_raylet
 from raylite._runtime.drivers import DriverWatch
@@ -36,12 +36,11 @@ IDLE = "raylite::IDLE"
 
 
 def _keep_log(inherited: Inherited) -> None:
-    """Have log records in the component's file. A node that a program started for itself tells problems only."""
+    """Have log records in the component's file: problems, or more if the environment asks for it."""
     config = inherited.config
     log = ComponentLog(config.logs / f"{inherited.role}.log", config.rotation)
     logging.getLogger().addHandler(log)
-    if config.is_listed:
-        logging.getLogger("raylite").setLevel(logging.INFO)
+    logging.getLogger("raylite").setLevel(settings.backend_level())
 
 
 def gcs(inherited: Inherited, network_of: NetworkOf = networks.network_of) -> None:

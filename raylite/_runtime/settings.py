@@ -1,5 +1,6 @@
 """Settings of logging, which Ray takes from the environment: here by its names or by raylite's."""
 
+import logging
 import os
 import re
 
@@ -18,6 +19,12 @@ def rotation() -> Rotation:
         int(_number("ROTATION_MAX_BYTES", default.size, 4096)),
         int(_number("ROTATION_BACKUP_COUNT", default.backups, 0)),
     )
+
+
+def backend_level() -> int:
+    """Return the level from which components log: `BACKEND_LOG_LEVEL`; what it is not is a warning."""
+    _, name = _setting("BACKEND_LOG_LEVEL", "warning")
+    return logging.getLevelNamesMapping().get(name.upper(), logging.WARNING)
 
 
 def deduplicator() -> Deduplicator | None:

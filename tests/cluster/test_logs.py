@@ -150,10 +150,10 @@ def test_a_flood_fills_no_memory_though_its_driver_stands_still() -> None:
         assert driver.end()[0] == 0
 
 
-def test_components_tell_what_happened_in_their_logs(
-    nodes: tuple[NodeRecord, NodeRecord],
-) -> None:
-    head, far = nodes
+def test_components_tell_what_happened_in_their_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYLITE_BACKEND_LOG_LEVEL", "info")
+    head = start("--head", "--port=0")
+    far = start(f"--address={head.cluster}")
     (log,) = logs(head.session_dir, "gcs.log")
     assert log.read_text().count(" joined\n") == 2
     os.kill(component(far, "raylet"), signal.SIGKILL)
