@@ -121,6 +121,20 @@ class ClusterService(Service):
     async def _watch_nodes(self) -> None:
         nodes = gcs.Nodes(self._network.connect(self._gcs))
         events: AsyncIterator[msg.NodeEvent] = nodes.watch(msg.WatchNodes())
+        is_listed = False
+        async for event in events:
+            if not is_listed:  # before, what died after the list and before the watch went unheard
+                is_listed = True
+                await self._list_nodes(nodes)
+            if event.node is None:
+                continue
+            if event.node.alive:
+                self._joined(event.node)
+            else:
+                self._ended(event.node)
+
+    async def _list_nodes(self, nodes: gcs.Nodes) -> None:
+        """Hear also of those that are members no more: a watch does not begin with them."""
         listed = (await nodes.list(msg.ListNodes())).nodes
         alive = {NodeKey(row.node_id): row for row in listed if row.alive}
         for node, (incarnation, _) in list(self._raylets.items()):
@@ -131,13 +145,6 @@ class ClusterService(Service):
                 self._note_dead(NodeKey(row.node_id), row.death_reason)
         for row in alive.values():
             self._joined(row)
-        async for event in events:
-            if event.node is None:
-                continue
-            if event.node.alive:
-                self._joined(event.node)
-            else:
-                self._ended(event.node)
 
     async def _watch_views(self) -> None:
         self._early.clear()
