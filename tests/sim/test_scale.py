@@ -1,0 +1,63 @@
+"""Many nodes at once: a storm of registrations, also over the death of the GCS."""
+
+import asyncio
+
+import pytest
+
+from raylite._kernel.link import LinkConfig
+from raylite._protocol import gcs
+from raylite._wire.messages import gcs as msg
+from raylite.testing.loop import SimLoop
+from raylite.testing.node import GCS
+from raylite.testing.sim import SimNetwork, World
+from raylite.testing.simcluster import SimCluster
+from raylite.testing.simgcs import SimDisk
+from tests.sim.invariants import WAITING
+from tests.sim.workload import quiet_collector
+
+STORM = 1_000
+WITHIN = 10.0  # virtual seconds, with a disk that takes five milliseconds for a commit
+
+pytestmark = pytest.mark.sim
+
+
+async def _storm(kill: bool) -> None:
+    world = World(3)
+    cluster = SimCluster(world, disk=SimDisk(world.random("disk"), 0.005))
+    await cluster.gcs.start()
+    deepest = 0
+
+    async def register(number: int) -> None:
+        nonlocal deepest
+        network = SimNetwork(world, f"m{number}/raylet", LinkConfig())
+        row = msg.RegisterNode(
+            node_id=number.to_bytes(28, "little"), incarnation=1, resources={"CPU": 1.0}
+        )
+        while True:
+            try:
+                await gcs.Nodes(network.connect(GCS)).register(row)
+                break
+            except Exception:  # the GCS was killed under it
+                await asyncio.sleep(0.1)
+        if cluster.gcs.is_running:
+            for service in cluster.gcs.host._services:
+                deepest = max(deepest, service.statistics().waiting)
+
+    loop = asyncio.get_running_loop()
+    storm = [loop.create_task(register(number)) for number in range(STORM)]
+    if kill:
+        await asyncio.sleep(0.02)
+        cluster.gcs.kill()
+        await asyncio.sleep(0.2)
+        await cluster.gcs.start()
+    await asyncio.wait(storm)
+    assert loop.time() < WITHIN
+    assert len(cluster.gcs.disk.tables["nodes"]) == STORM
+    assert deepest < WAITING
+    cluster.is_stopping = True
+
+
+@pytest.mark.parametrize("kill", [False, True])
+def test_a_thousand_nodes_register_at_once(kill: bool) -> None:
+    with quiet_collector():
+        SimLoop().run(_storm(kill))
