@@ -1,6 +1,7 @@
-"""Many nodes at once: a storm of registrations, also over the death of the GCS."""
+"""Many nodes at once: a storm of registrations, and a hundred raylets that all know one another."""
 
 import asyncio
+from collections.abc import Awaitable
 
 import pytest
 
@@ -8,7 +9,7 @@ from raylite._kernel.link import LinkConfig
 from raylite._protocol import gcs
 from raylite._wire.messages import gcs as msg
 from raylite.testing.loop import SimLoop
-from raylite.testing.node import GCS
+from raylite.testing.node import GCS, TaskContext
 from raylite.testing.sim import SimNetwork, World
 from raylite.testing.simcluster import SimCluster
 from raylite.testing.simgcs import SimDisk
@@ -19,6 +20,15 @@ STORM = 1_000
 WITHIN = 10.0  # virtual seconds, with a disk that takes five milliseconds for a commit
 
 pytestmark = pytest.mark.sim
+
+
+def where(task: TaskContext) -> Awaitable[str]:
+    return _where(task)
+
+
+async def _where(task: TaskContext) -> str:
+    await task.sleep(0.05)
+    return task.node.name
 
 
 async def _storm(kill: bool) -> None:
@@ -61,3 +71,28 @@ async def _storm(kill: bool) -> None:
 def test_a_thousand_nodes_register_at_once(kill: bool) -> None:
     with quiet_collector():
         SimLoop().run(_storm(kill))
+
+
+async def _hundred() -> None:
+    cluster = SimCluster(World(4))
+    await cluster.gcs.start()
+    for number in range(100):
+        await cluster.add(f"n{number}", is_head=number == 0, cpus=1)
+    await cluster.joined()
+    driver = await cluster.nodes["n0"].driver("driver")
+    refs = [driver.submit(where, scheduling_strategy="SPREAD") for _ in range(300)]
+    places = await driver.get(refs)
+    assert len(places) == 300
+    assert len(set(places)) > 50
+    for number in range(10, 20):
+        cluster.kill(cluster.nodes[f"n{number}"])
+    await asyncio.sleep(5)
+    for node in cluster.nodes.values():
+        assert len(node.raylet.cluster.nodes()) == 90
+    await cluster.stop()
+
+
+@pytest.mark.timeout(300)  # eight seconds of a core, which may be shared
+def test_a_hundred_raylets_know_one_another_and_spread_work() -> None:
+    with quiet_collector():
+        SimLoop().run(_hundred(), within=600.0)
