@@ -19,6 +19,7 @@ class Leases(Interface):
 
     request = batch(hot.LeaseRequest, bulk=False)
     release = batch(bytes, bulk=False)  # a lease: given back, or no longer wished for
+    unreachable = post(bytes)  # a lease: its worker answers no more, though nobody said it died
     backlog = post(hot.Backlog)  # from an owner, to its own raylet: once a second, if it changed
     blocked = post(bytes)  # from a worker: its task waits in `get`, lend its CPU to others
     unblocked = post(bytes)

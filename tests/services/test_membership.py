@@ -31,11 +31,13 @@ class NoWorkers:
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
+        self.killed: list[int] = []
 
     def start(self, token: int) -> None:
         self.tokens.append(token)
 
-    def kill(self, token: int) -> None: ...
+    def kill(self, token: int) -> None:
+        self.killed.append(token)
 
     def last_task(self, token: int) -> bytes:
         return b""

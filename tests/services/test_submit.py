@@ -24,7 +24,7 @@ from raylite._types.strategies import NodeAffinity, NodeKey, Placement, SpreadSt
 from raylite._wire import hot, placement
 from raylite._wire.hot import Form, Value
 from raylite._wire.messages import raylet as msg
-from raylite.exceptions import LocalRayletDiedError, WorkerCrashedError
+from raylite.exceptions import LocalRayletDiedError, PeerLostError, WorkerCrashedError
 from raylite.testing.sim import World
 from tests.services.rig import simulated
 
@@ -41,6 +41,7 @@ class PlayedRaylet(Service, serves=(raylet.Leases, raylet.Objects, raylet.Copies
         self.network = network
         self.requests: list[hot.LeaseRequest] = []
         self.released: list[bytes] = []
+        self.unreached: list[bytes] = []
         self.freed: list[bytes] = []
         self.backlogs: list[hot.Shapes] = []
         self.asker: Link | None = None
@@ -58,6 +59,10 @@ class PlayedRaylet(Service, serves=(raylet.Leases, raylet.Objects, raylet.Copies
     @handles(raylet.Leases.release)
     def release(self, leases: list[bytes]) -> None:
         self.released += leases
+
+    @handles(raylet.Leases.unreachable)
+    def unreachable(self, lease: bytes) -> None:
+        self.unreached.append(lease)
 
     @handles(raylet.Leases.backlog)
     def backlog(self, backlog: hot.Backlog) -> None:
@@ -448,6 +453,37 @@ async def test_a_death_that_is_told_late_or_twice_costs_nothing_more() -> None:
             await at.settled()
         assert (task.attempt, task.retries) == (1, 0)
         assert at.far.freed == [task.entries[0].id]  # what it may have stored, once
+
+
+@simulated
+async def test_the_tasks_of_a_worker_out_of_reach_run_again_once_its_raylet_has_ended_it() -> None:
+    async with scene() as at:
+        task = at.task(retries=1)
+        at.submit.submit([task])
+        await at.settled()
+        lease, gone = at.here.requests[0].lease, at.workers[0]
+        at.here.grant(lease, gone)
+        await at.settled()
+        assert len(gone.tasks) == 1
+        unreached = PeerLostError("w0 could not be reached for 60 s", confirmed=False)
+        at.networks["owner"].connect("w0").finish(unreached)
+        await at.settled()
+        assert at.here.unreached == [lease]
+        at.here.holder.lost(hot.WorkerLost(lease, gone.id, "w0", "it was ended", task.id))
+        await at.settled()
+        assert (task.attempt, len(at.here.requests)) == (1, 2)
+
+
+@simulated
+async def test_a_worker_that_says_goodbye_is_left_to_its_raylet() -> None:
+    async with scene() as at:
+        at.submit.submit([at.task()])
+        await at.settled()
+        at.here.grant(at.here.requests[0].lease, at.workers[0])
+        await at.settled()
+        await at.networks["w0"].close()
+        await at.settled()
+        assert at.here.unreached == []
 
 
 @simulated

@@ -118,6 +118,13 @@ class LeaseService(Service, serves=(raylet.Leases,)):
         if backlog.tasks:
             self._backlogs[owner.id] = dict(views.decode_shapes(backlog.tasks))
 
+    @handles(raylet.Leases.unreachable)
+    def unreachable(self, lease: bytes) -> None:
+        """A holder and its worker have lost one another: how its tasks fare, nobody could tell."""
+        known, worker = self._keys.get(LeaseID(lease)), self._pool.worker_of(LeaseID(lease))
+        if known is not None and known[0].link is self.caller and worker is not None:
+            self._pool.end(worker, "the owner of its task could not reach it any more")
+
     @handles(raylet.Leases.blocked)
     def blocked(self, nothing: bytes) -> None:
         member = self._pool.member(self.caller)

@@ -33,7 +33,9 @@ from raylite._types.strategies import NodeKey
 from raylite._wire import hot, placement
 from raylite._wire.hot import Value
 from raylite.exceptions import (
+    LinkClosedError,
     LocalRayletDiedError,
+    PeerLostError,
     RayError,
     TaskUnschedulableError,
     WorkerCrashedError,
@@ -537,7 +539,18 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
 
     def _link_ended(self, link: Link) -> None:
         self._defined_on.pop(link, None)
-        self._by_link.pop(link, None)
+        peer = self._by_link.pop(link, None)
+        error = link.error
+        if peer is None or isinstance(error, LinkClosedError):
+            return
+        if not (isinstance(error, PeerLostError) and error.confirmed):
+            self._give_up(peer)
+
+    def _give_up(self, peer: _Peer) -> None:
+        """Have a worker end that cannot be reached: then its raylet says so, as of any other."""
+        home = self._homes.get(peer.lease)
+        if self._peers.get(peer.key) is peer and home is not None and not home.is_ended:
+            self._raylets[home].unreachable(peer.lease)
 
     def _raylet_ended(self, link: Link) -> None:
         """Without its node a process is in no cluster: what other nodes lent it is theirs again."""

@@ -1,0 +1,47 @@
+"""The Lease service of a raylet, in virtual time: what holders ask of it."""
+
+import anyio
+
+from raylite._kernel.memory import MemoryNetwork
+from raylite._protocol import raylet
+from raylite._types.resources import UNIT
+from raylite._wire import hot
+from raylite._wire.messages import raylet as msg
+from tests.services.rig import simulated
+from tests.services.test_membership import Site
+
+LEASE = b"lease".ljust(36, b".")
+
+
+async def driver(site: Site, name: str) -> tuple[MemoryNetwork, raylet.Leases]:
+    """Register somebody who may hold leases."""
+    network = site.network(name)
+    await network.listen(name)
+    link = network.connect("raylet")
+    id = name.encode().ljust(28, b".")
+    await raylet.Pool(link).register_driver(msg.RegisterDriver(id, b"job!", 7, name))
+    return network, raylet.Leases(link)
+
+
+@simulated
+async def test_a_worker_that_its_holder_cannot_reach_is_ended_and_by_no_one_elses_word() -> None:
+    site = Site()
+    async with site.node(), site.gcs():
+        await anyio.sleep(1)
+        [token] = site.source.tokens
+        worker = await site.register_worker(b"one")
+        holder, leases = await driver(site, "holder")
+        other, others = await driver(site, "other")
+        leases.request(hot.LeaseRequest(LEASE, {"CPU": UNIT}, b"job!", 0))
+        await anyio.sleep(1)
+        assert site.raylet.leases.leases.statistics().lent == 1
+
+        others.unreachable(LEASE)
+        leases.unreachable(b"unknown")
+        await anyio.sleep(1)
+        assert site.source.killed == []
+        leases.unreachable(LEASE)
+        await anyio.sleep(1)
+        assert site.source.killed == [token]
+        for network in (worker, holder, other):
+            await network.close()
