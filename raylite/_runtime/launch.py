@@ -230,9 +230,12 @@ class NodeProcess:
 
         Takes no lock: it is what a signal handler does while `stop` runs.
         """
-        if os.getpid() == self._starter and (pidfd := self._pidfd) >= 0:
-            with suppress(OSError):  # it was closed this moment
-                processes.send_signal(pidfd, signal.SIGKILL)
+        if os.getpid() != self._starter or (pidfd := self._pidfd) < 0:
+            return
+        with suppress(OSError):  # it ended, or was closed, this moment
+            if processes.parent(self.raylet_pid) == self.pid:
+                os.kill(self.raylet_pid, signal.SIGKILL)  # or it hears the fork server's end first
+            processes.send_signal(pidfd, signal.SIGKILL)
 
     def stop(self, timeout: float = 5.0) -> None:
         """End the node and wait until nothing of it is left. Calling it again does nothing.
