@@ -19,7 +19,16 @@ from raylite.testing.node import GCS, KILLED, SimDriver, SimNode
 from raylite.testing.sim import World, machine_of
 from raylite.testing.simcluster import SimCluster
 from raylite.testing.simgcs import SimDisk
-from tests.sim.invariants import FORGOTTEN, ClusterLedger, Cut, Losses, Tables, check, unsettled
+from tests.sim.invariants import (
+    FORGOTTEN,
+    HEAD,
+    ClusterLedger,
+    Cut,
+    Losses,
+    Tables,
+    check,
+    unsettled,
+)
 from tests.sim.ledger import keeping, moment
 from tests.sim.programs import Program
 from tests.sim.scripts import Script, Wrong
@@ -27,7 +36,6 @@ from tests.sim.workload import Outcome, all_or_failure, left, run_program
 
 WITHIN = 1000.0  # virtual seconds for all
 REST = 200.0  # virtual seconds until nothing may be left
-HEAD = "n0"  # its machine is the GCS's
 
 KINDS = (
     "kill worker", "kill driver", "kill raylet", "power off", "kill gcs", "reset", "cut",

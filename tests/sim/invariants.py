@@ -4,6 +4,7 @@ V2 attempts, V3 values and V1 errors are the ledger's (`ClusterLedger`); V7, V9,
 V14 are checked here, while it runs and when it has come to rest.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,9 @@ from raylite.testing.simcluster import SimCluster
 from tests.sim.ledger import Attempt, Ledger, moment
 from tests.sim.scripts import Expected, Script, Wrong
 
+HEAD = "n0"  # its machine is the GCS's
 UNNOTICED = 8.0  # seconds of a cut after which a node may be taken for dead: ten less two beats
+WINDOW = 12.0  # seconds in which several cuts may add up to that
 FORGOTTEN = 55.0  # seconds of a cut after which a session may have ended
 WAITING = 2_000  # messages in a mailbox
 
@@ -42,19 +45,28 @@ class Losses:
         self.cuts: list[Cut] = []
         self._lost: dict[str, list[float]] = {}
 
-    def lose(self, node: str) -> None:
-        """A node has died, is taken for dead, or has lost another."""
-        self._lost.setdefault(node, []).append(moment())
+    def lose(self, node: str, *, is_dead: bool = False) -> None:
+        """A node has lost another, or the cluster has lost it for good: it is fenced."""
+        self._lost.setdefault(node, []).append(math.inf if is_dead else moment())
 
     def is_lost(self, node: str, since: float = 0.0) -> bool:
         return any(at >= since for at in self._lost.get(node, ()))
 
     def was_cut_off(self, machine: str) -> bool:
-        """Whether a machine was unheard for so long that its death may be declared."""
+        """Whether a machine was unheard by the GCS for so long that its death may be declared.
+
+        Cuts that follow one another count together: what dials in between may not get through.
+        """
         now = moment()
-        return any(
-            machine in (cut.one, cut.other) and min(now - cut.began, cut.seconds) >= UNNOTICED
+        ends = [
+            (cut.began, min(now, cut.began + cut.seconds))
             for cut in self.cuts
+            if {cut.one, cut.other} == {machine, HEAD}
+        ]
+        return any(
+            sum(max(0.0, end - max(began, at)) for at, end in ends if at < began + WINDOW)
+            >= UNNOTICED
+            for began, _ in ends
         )
 
     def __len__(self) -> int:
@@ -152,7 +164,7 @@ class Tables:
         if node is not None:
             if not self._losses.was_cut_off(name.partition(".")[0]):
                 self._wrong(f"V11: {name} is taken for dead, and nothing happened to it")
-            self._losses.lose(name)
+            self._losses.lose(name, is_dead=True)
 
     def name_of(self, node_id: bytes) -> str:
         everybody = [*self._cluster.nodes.values(), *self._cluster.gone.values()]

@@ -15,6 +15,7 @@ from raylite._types.marks import mark_of
 from raylite._wire import hot, pickling
 from raylite._wire.hot import Contained, Form, Value
 from raylite.exceptions import (
+    LinkClosedError,
     ObjectLostError,
     OwnerDiedError,
     PeerLostError,
@@ -138,7 +139,7 @@ class OwnerService(Service, serves=(worker.Owner,)):
             await worker.Owner(self._network.connect(owner)).borrow(
                 hot.Borrow(borrower, tuple(ids))
             )
-        except PeerLostError:
+        except (PeerLostError, LinkClosedError):  # it has ended, or this process is ending
             self.owner_died(owner)
 
     def hand_over(self, task: bytes, entries: tuple[Entry, ...]) -> None:
