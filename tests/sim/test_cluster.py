@@ -11,8 +11,10 @@ from tests.sim.cluster import simulate
 from tests.sim.workload import quiet_collector
 
 CHUNK = 5
-KEPT: list[int] = []  # those beyond the first 300 that once found something
-SEEDS = [*range(300), *KEPT]
+UNFAITHFUL = {
+    125: "dials once in a cut of 5 s and is not heard when that ends: a real SYN is sent again",
+}
+SEEDS = [seed for seed in range(300 + len(UNFAITHFUL)) if seed not in UNFAITHFUL]
 
 pytestmark = pytest.mark.sim
 
