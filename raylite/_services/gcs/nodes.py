@@ -181,8 +181,9 @@ class NodeService(Service, serves=(gcs.Nodes,)):
             if isinstance(link.error, LinkClosedError) or self.scope.is_closed:
                 return  # it is the GCS that ends
             reason = "its raylet ended the session"
-            if isinstance(link.error, PeerLostError) and link.error.confirmed:
-                self._goodbyes[node_id] = None
+            is_over = isinstance(link.error, PeerLostError) and link.error.confirmed
+            if is_over and self.membership.is_member(node_id, incarnation):
+                self._goodbyes[node_id] = None  # else it is known to be dead, and so the link ended
             self._note(self.membership.left(node_id, incarnation, reason))
             self.spawn(self._tell_deaths(), "tell of a node's end")
 
