@@ -41,6 +41,9 @@ uvloop.new_event_loop().close()
 GRACE = 2.0
 """Seconds that a process, thread or connection gets to finish what it has already begun to end."""
 
+# Hundreds of interpreters start here; each would compile all of raylite for itself.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 MARK = "RAYLITE_TESTS"
 """The environment variable by which a process started under these tests is known, orphaned or not."""
 
