@@ -98,6 +98,41 @@ def test_a_coroutine_awaits_its_tasks() -> None:
     assert asyncio.run(awaited()) == 14
 
 
+@pytest.mark.parametrize("nodes", [None, [1, 1]], ids=["one node", "two nodes"])
+@pytest.mark.parametrize("cancels", [1, 2], ids=["cancelled", "cancelled twice"])
+def test_a_start_that_is_cancelled_leaves_nothing(
+    workers: Workers, nodes: list[int] | None, cancels: int
+) -> None:
+    async def enter() -> None:
+        async with LocalCluster(workers=workers, nodes=nodes):
+            raise AssertionError("the block was entered")
+
+    async def cancel() -> None:
+        entering = asyncio.create_task(enter())
+        for _ in range(cancels):
+            await asyncio.sleep(0)
+            entering.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await entering
+        assert not ray.is_initialized()
+
+    asyncio.run(cancel())
+
+
+def test_an_end_that_is_cancelled_is_an_end(workers: Workers) -> None:
+    async def cancel() -> None:
+        cluster = LocalCluster(workers=workers)
+        await cluster.__aenter__()
+        leaving = asyncio.create_task(cluster.__aexit__(None, None, None))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        assert not ray.is_initialized()
+
+    asyncio.run(cancel())
+
+
 def test_thread_workers_share_the_process() -> None:
     with LocalCluster(workers="threads"):
         pid, thread = ray.get(where.remote())
