@@ -13,7 +13,8 @@ from types import ModuleType
 from typing import Any, Self
 
 from raylite._options import validate_init_options
-from raylite._runtime import interrupts, joining, local, presence
+from raylite._runtime import beginnings, interrupts, joining, local, presence
+from raylite._runtime.guest import GuestNode
 from raylite._runtime.local import SessionOptions
 from raylite._runtime.presence import Attached
 from raylite._version import __version__
@@ -151,39 +152,44 @@ def init(
         }
     )
     logger.setLevel(logging_level)
-    here = presence.current()
-    if here is not None:
-        if ignore_reinit_error:
-            logger.info("Calling raylite.init() again after it has already been called.")
-            return RayContext(here)
-        raise RuntimeError(
-            "Maybe you called raylite.init twice by accident? This error can be suppressed by passing "
-            "in 'ignore_reinit_error=True' or by calling 'raylite.shutdown()' prior to 'raylite.init()'."
-        )
-    only_new = {
-        "num_cpus": num_cpus,
-        "num_gpus": num_gpus,
-        "resources": resources,
-        "labels": labels,
-        "object_store_memory": object_store_memory,
-        "_memory": _memory,
-        "_system_config": _system_config,
-        "_node_name": accepted.get("_node_name"),
-    }
-    guest = joining.find(address, _temp_dir or "", only_new)
-    options = SessionOptions(
-        num_cpus=num_cpus,
-        num_gpus=num_gpus,
-        resources=resources,
-        memory=_memory,
-        labels=labels,
-        object_store_memory=object_store_memory,
-        namespace=namespace or os.urandom(16).hex(),
-        log_to_driver=log_to_driver,
-        temp_dir=_temp_dir or "",
-        env_vars=_env_vars(runtime_env),
-        system=dict(_system_config or {}),
+    with beginnings.alone():
+        here = presence.current()
+        if here is None:
+            only_new = {
+                "num_cpus": num_cpus,
+                "num_gpus": num_gpus,
+                "resources": resources,
+                "labels": labels,
+                "object_store_memory": object_store_memory,
+                "_memory": _memory,
+                "_system_config": _system_config,
+                "_node_name": accepted.get("_node_name"),
+            }
+            guest = joining.find(address, _temp_dir or "", only_new)
+            options = SessionOptions(
+                num_cpus=num_cpus,
+                num_gpus=num_gpus,
+                resources=resources,
+                memory=_memory,
+                labels=labels,
+                object_store_memory=object_store_memory,
+                namespace=namespace or os.urandom(16).hex(),
+                log_to_driver=log_to_driver,
+                temp_dir=_temp_dir or "",
+                env_vars=_env_vars(runtime_env),
+                system=dict(_system_config or {}),
+            )
+            return _begin(options, guest)
+    if ignore_reinit_error:
+        logger.info("Calling raylite.init() again after it has already been called.")
+        return RayContext(here)
+    raise RuntimeError(
+        "Maybe you called raylite.init twice by accident? This error can be suppressed by passing "
+        "in 'ignore_reinit_error=True' or by calling 'raylite.shutdown()' prior to 'raylite.init()'."
     )
+
+
+def _begin(options: SessionOptions, guest: GuestNode | None) -> RayContext:
     with interrupts.held() as interrupt:
         node = guest or local.start_node(options)
         interrupt.hurry(node.kill)

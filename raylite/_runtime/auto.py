@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 
-from raylite._runtime import context
+from raylite._runtime import beginnings, context
 from raylite._runtime.context import Place
 from raylite.exceptions import RaySystemError
 
@@ -28,8 +28,11 @@ def place() -> Place:
         return here
     if os.environ.get("RAY_ENABLE_AUTO_CONNECT", "1") == "0" or not _init:
         raise RaySystemError(NOT_STARTED)
-    _init[0]()
-    here = context.current()
+    with beginnings.alone():
+        here = context.current()
+        if here is None:  # no other thread was faster
+            _init[0]()
+            here = context.current()
     if here is None:
         raise RaySystemError(NOT_STARTED)
     return here

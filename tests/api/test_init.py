@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 import raylite as ray
-from raylite.exceptions import GetTimeoutError, RaySystemError
+from raylite._runtime import beginnings
+from raylite.exceptions import GetTimeoutError, RayError, RaySystemError
 from tests.api.drivers import drive, drive_well, eventually
 
 pytestmark = pytest.mark.process
@@ -184,6 +185,82 @@ def test_tasks_under_way_do_not_hold_shutdown_up() -> None:
     assert ray.wait(refs, timeout=0.1)[0] == []
     ray.shutdown()
     assert not ray.is_initialized()
+
+
+def at_once(count: int, work: Callable[[int], object]) -> list[object]:
+    """Return what each of these threads returned or raised, all of which began together."""
+    barrier = threading.Barrier(count)
+    outcomes: list[object] = [None] * count
+
+    def run(number: int) -> None:
+        barrier.wait()
+        try:
+            outcomes[number] = work(number)
+        except BaseException as error:
+            outcomes[number] = error
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return outcomes
+
+
+def test_threads_that_use_ray_first_at_once_share_one_session() -> None:
+    assert at_once(6, lambda n: ray.get(double.remote(n))) == [0, 2, 4, 6, 8, 10]
+    assert ray.get(double.remote(6)) == 12
+
+
+def test_threads_that_all_init_share_one_session_if_they_ask_for_it() -> None:
+    def init(number: int) -> object:
+        return ray.init(num_cpus=1, ignore_reinit_error=True)["node_id"]
+
+    assert len(set(at_once(4, init))) == 1
+
+
+def test_of_threads_that_all_init_one_succeeds() -> None:
+    outcomes = at_once(4, lambda number: ray.init(num_cpus=1))
+    refused = [each for each in outcomes if isinstance(each, RuntimeError)]
+    assert len(refused) == 3, outcomes
+    assert ray.get(double.remote(1)) == 2
+
+
+def test_a_shutdown_while_others_begin_ends_their_session_or_comes_before_it() -> None:
+    def use(number: int) -> object:
+        if number:
+            return ray.get(double.remote(number), timeout=20)
+        ray.shutdown()
+        return 0
+
+    for _ in range(3):
+        for number, outcome in enumerate(at_once(3, use)):
+            is_ended = isinstance(outcome, (RayError, ValueError))  # the second: its reference's
+            is_ended &= not isinstance(outcome, GetTimeoutError)
+            assert outcome == 2 * number or is_ended, outcome
+    assert ray.get(double.remote(6)) == 12
+
+
+def test_ctrl_c_ends_the_wait_for_another_threads_beginning() -> None:
+    begun, over = threading.Event(), threading.Event()
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def begin() -> None:
+        with beginnings.alone():
+            begun.set()
+            signal.pthread_kill(main, signal.SIGINT)
+            over.wait()
+
+    thread = threading.Thread(target=begin)
+    with pytest.raises(KeyboardInterrupt):
+        thread.start()
+        begun.wait()
+        double.remote(1)
+    assert not ray.is_initialized()
+    over.set()
+    thread.join()
+    assert ray.get(double.remote(1)) == 2
 
 
 def test_a_thread_may_start_the_session_for_all() -> None:
