@@ -274,7 +274,7 @@ def _without(
         if isinstance(place, int):
             left[place] = None
         else:
-            del named[place]
+            named[place] = None  # so that keywords stay in their order
     return tuple(left), named
 
 

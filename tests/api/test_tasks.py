@@ -87,6 +87,18 @@ def test_arguments_arrive_by_place_and_by_name_and_by_default() -> None:
     ]
 
 
+def test_keywords_arrive_in_the_order_they_were_given_in() -> None:
+    large = np.zeros(100_000)
+
+    def columns(**named: Any) -> list[str]:
+        return [name for name, value in named.items() if value is not None]
+
+    names = ray.remote(columns)
+    assert ray.get(names.remote(a=ray.put(1), b=2, c=ray.put(3))) == ["a", "b", "c"]
+    assert ray.get(names.remote(a=echo.remote(1), b=large, c=3)) == ["a", "b", "c"]
+    assert ray.get(names.remote(b=large, a=2, d=large, c=echo.remote(4))) == ["b", "a", "d", "c"]
+
+
 def test_keywords_named_like_raylites_own_pass_through() -> None:
     names = {"self": 1, "args": 2, "kwargs": 3, "task_id": 4, "place": 5, "name": 6, "core": 7}
     assert ray.get(describe.remote(0, **names)) == [0, 2, (), 3, names]
