@@ -89,7 +89,7 @@ class RemoteFunction(Generic[P, T]):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(
             "Remote functions cannot be called directly. Instead of running "
-            f"'{self._function.__name__}()', try '{self._function.__name__}.remote()'."
+            f"'{self._name}()', try '{self._name}.remote()'."
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

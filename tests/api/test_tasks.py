@@ -245,8 +245,12 @@ def test_a_function_keeps_its_name_its_text_and_its_signature() -> None:
 
 
 def test_a_remote_function_cannot_be_called_directly() -> None:
-    message = r"Remote functions cannot be called directly. Instead of running 'echo\(\)', try 'echo.remote\(\)'"
-    with pytest.raises(TypeError, match=message):
+    name = f"{__name__}.echo"
+    message = (
+        "Remote functions cannot be called directly. "
+        f"Instead of running '{name}()', try '{name}.remote()'."
+    )
+    with pytest.raises(TypeError, match=re.escape(message)):
         echo(1)
 
 
