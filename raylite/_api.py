@@ -71,7 +71,7 @@ def _make_remote(target: Any, options: Mapping[str, Any]) -> Any:
 @overload
 def get(refs: ObjectRef[T], *, timeout: float | None = None) -> T: ...
 @overload
-def get(refs: Sequence[ObjectRef[T]], *, timeout: float | None = None) -> list[T]: ...
+def get(refs: list[ObjectRef[T]], *, timeout: float | None = None) -> list[T]: ...
 def get(refs: Any, *, timeout: float | None = None) -> Any:
     """Return the value of one object, or the list of values of several.
 
@@ -88,6 +88,8 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
             waits as long as it takes, 0 does not wait.
 
     Raises:
+        ValueError: `refs` is neither a reference nor a list; a tuple is neither.
+        TypeError: Something in the list is not a reference.
         RayTaskError: The task behind an object raised. The error is also an instance of what the
             task raised, so ``except ValueError`` works; ``cause`` is that exception.
         GetTimeoutError: Time ran out. Nothing is cancelled: calling again resumes the wait.
@@ -108,16 +110,16 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
         if value is not None and not value.form and entry.keeper is core:
             return pickling.loads(value.data)
         return _home([refs]).get([refs], timeout)[0]
-    if not isinstance(refs, (list, tuple)):
+    if not isinstance(refs, list):
         raise ValueError(
             f"Invalid type of object refs, {type(refs)}, is given. "
             "'object_refs' must either be an ObjectRef or a list of ObjectRefs. "
         )
     if not set(map(type, refs)) <= _ONLY_REFS:
-        wrong = next(type(ref) for ref in refs if type(ref) is not ObjectRef)
-        raise ValueError(
-            f"Invalid type of object refs, {wrong}, is given. "
-            "'object_refs' must either be an ObjectRef or a list of ObjectRefs. "
+        wrong = next(ref for ref in refs if type(ref) is not ObjectRef)
+        raise TypeError(
+            f"Attempting to call `get` on the value {show(wrong)}, which is not an "
+            "raylite.ObjectRef."
         )
     return _home(refs).get(refs, timeout) if refs else []
 
@@ -183,25 +185,26 @@ def wait(
     core = (context.current() or auto.place()).core
     if type(refs) is not list and (wrong := _not_a_list(refs)):
         raise TypeError(
-            f"wait() expected a list of raylite.ObjectRef or ObjectRefGenerator, got {wrong}"
+            "wait() expected a list of raylite.ObjectRef or raylite.ObjectRefGenerator, "
+            f"got {wrong}"
         )
     if timeout is not None and timeout < 0:
         raise ValueError(f"The 'timeout' argument must be nonnegative. Received {timeout}")
     if not set(map(type, refs)) <= _ONLY_REFS:  # at C speed: a loop of waits passes it often
         other = next(type(ref) for ref in refs if type(ref) is not ObjectRef)
         raise TypeError(
-            "wait() expected a list of raylite.ObjectRef or ObjectRefGenerator, "
+            "wait() expected a list of raylite.ObjectRef or raylite.ObjectRefGenerator, "
             f"got list containing {other}"
         )
     if not refs:
         return [], []
     if len(set(refs)) != len(refs):
-        raise ValueError("Wait requires a list of unique object refs.")
+        raise ValueError("Wait requires a list of unique ray_waitables.")
     if num_returns <= 0:
         raise ValueError(f"Invalid number of objects to return {num_returns}.")
     if num_returns > len(refs):
         raise ValueError(
-            "num_returns cannot be greater than the number of objects provided to raylite.wait."
+            "num_returns cannot be greater than the number of ray_waitables provided to raylite.wait."
         )
     if refs[0]._entry.keeper is not core:
         core = _home(refs)
@@ -210,7 +213,7 @@ def wait(
 
 def _not_a_list(refs: object) -> str:
     if isinstance(refs, ObjectRef):
-        return "a single raylite.ObjectRef or ObjectRefGenerator"
+        return f"a single raylite.ObjectRef or raylite.ObjectRefGenerator {refs!r}"
     return "" if isinstance(refs, list) else f"{type(refs)}"
 
 

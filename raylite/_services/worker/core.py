@@ -276,13 +276,13 @@ class Core:
                 if entry.is_error:
                     self.load(entry)
             if any(entry.value is None for entry in missing):
-                raise _timed_out(timeout)
+                raise _timed_out()
         load = self.load
         away = [e for e in entries if (v := e.value) is not None and v.node and self._is_away(e)]
         if not away:
             return [load(entry) for entry in entries]
         left = None if timeout is None else timeout - (monotonic() - started)
-        views = self._brought(list(dict.fromkeys(away)), left, timeout)
+        views = self._brought(list(dict.fromkeys(away)), left)
         return [
             pickling.loads(views[entry]) if entry in views else load(entry) for entry in entries
         ]
@@ -331,9 +331,7 @@ class Core:
     def _is_away(self, entry: Entry) -> bool:
         return entry.value is not None and self.copies.is_away(entry.value)
 
-    def _brought(
-        self, entries: list[Entry], left: float | None = None, timeout: float | None = None
-    ) -> Views:
+    def _brought(self, entries: list[Entry], left: float | None = None) -> Views:
         """Block this thread until these are on this node; a worker's task lends its CPU meanwhile.
 
         So many seconds of the caller's timeout are left.
@@ -347,7 +345,7 @@ class Core:
                 self.run(self.copies.settle())
             return bringing.result(left)
         except TimeoutError:
-            raise _timed_out(timeout) from None
+            raise _timed_out() from None
         except CancelledError:
             raise RaySystemError("the session that this belongs to has ended") from None
         finally:
@@ -561,8 +559,8 @@ def _refuse(callback: Callable[[], None]) -> None:
     raise RuntimeError("the loop runs in another process")
 
 
-def _timed_out(timeout: float | None) -> GetTimeoutError:
-    return GetTimeoutError(f"Get timed out: some object(s) not ready within {timeout} seconds.")
+def _timed_out() -> GetTimeoutError:
+    return GetTimeoutError("Get timed out: some object(s) not ready.")
 
 
 def _never(entry: Entry) -> bool:

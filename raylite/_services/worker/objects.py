@@ -189,9 +189,6 @@ class ObjectRef(Generic[T]):
     def __deepcopy__(self, memo: object) -> "ObjectRef[T]":
         return self
 
-    def __lt__(self, other: "ObjectRef[Any]") -> bool:
-        return self._entry.id < other._entry.id
-
     def _on_completed(self, callback: Callable[[T], None]) -> None:
         """Call back with the value, or with the exception that reading it raises."""
 
