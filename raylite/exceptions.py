@@ -331,7 +331,10 @@ def _format(error: BaseException, header: str) -> Iterator[str]:
     """The traceback, with `header` where Python says "Traceback (most recent call last):"."""
     story = traceback.TracebackException.from_exception(error, compact=True)
     _drop_framework_frames(story)
-    for text in story.format():
+    texts = list(story.format())
+    if not story.stack and not story.exceptions:  # raised by raylite: Python writes no header
+        texts.insert(len(texts) - len(list(story.format_exception_only())), f"{header}\n")
+    for text in texts:
         if text == "Traceback (most recent call last):\n":
             yield f"{header}\n"
         elif text.startswith("  + Exception Group Traceback"):

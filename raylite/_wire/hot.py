@@ -90,7 +90,7 @@ class Task(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class Result(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """What came of one attempt: a value for each return, an error standing for all of them.
+    """What came of one attempt: a value for each return, or one error standing for all of them.
 
     `seconds` is how long the function ran. `kept` are the references given with the task that the
     worker still holds: it has become their borrower. `retry` says that the error is one which the

@@ -135,7 +135,7 @@ def test_an_unpicklable_argument_is_a_type_error_at_the_call(kind: str) -> None:
         ray.put([UNPICKLABLE[kind]()])
 
 
-@pytest.mark.parametrize("kind", UNPICKLABLE)
+@pytest.mark.parametrize("kind", sorted(UNPICKLABLE.keys() - {"generator"}))  # it is its first item
 def test_an_unpicklable_result_is_a_type_error_of_the_task(kind: str) -> None:
     make = UNPICKLABLE[kind]
 
@@ -148,12 +148,15 @@ def test_an_unpicklable_result_is_a_type_error_of_the_task(kind: str) -> None:
     assert isinstance(caught.value, RayTaskError)
 
 
-def test_an_unpicklable_one_among_several_results_fails_them_all() -> None:
-    @ray.remote(num_returns=3)
+def test_an_unpicklable_one_among_several_results_leaves_those_before_it() -> None:
+    @ray.remote(num_returns=4)
     def produce() -> Any:
-        return ray.put(1), bytes(300_000), threading.Lock()
+        return [ray.put(1)], bytes(300_000), threading.Lock(), 4
 
-    for ref in produce.remote():
+    outer, large, *rest = produce.remote()
+    assert ray.get(ray.get(outer)) == [1]
+    assert ray.get(large) == bytes(300_000)
+    for ref in rest:
         with pytest.raises(TypeError, match="lock"):
             ray.get(ref)
 

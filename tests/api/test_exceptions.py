@@ -328,6 +328,13 @@ def test_an_error_that_came_through_two_tasks_tells_both_stories() -> None:
     assert "Traceback (most recent call last)" not in text
 
 
+def test_an_error_without_a_frame_of_the_tasks_own_has_the_header_too() -> None:
+    error = capture_task_error(
+        ValueError("v"), function_name="f", pid=7, ip="10.0.0.1", proctitle="raylite::f"
+    )
+    assert str(error) == "raylite::f() (pid=7, ip=10.0.0.1)\nValueError: v"
+
+
 def test_each_exception_of_a_chain_has_the_header() -> None:
     def task() -> None:
         try:

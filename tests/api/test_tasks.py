@@ -58,6 +58,25 @@ def late() -> int:
 DEFINED_LATER = 7
 
 
+@ray.remote
+def count_up(items: int, fail_at: int = -1) -> Any:
+    for n in range(items):
+        if n == fail_at:
+            raise ValueError(f"at {n}")
+        yield n
+
+
+def outcomes(refs: list[Any]) -> tuple[list[Any], list[str]]:
+    """The values of the references that have one, and the texts of the others' errors."""
+    good, bad = [], []
+    for ref in refs:
+        try:
+            good.append(ray.get(ref))
+        except RayTaskError as error:
+            bad.append(str(error))
+    return good, bad
+
+
 def note(path: Path) -> int:
     """Leave a mark in a file; return how many there are."""
     with path.open("a") as marks:
@@ -212,6 +231,64 @@ def test_the_wrong_number_of_returns_is_a_value_error_at_every_reference(returne
         with pytest.raises(ValueError, match="num_returns") as caught:
             ray.get(ref)
         assert isinstance(caught.value, RayTaskError)
+
+
+@pytest.mark.parametrize("returned", [1, None, object()])
+def test_several_returns_want_something_with_a_length(returned: Any) -> None:
+    for ref in echo.options(num_returns=2).remote(returned):
+        with pytest.raises(TypeError) as caught:
+            ray.get(ref)
+        header, text = str(caught.value).splitlines()
+        assert re.fullmatch(r"raylite::echo\(\) \(pid=\d+, ip=127\.0\.0\.1\)", header)
+        assert text == f"TypeError: object of type '{type(returned).__name__}' has no len()"
+
+
+@pytest.mark.parametrize(
+    ("items", "text"),
+    [
+        (2, "ValueError: Task returned 2 objects, but num_returns=3."),
+        (0, "ValueError: Task returned 0 objects, but num_returns=3."),
+    ],
+)
+def test_a_generator_that_ends_early_leaves_what_it_yielded(items: int, text: str) -> None:
+    good, bad = outcomes(count_up.options(num_returns=3).remote(items))
+    assert good == list(range(items))
+    assert [error.splitlines()[-1] for error in bad] == [text] * (3 - items)
+
+
+def test_a_generator_that_fails_leaves_what_it_yielded() -> None:
+    good, bad = outcomes(count_up.options(num_returns=3).remote(5, fail_at=1))
+    assert good == [0]
+    assert [error.splitlines()[-1] for error in bad] == ["ValueError: at 1"] * 2
+
+
+def test_a_generator_runs_to_its_end_when_it_has_yielded_all_its_returns(tmp_path: Path) -> None:
+    @ray.remote(num_returns=2)
+    def last_words() -> Any:
+        yield 1
+        yield 2
+        (tmp_path / "end").touch()
+        raise ValueError("too late to matter")
+
+    assert ray.get(last_words.remote()) == [1, 2]
+    assert (tmp_path / "end").exists()
+
+
+def test_what_a_generator_yields_beyond_its_returns_is_left() -> None:
+    assert ray.get(count_up.options(num_returns=3).remote(10**12)) == [0, 1, 2]
+    assert ray.get(count_up.options(num_returns=1).remote(5)) == 0
+
+
+def test_a_generator_that_is_retried_begins_anew(tmp_path: Path) -> None:
+    @ray.remote(num_returns=2, max_retries=1, retry_exceptions=True)
+    def second_time() -> Any:
+        yield [ray.put(1)], bytes(300_000)
+        if note(tmp_path / "attempts") == 1:
+            raise ValueError("once")
+        yield "good"
+
+    (inner, large), good = ray.get(second_time.remote())
+    assert (ray.get(inner), large, good) == ([1], bytes(300_000), "good")
 
 
 def test_when_a_task_fails_all_its_references_raise() -> None:
@@ -711,6 +788,18 @@ def test_a_base_exception_is_an_error_like_another_and_the_worker_lives_on() -> 
         ray.get(odd.remote())
     assert type(caught.value.cause).__name__ == "Odd"
     assert ray.get(echo.remote(1)) == 1
+
+
+def test_a_cancelled_error_of_the_tasks_own_is_an_error_like_any_other() -> None:
+    @ray.remote
+    def cancelled() -> None:
+        raise asyncio.CancelledError("mine")
+
+    with pytest.raises(asyncio.CancelledError) as caught:
+        ray.get(cancelled.remote())
+    assert type(caught.value).__name__ == "RayTaskError(CancelledError)"
+    assert not isinstance(caught.value, TaskCancelledError)
+    assert str(caught.value).endswith("\nasyncio.exceptions.CancelledError: mine")
 
 
 def test_a_keyboard_interrupt_in_a_task_reads_as_cancelled() -> None:

@@ -1,12 +1,13 @@
 """The runner: a worker's task thread. It turns a job into a result, whatever the task's code does."""
 
+import logging
 import os
 import sys
 import threading
-from asyncio import CancelledError
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from queue import Empty
 from time import perf_counter
+from types import GeneratorType
 from typing import Any, Protocol
 
 from msgspec import Struct
@@ -21,6 +22,8 @@ from raylite.exceptions import (
     capture_task_error,
     dependency_error,
 )
+
+logger = logging.getLogger("raylite")
 
 ANY = b"*"
 IDLE_AFTER = 0.2  # seconds without a job
@@ -134,6 +137,10 @@ class Runner:
             raise
         except BadArgument as bad:
             values = (pack_error(bad.error),)
+        except Unfinished as unfinished:
+            retry = is_retried(task.retry_on, unfinished.error)
+            values = (*unfinished.values, self._error(unfinished.error, job, name))
+            values += values[-1:] * (task.returns - len(values))
         except BaseException as error:  # a task may raise anything; none of it is the worker's
             retry = is_retried(task.retry_on, error)
             values = (self._error(error, job, name),)
@@ -149,7 +156,7 @@ class Runner:
             args, kwargs = self._place(task, args, kwargs, job)
         result = function(*args, **kwargs)
         del args, kwargs
-        if task.returns == 1:
+        if task.returns == 1 and type(result) is not GeneratorType:
             return (self._pack(result, task, 0, job),)
         return self._pack_each(result, task, job)
 
@@ -204,15 +211,25 @@ class Runner:
     def _pack_each(self, result: Any, task: hot.Task, job: Job) -> tuple[Value, ...]:
         if task.returns == 0:
             return ()
-        try:
-            results = list(result)
-        except TypeError:
-            results = [result]
-        if len(results) != task.returns:
+        if not isinstance(result, GeneratorType) and len(result) != task.returns:
             raise ValueError(
-                f"Task returned {len(results)} objects, but num_returns={task.returns}."
+                f"Task returned {len(result)} objects, but num_returns={task.returns}."
             )
-        return tuple(self._pack(each, task, i, job) for i, each in enumerate(results))
+        results = iter(result)
+        values: list[Value] = []
+        try:
+            for each in results:
+                values.append(self._pack(each, task, len(values), job))
+                if len(values) == task.returns:
+                    _exhaust(results, task.returns)
+                    return tuple(values)
+            raise ValueError(
+                f"Task returned {len(values)} objects, but num_returns={task.returns}."
+            )
+        except SystemExit:
+            raise
+        except BaseException as error:  # what came before it is good, as in Ray
+            raise Unfinished(tuple(values), error) from error
 
     def _pack(self, result: Any, task: hot.Task, index: int, job: Job) -> Value:
         if result is None:
@@ -233,7 +250,7 @@ class Runner:
         return Value(Form.ARENA, b"", stored.offset, stored.size, contained, key, stored.node)
 
     def _error(self, error: BaseException, job: Job, name: str) -> Value:
-        if isinstance(error, (KeyboardInterrupt, CancelledError)):
+        if isinstance(error, KeyboardInterrupt):
             error = TaskCancelledError().with_traceback(error.__traceback__)
         captured = capture_task_error(
             error,
@@ -267,6 +284,28 @@ class BadArgument(Exception):
 
     def __init__(self, error: RayError) -> None:
         self.error = error
+
+
+class Unfinished(Exception):
+    """A task of several results failed after some of them."""
+
+    def __init__(self, values: tuple[Value, ...], error: BaseException) -> None:
+        self.values = values
+        self.error = error
+
+
+def _exhaust(results: Iterator[Any], returns: int) -> None:
+    """Let a generator that has yielded all its results come to its end, whatever it does there."""
+    try:
+        for _ in results:
+            raise ValueError(f"Task returned more than num_returns={returns} objects.")
+    except SystemExit:
+        raise
+    except BaseException:
+        logger.exception(
+            "Unhandled error: Task threw exception, but all %s return values already created.",
+            returns,
+        )
 
 
 _NONE = Value(Form.INLINE, pickling.dumps(None).to_bytes())

@@ -206,6 +206,9 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         # Last: a thread that is woken while this one still works only fights it for the GIL.
         for task, result in ended:
             if result.retry and task.retries:
+                self._discard(result)
+                for entry, value in zip(task.entries, result.values, strict=False):
+                    self._owner.free_value(entry.id, value)
                 self._retry(task)
             else:
                 self._finish(task, result)
