@@ -184,6 +184,17 @@ def above_stdio(fd: int) -> int:
     return moved
 
 
+def occupy_stdio() -> None:
+    """Have the numbers of the standard streams taken, by the null device where nothing has them.
+
+    A daemon may have closed them. libuv aborts a program when it is to close a descriptor of its
+    own that has got such a number.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
+
+
 def close_fds(keep: set[int], file: int | None = None) -> None:
     """Close every descriptor of this process except those to keep, and the duplicates of a file's.
 

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import uvloop
 
+from raylite._kernel import processes
+
 T = TypeVar("T")
 
 
@@ -68,13 +70,18 @@ def run_on(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
 
 
 class LoopThread:
-    """A running event loop that other threads submit coroutines to."""
+    """A running event loop that other threads submit coroutines to.
+
+    Its descriptors must stay open. libuv aborts the program at its next step, whoever takes it,
+    when it finds one closed (`os.closerange`); nothing in Python comes before every step.
+    """
 
     def __init__(
         self,
         name: str,
         make_loop: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop,
     ) -> None:
+        processes.occupy_stdio()
         self.loop = make_loop()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()

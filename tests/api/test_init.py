@@ -3,6 +3,9 @@
 import logging
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,7 +18,7 @@ import pytest
 import raylite as ray
 from raylite._runtime import beginnings
 from raylite.exceptions import GetTimeoutError, RayError, RaySystemError
-from tests.api.drivers import drive, drive_well, eventually
+from tests.api.drivers import PREAMBLE, ROOT, drive, drive_well, eventually
 
 pytestmark = pytest.mark.process
 
@@ -308,6 +311,33 @@ def test_a_program_that_just_ends_says_nothing_and_leaves_nothing() -> None:
     ref = f.remote()
     """)
     assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
+
+
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", "<&-"])
+def test_a_program_without_standard_streams_works_and_ends_in_order(
+    closed: str, tmp_path: Path
+) -> None:
+    script = """
+    @ray.remote
+    def say():
+        print("nobody listens")
+        return "got"
+    ray.init(num_cpus=1)
+    report = open(sys.argv[1], "w")
+    report.write(ray.get(say.remote()))
+    ray.shutdown()
+    report.write(" and ended")
+    """
+    program = [sys.executable, "-c", PREAMBLE + textwrap.dedent(script), str(tmp_path / "report")]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *program],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "report").read_text() == "got and ended"
 
 
 def test_a_program_that_fails_shows_its_own_traceback() -> None:

@@ -182,6 +182,16 @@ except OSError:
     assert (done.stdout, done.stderr) == ("moved\n", "")
 
 
+def test_the_numbers_of_closed_standard_streams_are_taken_and_open_ones_left_alone() -> None:
+    done = in_child("""
+os.close(0), os.close(2)
+processes.occupy_stdio()
+print([os.readlink(f"/proc/self/fd/{fd}") for fd in (0, 2)], os.open(os.devnull, os.O_RDONLY) > 2)
+processes.occupy_stdio()
+""")
+    assert (done.stdout, done.returncode) == ("['/dev/null', '/dev/null'] True\n", 0)
+
+
 def test_descriptors_are_closed_except_those_to_keep_and_the_duplicates_of_a_file() -> None:
     done = in_child("""
 file = os.memfd_create("arena")
