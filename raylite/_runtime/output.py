@@ -56,15 +56,18 @@ class Printer:
                 continue  # the loop has ended, and nobody waits
 
     def _print(self, printed: Printed) -> None:
-        stream = sys.stderr if printed.is_stderr else sys.stdout
+        # A program that began with its stdout closed has None there, and may have the other.
+        stream = (not printed.is_stderr and sys.stdout) or sys.stderr
+        if stream is None:
+            return
         pid = f" pid={printed.pid}" if printed.pid else ""
         where = f", ip={printed.ip}" if printed.ip != self._ip else ""
         prefix = f"({printed.name or 'worker'}{pid}{where}) "
         try:
             stream.write("".join(f"{prefix}{line}\n" for line in printed.lines))
             stream.flush()
-        except (OSError, ValueError):
-            pass  # the program closed its own output
+        except Exception:
+            pass  # the program closed its own output, or put something there that raises
 
 
 def _finish(done: "asyncio.Future[None]") -> None:

@@ -164,6 +164,36 @@ def test_a_task_without_output_streams_still_returns(capsys: Capture) -> None:
         assert ray.get([close.remote(), pid.remote()])[0] == "closed"
 
 
+def test_a_program_without_stdout_shows_on_stderr_what_its_tasks_print() -> None:
+    done = drive("""
+    sys.stdout = None
+    @ray.remote
+    def say(): print("heard")
+    with ray.init(num_cpus=1): ray.get(say.remote())
+    sys.stderr = None
+    with ray.init(num_cpus=1): ray.get(say.remote())
+    """)
+    assert re.sub(r"\d+", "1", done.stderr) == "(say pid=1) heard\n"
+    assert done.returncode == 0
+
+
+def test_what_the_program_has_as_its_stdout_may_raise_anything() -> None:
+    done = drive("""
+    class Broken:
+        def __init__(self, stream): self.stream = stream
+        def write(self, text):
+            if "first" in text: raise KeyError(text)
+            self.stream.write(text)
+        def flush(self): self.stream.flush()
+    @ray.remote
+    def say(text): print(text)
+    sys.stdout = Broken(sys.stdout)
+    for text in "first", "second":
+        with ray.init(num_cpus=1): ray.get(say.remote(text))
+    """)
+    assert (re.sub(r"\d+", "1", done.stdout), done.stderr) == ("(say pid=1) second\n", "")
+
+
 def test_a_program_may_close_its_own_output() -> None:
     done = drive("""
     ray.init(num_cpus=1)
