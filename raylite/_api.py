@@ -108,7 +108,7 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
         entry = refs._entry
         value = entry.value
         if value is not None and not value.form and entry.keeper is core:
-            return pickling.loads(value.data)
+            return pickling.load_value(value.data)
         return _home([refs]).get([refs], timeout)[0]
     if not isinstance(refs, list):
         raise ValueError(

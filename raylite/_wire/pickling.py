@@ -22,6 +22,7 @@ import io
 import pickle
 import struct
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from types import CodeType, FunctionType
@@ -30,6 +31,8 @@ from typing import Any, Final
 import cloudpickle
 import msgspec
 from cloudpickle import cloudpickle as cloudpickle_internals
+
+from raylite.exceptions import RayError, RaySystemError
 
 PROTOCOL: Final = 5
 ALIGNMENT: Final = 64
@@ -160,6 +163,22 @@ def loads(blob: bytes | memoryview) -> Any:
     if kind == _BYTEARRAY and count == 0:
         return bytearray(view[position : position + length])
     raise ValueError(f"a blob of unknown kind {kind:#x}")
+
+
+def load_value(blob: bytes | memoryview) -> Any:
+    """The value of a blob that a program put, passed or returned, on its way to a program.
+
+    Raises:
+        RaySystemError: It cannot be unpickled; the message has the traceback, and the cause is
+            what was raised.
+        RayError: Making the value needed something of raylite that failed.
+    """
+    try:
+        return loads(blob)
+    except RayError:
+        raise
+    except Exception as error:
+        raise RaySystemError(error, traceback.format_exc()) from error
 
 
 def dumps_function(

@@ -335,7 +335,7 @@ class SimProcess:
 
     def load(self, entry: Entry, view: memoryview | None = None) -> Any:
         with context.at(self.place):
-            return self.core.load(entry) if view is None else pickling.loads(view)
+            return self.core.load(entry) if view is None else pickling.load_value(view)
 
 
 class SimDriver(SimProcess):
@@ -598,9 +598,7 @@ class SimRunner(Runner):
             await asyncio.wait([_wrapped(job.brought)])
         with context.at(self._process.place):
             function = self._function(job.definition)
-            args, kwargs = pickling.loads(task.arguments)
-            if task.inputs:
-                args, kwargs = self._place(task, args, kwargs, job)
+            args, kwargs = self._arguments(job)
             awaitable = function(
                 TaskContext(self._worker, self._process, self.current), *args, **kwargs
             )

@@ -1,12 +1,13 @@
 """Bad input: each kind is one clear error, and the node lives on."""
 
+import asyncio
 import gc
 import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 import raylite as ray
 from raylite.exceptions import (
     ObjectStoreFullError,
+    RaySystemError,
     RayTaskError,
     WorkerCrashedError,
 )
@@ -168,26 +170,41 @@ def test_a_value_whose_pickling_fails_tells_how() -> None:
         ray.put(Grenade("pickling"))
 
 
-def test_an_argument_that_cannot_be_unpickled_is_an_error_of_the_task() -> None:
-    for argument in (Grenade("a task"), [Grenade("a task"), bytes(300_000)]):
-        with pytest.raises(RuntimeError, match="cannot be unpickled in a task") as caught:
-            ray.get(echo.remote(argument))
-        assert isinstance(caught.value, RayTaskError)
+@pytest.mark.parametrize("size", [0, 300_000])
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_task_whose_argument_cannot_be_unpickled_does_not_run(size: int, stored: bool) -> None:
+    armed = [Grenade("a task"), bytes(size)]
+    with pytest.raises(RaySystemError) as caught:
+        ray.get(echo.remote(ray.put(armed) if stored else armed))
+    assert RayTaskError in type(caught.value).__mro__
+    text = str(caught.value)
+    assert "At least one of the input arguments for this task could not be computed:" in text
+    assert "RaySystemError: System error: cannot be unpickled in a task\ntraceback: Trace" in text
 
 
-def test_a_stored_argument_that_cannot_be_unpickled_is_an_error_of_the_task() -> None:
-    with pytest.raises(RuntimeError, match="cannot be unpickled in a task") as caught:
-        ray.get(echo.remote(ray.put(Grenade("a task"))))
-    assert isinstance(caught.value, RayTaskError)
-
-
-def test_a_result_that_cannot_be_unpickled_is_an_error_of_the_reader() -> None:
+@pytest.mark.parametrize("size", [0, 300_000])
+def test_a_value_that_cannot_be_unpickled_is_a_system_error_of_who_reads_it(size: int) -> None:
     @ray.remote
     def produce() -> Any:
-        return Grenade("the driver")
+        return Grenade("the driver"), bytes(size)
 
-    with pytest.raises(RuntimeError, match="cannot be unpickled in the driver"):
-        ray.get(produce.remote())
+    async def wait(ref: Any) -> None:
+        await ref
+
+    reads: list[Callable[[Any], object]] = [
+        ray.get,
+        lambda ref: ray.get([ref], timeout=10),
+        lambda ref: ref.future().result(),
+        lambda ref: asyncio.run(wait(ref)),
+    ]
+    for ref in produce.remote(), ray.put((Grenade("the driver"), bytes(size))):
+        for read in reads:
+            with pytest.raises(RaySystemError) as caught:
+                read(ref)
+            assert type(caught.value) is RaySystemError
+            assert isinstance(caught.value.__cause__, RuntimeError)
+            text = "System error: cannot be unpickled in the driver\ntraceback: Traceback (most"
+            assert str(caught.value).startswith(text)
 
 
 def test_a_function_that_cannot_be_unpickled_is_an_error_of_the_task() -> None:

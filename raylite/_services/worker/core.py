@@ -238,25 +238,25 @@ class Core:
         value = entry.value
         assert value is not None
         if value.form == Form.INLINE:
-            return pickling.loads(value.data)
+            return pickling.load_value(value.data)
         return self.read(value, entry)
 
     def read(self, value: Value, entry: Entry | None) -> Any:
         """Unpickle a value; large ones are views of the arena, which keep the object alive."""
         if value.form == Form.INLINE:
-            return pickling.loads(value.data)
+            return pickling.load_value(value.data)
         if value.form == Form.ERROR:
             raise error_of(value)
         assert entry is not None
         if value.node != self.node and self.copies.is_away(value):
-            return pickling.loads(self._brought([entry])[entry])
+            return pickling.load_value(self._brought([entry])[entry])
         self._outbox.append((self._added_view, entry))
         if entry.value is not value:  # its owner died in this moment: the bytes may be reused
             self._outbox.append((self._dropped_view, entry))
             assert entry.value is not None
             raise error_of(entry.value)
         view = self._arena.view(value.offset, value.size, _view_dropper(self, entry))
-        return pickling.loads(view)
+        return pickling.load_value(view)
 
     def get(self, refs: Sequence[ObjectRef[Any]], timeout: float | None) -> list[Any]:
         """Return the values of these, in order; raise the first error there is at once."""
@@ -284,7 +284,8 @@ class Core:
         left = None if timeout is None else timeout - (monotonic() - started)
         views = self._brought(list(dict.fromkeys(away)), left)
         return [
-            pickling.loads(views[entry]) if entry in views else load(entry) for entry in entries
+            pickling.load_value(views[entry]) if entry in views else load(entry)
+            for entry in entries
         ]
 
     def wait(

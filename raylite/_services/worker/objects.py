@@ -171,7 +171,7 @@ class ObjectRef(Generic[T]):
             yield from waiter.future
         if entry.is_in_arena and (bringing := entry.keeper.bring(entry)) is not None:
             views = yield from asyncio.wrap_future(bringing)
-            return pickling.loads(views[entry])  # type: ignore[no-any-return]
+            return pickling.load_value(views[entry])  # type: ignore[no-any-return]
         return entry.keeper.load(entry)  # type: ignore[no-any-return]
 
     def __repr__(self) -> str:
@@ -262,7 +262,7 @@ class RefFuture(concurrent.futures.Future[T]):
         self._wait(timeout)
         entry = self._ref._entry
         if self._brought is not None:
-            return pickling.loads(self._brought.result()[entry])  # type: ignore[no-any-return]
+            return pickling.load_value(self._brought.result()[entry])  # type: ignore[no-any-return]
         return entry.keeper.load(entry)  # type: ignore[no-any-return]
 
     def _wait(self, timeout: float | None) -> None:

@@ -151,9 +151,7 @@ class Runner:
     def _call(self, job: Job) -> tuple[Value, ...]:
         task = job.task
         function = self._function(job.definition)
-        args, kwargs = pickling.loads(task.arguments)
-        if task.inputs:
-            args, kwargs = self._place(task, args, kwargs, job)
+        args, kwargs = self._arguments(job)
         result = function(*args, **kwargs)
         del args, kwargs
         if task.returns == 1 and type(result) is not GeneratorType:
@@ -176,10 +174,15 @@ class Runner:
             self._functions[definition.function] = function
         return function
 
-    def _place(
-        self, task: hot.Task, args: tuple[Any, ...], kwargs: dict[str, Any], job: Job
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Put the values of references where the caller had the references."""
+    def _arguments(self, job: Job) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Unpickle the arguments, the values of references where the caller had the references."""
+        task = job.task
+        try:
+            args, kwargs = pickling.load_value(task.arguments)
+        except RayError as error:
+            raise self._bad_argument(error, job) from error
+        if not task.inputs:
+            return args, kwargs
         placed = list(args)
         brought, job.brought = job.brought, None
         for each in task.inputs:
@@ -189,24 +192,28 @@ class Runner:
             try:
                 views = brought.result() if brought is not None else {}
                 if entry in views:
-                    value = pickling.loads(views[entry])
+                    value = pickling.load_value(views[entry])
                 else:
                     value = self._values.read(known, entry)
             except RayError as error:
-                raise BadArgument(
-                    dependency_error(
-                        error,
-                        function_name=job.definition.title,
-                        pid=os.getpid(),
-                        ip=self._ip,
-                        proctitle=f"raylite::{task.name or job.definition.title}",
-                    )
-                ) from error
+                raise self._bad_argument(error, job) from error
             if isinstance(each.place, int):
                 placed[each.place] = value
             else:
                 kwargs[each.place] = value
         return tuple(placed), kwargs
+
+    def _bad_argument(self, error: RayError, job: Job) -> "BadArgument":
+        title = job.definition.title
+        return BadArgument(
+            dependency_error(
+                error,
+                function_name=title,
+                pid=os.getpid(),
+                ip=self._ip,
+                proctitle=f"raylite::{job.task.name or title}",
+            )
+        )
 
     def _pack_each(self, result: Any, task: hot.Task, job: Job) -> tuple[Value, ...]:
         if task.returns == 0:
@@ -280,7 +287,7 @@ def pack_error(error: RayError) -> Value:
 
 
 class BadArgument(Exception):
-    """An argument is an error, so the task does not run."""
+    """An argument is an error, or becomes one when it is unpickled, so the task does not run."""
 
     def __init__(self, error: RayError) -> None:
         self.error = error
