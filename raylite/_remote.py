@@ -82,7 +82,7 @@ class RemoteFunction(Generic[P, T]):
         self._options = dict(options)
         self._signature = signature or Signature.of(function)
         self._exported: dict[Core, int] = {} if exported is None else exported
-        self._name = f"{function.__module__}.{function.__qualname__}"
+        self._name = f"{function.__module__}.{function.__name__}"
         self._submission: _Submission | None = None
         functools.update_wrapper(self, function)
 
@@ -208,7 +208,7 @@ class RemoteFunction(Generic[P, T]):
         for ref in captured:
             if isinstance(ref, ObjectRef):
                 core.pin_for_ever(ref._entry)
-        return core.define(data, self._name, self._function.__qualname__)
+        return core.define(data, self._name, self._function.__name__)
 
     def _pickle(
         self, core: Core, args: tuple[Any, ...], kwargs: dict[str, Any]

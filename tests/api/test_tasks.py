@@ -586,6 +586,21 @@ def test_a_task_knows_its_name_and_its_functions() -> None:
     assert ray.get(names.options(name="special").remote()) == ("special", f"{__name__}.names")
 
 
+def test_a_function_made_in_another_goes_by_its_own_name() -> None:
+    @ray.remote
+    def inner(*, fails: bool) -> tuple[Any, ...]:
+        here = ray.get_runtime_context()
+        if fails:
+            raise ValueError
+        title = Path("/proc/self/cmdline").read_bytes().strip(b"\0")
+        return title, here.get_task_name(), here.get_task_function_name()
+
+    known = ray.get(inner.remote(fails=False))
+    assert known == (b"raylite::inner", "inner", f"{__name__}.inner")
+    with pytest.raises(ValueError, match=r"^raylite::inner\(\) \(pid="):
+        ray.get(inner.remote(fails=True))
+
+
 # --- Errors ---
 
 
@@ -657,8 +672,8 @@ def test_a_task_whose_argument_failed_does_not_run_and_says_so(tmp_path: Path) -
     ]
     assert isinstance(caught.value, RayTaskError)
     assert lines[:6:2] + lines[-1:] == [
-        f"raylite::{never.__qualname__}() (...)",
-        f"raylite.exceptions.RayTaskError: raylite::{never.__qualname__}() (...)",
+        "raylite::never() (...)",
+        "raylite.exceptions.RayTaskError: raylite::never() (...)",
         "raylite.exceptions.RayTaskError: raylite::divide() (...)",
         "ZeroDivisionError: division by zero",
     ]
