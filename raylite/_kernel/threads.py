@@ -5,13 +5,15 @@ import concurrent.futures
 import signal
 import threading
 from collections.abc import Callable, Coroutine
+from functools import partial
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import uvloop
 
 from raylite._kernel import processes
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -59,14 +61,52 @@ def result_of(future: "concurrent.futures.Future[T]", timeout: float | None = No
     return future.result(0)
 
 
-def run_on(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on a loop of another thread, and return here what it returns."""
-    future = asyncio.run_coroutine_threadsafe(work, loop)
+def run_on(
+    loop: asyncio.AbstractEventLoop,
+    work: Callable[P, Coroutine[Any, Any, T]],
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> T:
+    """Call a coroutine function on a loop of another thread, and return here what it returns.
+
+    The coroutine is made there. Here a Ctrl-C could come before it is handed over, and Python
+    complains of a coroutine that nobody awaits.
+    """
+    future: concurrent.futures.Future[T] = concurrent.futures.Future()
     try:
+        loop.call_soon_threadsafe(_begin, loop, future, partial(work, *args, **kwargs))
         return result_of(future)
     except BaseException:  # interrupted: nobody wants the result any more
         future.cancel()
         raise
+
+
+def _begin(
+    loop: asyncio.AbstractEventLoop,
+    future: "concurrent.futures.Future[T]",
+    work: Callable[[], Coroutine[Any, Any, T]],
+) -> None:
+    if future.cancelled():
+        return
+    task = loop.create_task(work())
+
+    def cancel(future: "concurrent.futures.Future[T]") -> None:
+        if future.cancelled() and not loop.is_closed():
+            loop.call_soon_threadsafe(task.cancel)
+
+    def finish(task: "asyncio.Task[T]") -> None:
+        error = None if task.cancelled() else task.exception()
+        if task.cancelled():
+            future.cancel()
+        if not future.set_running_or_notify_cancel():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(task.result())
+
+    future.add_done_callback(cancel)
+    task.add_done_callback(finish)
 
 
 class LoopThread:

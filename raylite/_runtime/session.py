@@ -6,8 +6,6 @@ import os
 import sys
 import threading
 from collections import Counter
-from collections.abc import Awaitable
-from typing import TypeVar
 
 from raylite._kernel.arena import Arena
 from raylite._kernel.scope import Scope
@@ -24,8 +22,6 @@ from raylite._services.worker.output import OutputService
 from raylite._wire import hot
 from raylite._wire.messages import gcs as gcs_msg, raylet as msg
 from raylite.exceptions import LocalRayletDiedError, PeerLostError, RayError, RaySystemError
-
-T = TypeVar("T")
 
 _START_SECONDS = 60.0
 _FLUSH_SECONDS = 1.0  # for what workers have printed to be shown before a driver leaves
@@ -171,7 +167,7 @@ def resources(place: Place) -> msg.ResourceView:
     """
     _check_node_lives(place)
     leases = raylet.Leases(place.core.raylet_link)
-    view = place.core.run(_reply(leases.resources(msg.GetResources())))
+    view = place.core.run(_view, leases)
     total, available = Counter(view.total), Counter(view.available)
     for node in list_nodes(place):
         if node.alive and node.node_id != place.node_id:
@@ -190,15 +186,15 @@ def list_nodes(place: Place) -> list[gcs_msg.Node]:
         return list((await nodes.list(gcs_msg.ListNodes())).nodes)
 
     try:
-        return core.run(ask())
+        return core.run(ask)
     except PeerLostError as error:
         if not error.confirmed:
             raise
-        return core.run(ask())  # the GCS ended, and another has taken its place
+        return core.run(ask)  # the GCS ended, and another has taken its place
 
 
-async def _reply(reply: Awaitable[T]) -> T:
-    return await reply
+async def _view(leases: raylet.Leases) -> msg.ResourceView:
+    return await leases.resources(msg.GetResources())
 
 
 def _check_node_lives(place: Place) -> None:
@@ -229,6 +225,14 @@ def stop() -> None:
             session.close()
 
 
+def _stop_at_exit() -> None:
+    """Do it without a word about a Ctrl-C: the program has ended, and nothing there could catch it."""
+    try:
+        stop()
+    except KeyboardInterrupt:
+        stop()  # which does nothing, unless the interrupt came before it had begun
+
+
 def get() -> Session | None:
     """Return the process's session."""
     return _session
@@ -246,4 +250,4 @@ _inherited: list[Session | None] = []
 
 
 os.register_at_fork(after_in_child=_after_fork)
-atexit.register(stop)
+atexit.register(_stop_at_exit)

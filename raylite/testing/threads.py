@@ -136,7 +136,7 @@ class _ThreadWorker:
 
     def leave(self, code: int) -> None:
         core = self.attachment.core
-        core.run(_flush(self.executor, core.flush))
+        core.run(_flush, self.executor, core.flush)
 
 
 async def _flush(executor: QueueExecutor, flush: Callable[[], Any]) -> None:

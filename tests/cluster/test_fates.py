@@ -278,6 +278,30 @@ def test_ctrl_c_at_any_moment_of_shutdown_leaves_nothing() -> None:
         assert driver.end() == (0, "")
 
 
+def test_ctrl_c_hurries_a_program_that_has_ended_without_a_word() -> None:
+    program = f"""{WAITING}
+    def tell():
+        while signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            time.sleep(0.001)
+        say("shutdown")
+
+    say("stopping")
+    hear()
+    threading.Thread(target=tell, daemon=True).start()
+    """
+    with Driver(program) as driver:
+        assert driver.hear() == "stopping"
+        driver.watch_tree()
+        for component in ("raylite: raylet", "raylite: gcs"):  # neither can say goodbye now
+            driver.watch.signal(signal.SIGSTOP, the_only(titled(component, driver.pid)))
+        driver.say("go on")
+        assert driver.hear() == "shutdown"
+        driver.press_ctrl_c()
+        driver.press_ctrl_c()
+        assert driver.watch.left_after(AT_ONCE) == []
+        assert driver.end() == (0, "")
+
+
 @pytest.mark.parametrize("presses", [1, 3])
 def test_ctrl_c_cuts_a_slow_shutdown_short(presses: int) -> None:
     program = f"""{WAITING}

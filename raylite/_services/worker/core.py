@@ -14,7 +14,7 @@ from concurrent.futures import CancelledError
 from contextlib import suppress
 from functools import partial
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from raylite._kernel.arena import Arena
 from raylite._kernel.link import Link
@@ -45,6 +45,7 @@ from raylite.exceptions import (
     RaySystemError,
 )
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _PUTS_BEFORE_WAKING = 256
@@ -183,7 +184,7 @@ class Core:
     def store_result(self, id: bytes, owner: bytes, pickled: pickling.Pickled) -> Value:
         """Write a large value into the arena; waits for room."""
         try:
-            return self.write(owner, self.run(self.allocate(id, owner, pickled.size)), pickled)
+            return self.write(owner, self.run(self.allocate, id, owner, pickled.size), pickled)
         except BaseException:  # interrupted: nobody will hear of the object
             self._do(self.owner.free_value, id, Value(Form.ARENA))
             raise
@@ -227,7 +228,7 @@ class Core:
             return ref
         if asyncio._get_running_loop() is self.loop:
             return self._restored(Contained(id, owner))
-        return self.run(self._restore(Contained(id, owner)))
+        return self.run(self._restore, Contained(id, owner))
 
     def hold(self, entries: tuple[Entry, ...]) -> None:
         """Hold these for a result that contains them, before the task's own references die."""
@@ -343,7 +344,7 @@ class Core:
             self._do(self.on_block)
         try:
             if left is not None and left <= 0:
-                self.run(self.copies.settle())
+                self.run(self.copies.settle)
             return bringing.result(left)
         except TimeoutError:
             raise _timed_out() from None
@@ -365,15 +366,16 @@ class Core:
 
     # ---- the loop's side -----------------------------------------------------------------
 
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine on the loop, from another thread, and return what it returns."""
+    def run(
+        self, work: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Call a coroutine function on the loop, from another thread, and return what it returns."""
         if self.is_closed:
-            work.close()
             raise RaySystemError(
                 "the session that this belongs to has ended, or is another process's"
             )
         self._wake()
-        return run_on(self.loop, work)
+        return run_on(self.loop, work, *args, **kwargs)
 
     def close(self) -> None:
         """Ask nothing more of the loop, which is about to end."""
@@ -518,7 +520,7 @@ class Core:
         if waiter.count <= 0:
             return  # values came between the caller's look and this one
         if timeout is not None and timeout <= 0:
-            self.run(self._look(entries, waiter))
+            self.run(self._look, entries, waiter)
             return
         unique = list(dict.fromkeys(entries))
         is_task = self.on_block is not None and threading.get_ident() == self.task_thread
