@@ -10,8 +10,10 @@
     │   └── ActorUnavailableError           for now
     ├── WorkerCrashedError, LocalRayletDiedError, NodeDiedError, OutOfMemoryError
     ├── RaySystemError
-    │   └── StreamingGeneratorReplayInconsistentError
-    ├── UserCodeException, UnserializableException
+    │   ├── StreamingGeneratorReplayInconsistentError
+    │   ├── RayChannelError, RayCgraphCapacityExceeded, RayDirectTransportError
+    │   └── RayChannelTimeoutError (TimeoutError)  a RayChannelError
+    ├── CrossLanguageError, UserCodeException, UnserializableException
     ├── GetTimeoutError (TimeoutError)
     ├── PlasmaObjectNotAvailable, ObjectStoreFullError, OutOfDiskError
     ├── ObjectLostError
@@ -797,6 +799,34 @@ class StreamingGeneratorReplayInconsistentError(RaySystemError):
     """A generator task, run again, did not yield as many items as the first time."""
 
 
+class RayChannelError(RaySystemError):
+    """Ray raises it from channels of compiled graphs, which raylite has not."""
+
+
+class RayChannelTimeoutError(RayChannelError, TimeoutError):
+    """Ray raises it when a channel's time is up; raylite has no channels."""
+
+
+class RayCgraphCapacityExceeded(RaySystemError):
+    """Ray raises it when a compiled graph's buffer is full; raylite has no such graphs."""
+
+
+class RayDirectTransportError(RaySystemError):
+    """Ray raises it from transfers between GPUs, which raylite has not."""
+
+
+class CrossLanguageError(RayError):
+    """Ray raises it for errors of Java and C++; raylite runs Python alone."""
+
+    _LANGUAGES: ClassVar = ("PYTHON", "JAVA", "CPP")
+
+    def __init__(self, ray_exception: Any) -> None:
+        super().__init__(
+            f"An exception raised from {self._LANGUAGES[ray_exception.language]}:\n"
+            f"{ray_exception.formatted_exception_string}"
+        )
+
+
 class RpcError(RayError):
     """A request to one of raylite's services failed; ``rpc_code`` is a gRPC status, if known."""
 
@@ -886,6 +916,7 @@ _NEED_MORE_THAN_A_MESSAGE = (
     UnserializableException,
     RayActorError,
     ObjectLostError,
+    CrossLanguageError,
 )
 _TRAVEL = {
     cls.__name__: cls

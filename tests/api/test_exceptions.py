@@ -7,6 +7,7 @@ import pickle
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any
 
 import cloudpickle
@@ -619,6 +620,11 @@ def test_a_constructors_failure_is_told_by_the_death() -> None:
     [
         (GetTimeoutError, (RayError, TimeoutError)),
         (DeadlineExceededError, (RayError, TimeoutError)),
+        (exceptions.RayChannelError, (RaySystemError,)),
+        (exceptions.RayChannelTimeoutError, (exceptions.RayChannelError, TimeoutError)),
+        (exceptions.RayCgraphCapacityExceeded, (RaySystemError,)),
+        (exceptions.RayDirectTransportError, (RaySystemError,)),
+        (exceptions.CrossLanguageError, (RayError,)),
         (ActorDiedError, (RayActorError,)),
         (ActorUnavailableError, (RayActorError,)),
         (ObjectFreedError, (ObjectLostError,)),
@@ -633,6 +639,13 @@ def test_a_constructors_failure_is_told_by_the_death() -> None:
 )
 def test_bases(cls: type[RayError], bases: tuple[type[BaseException], ...]) -> None:
     assert cls.__bases__ == bases
+
+
+def test_an_error_of_another_language_tells_its_story() -> None:
+    foreign = SimpleNamespace(language=1, formatted_exception_string="java.lang.Error: m")
+    error = pickle.loads(pickle.dumps(exceptions.CrossLanguageError(foreign)))
+    assert type(error) is exceptions.CrossLanguageError
+    assert str(error) == "An exception raised from JAVA:\njava.lang.Error: m"
 
 
 def test_every_class_is_listed_and_documented() -> None:

@@ -18,7 +18,12 @@ import pytest
 import uvloop
 
 import raylite as ray
-from raylite.exceptions import GetTimeoutError, ObjectStoreFullError, RayTaskError
+from raylite.exceptions import (
+    GetTimeoutError,
+    ObjectLostError,
+    ObjectStoreFullError,
+    RayTaskError,
+)
 
 MEGABYTE = 1024 * 1024
 STORE = 48 * MEGABYTE
@@ -320,6 +325,40 @@ def test_a_reference_is_its_object_wherever_it_comes_from() -> None:
     assert ref not in strangers
     with pytest.raises(TypeError, match="'<' not supported"):
         sorted([ref, other])  # type: ignore[type-var]
+
+
+def test_a_reference_is_found_by_its_id() -> None:
+    ref = echo.remote("found")
+    assert ray.ObjectRef.from_binary(ref.binary()) is ref
+    assert ref.owner_address()
+    assert (ref.call_site(), ray.ObjectRef.size()) == ("", 28)
+    for stranger in (ray.ObjectRef.nil(), ray.ObjectRef.from_random()):
+        assert stranger.is_nil() == (stranger == ray.ObjectRef.nil())
+        with pytest.raises(ObjectLostError):
+            ray.get(stranger)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (b"x", ValueError, "ID string needs to have length 28, got 1"),
+        ("x", TypeError, "Unsupported type: <class 'str'>, expected bytes"),
+    ],
+)
+def test_what_is_no_id_makes_no_reference(wrong: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"^{message}$"):
+        ray.ObjectRef.from_binary(wrong)
+    with pytest.raises(TypeError, match=r"use raylite\.ObjectRef\.from_binary"):
+        ray.ObjectRef(wrong)
+
+
+def test_as_future_is_a_future_of_the_loop() -> None:
+    async def read() -> Any:
+        future = echo.remote(1).as_future()
+        assert isinstance(future, asyncio.Future)
+        return await future
+
+    assert asyncio.run(read()) == 1
 
 
 def test_a_reference_shows_its_id() -> None:

@@ -126,9 +126,40 @@ class ObjectRef(Generic[T]):
     __slots__ = ("__weakref__", "_entry")
 
     def __init__(self, entry: Entry) -> None:
+        try:
+            entry.ref = drop = Drop(self, entry.keeper.dropped)
+        except AttributeError:
+            # Ray: takes the bytes of an id. Here there is one reference for an object in a process.
+            raise TypeError(
+                f"an ObjectRef cannot be made of {type(entry)}: use "
+                "raylite.ObjectRef.from_binary(id) for the reference with an id"
+            ) from None
         self._entry = entry
-        entry.ref = drop = Drop(self, entry.keeper.dropped)
         drop.entry = entry
+
+    @classmethod
+    def from_binary(cls, binary: bytes) -> "ObjectRef[Any]":
+        """Return this process's reference to the object with this id.
+
+        Reading it raises `ObjectLostError` if this process knows no such object: an id does not
+        say who owns it, as a pickled reference does. Wants raylite to be initialized.
+        """
+        return restore(ObjectID(binary).binary(), "")
+
+    @classmethod
+    def nil(cls) -> "ObjectRef[Any]":
+        """Return the reference that stands for nothing."""
+        return cls.from_binary(ObjectID.nil().binary())
+
+    @classmethod
+    def from_random(cls) -> "ObjectRef[Any]":
+        """Return a reference to an object that does not exist."""
+        return cls.from_binary(ObjectID.from_random().binary())
+
+    @classmethod
+    def size(cls) -> int:
+        """Return the length of an id in bytes."""
+        return ObjectID.size()
 
     def binary(self) -> bytes:
         """Return the id's 28 bytes."""
@@ -139,12 +170,8 @@ class ObjectRef(Generic[T]):
         return self._entry.id.hex()
 
     def is_nil(self) -> bool:
-        """A reference always stands for an object."""
-        return False
-
-    def size(self) -> int:
-        """Return the length of the id in bytes."""
-        return len(self._entry.id)
+        """Return whether this is the reference that stands for nothing."""
+        return ObjectID(self._entry.id).is_nil()
 
     def task_id(self) -> TaskID:
         """Return the id of the task that makes the object."""
@@ -153,6 +180,19 @@ class ObjectRef(Generic[T]):
     def job_id(self) -> JobID:
         """Return the id of the job the object belongs to."""
         return self.task_id().job_id()
+
+    def owner_address(self) -> bytes:
+        """Return the address of the process that owns the object."""
+        # Ray: a message with ids, host and port. Here addresses are text.
+        return (self._entry.owner or self._entry.keeper.address).encode()
+
+    def call_site(self) -> str:
+        """Return "": where references are made is not recorded."""
+        return ""
+
+    def as_future(self) -> "asyncio.Future[T]":
+        """Return a future of the running loop; ``await ref`` does without."""
+        return asyncio.wrap_future(self.future())
 
     def future(self) -> "concurrent.futures.Future[T]":
         """Return a future of the value, for code without an event loop.
