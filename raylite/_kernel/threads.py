@@ -61,6 +61,21 @@ def result_of(future: "concurrent.futures.Future[T]", timeout: float | None = No
     return future.result(0)
 
 
+def refuse_to_wait_for(loop: asyncio.AbstractEventLoop) -> None:
+    """Raise if this is the loop's own thread: what waited here for the loop would wait for ever.
+
+    Raises:
+        RuntimeError: It is; a user's callback is what can be running there.
+    """
+    if asyncio._get_running_loop() is loop:
+        raise RuntimeError(
+            "this would wait for the thread that it is called on, and so for ever: callbacks of "
+            "ref.future() run on raylite's own event loop. Do there only what does not wait, such "
+            "as future.result() or .remote(), and leave the rest to a thread of your own, for "
+            "instance with executor.submit(...)"
+        )
+
+
 def run_on(
     loop: asyncio.AbstractEventLoop,
     work: Callable[P, Coroutine[Any, Any, T]],

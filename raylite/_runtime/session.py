@@ -220,6 +220,8 @@ def stop() -> None:
     """End the process's session, if it has one."""
     global _session
     with interrupts.held(), _lock:
+        if _session is not None:
+            _session.place.core.refuse_to_wait()
         session, _session = _session, None
         if session is not None:
             session.close()

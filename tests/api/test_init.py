@@ -11,13 +11,14 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
 import raylite as ray
-from raylite._runtime import beginnings
+from raylite._runtime import beginnings, context
 from raylite.exceptions import GetTimeoutError, RayError, RaySystemError
 from tests.api.drivers import PREAMBLE, ROOT, drive, drive_well, eventually
 
@@ -243,6 +244,23 @@ def test_a_shutdown_while_others_begin_ends_their_session_or_comes_before_it() -
             is_ended &= not isinstance(outcome, GetTimeoutError)
             assert outcome == 2 * number or is_ended, outcome
     assert ray.get(double.remote(6)) == 12
+
+
+def test_a_callback_cannot_shut_down_what_runs_it() -> None:
+    outcomes = SimpleQueue[Exception]()
+
+    def end() -> None:
+        try:
+            ray.shutdown()
+        except RuntimeError as error:
+            outcomes.put(error)
+
+    ray.init(num_cpus=1)
+    place = context.current()
+    assert place is not None
+    place.core.loop.call_soon_threadsafe(end)
+    assert "thread of your own" in str(outcomes.get(timeout=20))
+    assert ray.get(double.remote(1)) == 2
 
 
 def test_ctrl_c_ends_the_wait_for_another_threads_beginning() -> None:

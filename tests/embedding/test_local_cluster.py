@@ -3,6 +3,10 @@
 import asyncio
 import os
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 import pytest
@@ -131,6 +135,40 @@ def test_an_end_that_is_cancelled_is_an_end(workers: Workers) -> None:
         assert not ray.is_initialized()
 
     asyncio.run(cancel())
+
+
+WAITS: dict[str, Callable[[], object]] = {
+    "get": lambda: ray.get(square.remote(8)),
+    "get with a timeout": lambda: ray.get(square.remote(8), timeout=5),
+    "look": lambda: ray.get(square.remote(8), timeout=0),
+    "wait": lambda: ray.wait([square.remote(8)]),
+    "put": lambda: ray.put(np.zeros(100_000)),
+    "nodes": ray.nodes,
+    "future": lambda: square.remote(8).future().result(),
+}
+
+
+@pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
+def test_a_callback_of_a_future_is_refused_what_would_wait(
+    wait: Callable[[], object], workers: Workers
+) -> None:
+    outcomes = SimpleQueue[Any]()
+
+    def done(future: "Future[int]") -> None:
+        try:
+            outcomes.put(wait())
+        except RuntimeError as error:
+            outcomes.put((future.result(), str(error)))
+
+    def begin() -> None:  # on the loop, so that the result comes after the callback was added
+        square.remote(3).future().add_done_callback(done)
+
+    with LocalCluster(workers=workers) as cluster:
+        cluster._cluster.place.core.loop.call_soon_threadsafe(begin)
+        result, message = outcomes.get(timeout=20)
+        assert result == 9
+        assert "executor.submit" in message
+        assert ray.get(square.remote(4), timeout=20) == 16
 
 
 def test_thread_workers_share_the_process() -> None:

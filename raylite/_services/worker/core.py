@@ -19,7 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 from raylite._kernel.arena import Arena
 from raylite._kernel.link import Link
 from raylite._kernel.network import Network
-from raylite._kernel.threads import acquire, run_on
+from raylite._kernel.threads import acquire, refuse_to_wait_for, run_on
 from raylite._protocol import raylet
 from raylite._services.worker.copies import GET, Bringing, Copies
 from raylite._services.worker.locations import LocationService
@@ -338,6 +338,7 @@ class Core:
 
         So many seconds of the caller's timeout are left.
         """
+        self.refuse_to_wait()
         is_task = self.on_block is not None and threading.get_ident() == self.task_thread
         bringing = self.copies.bring(entries, GET)
         if is_task:
@@ -370,12 +371,17 @@ class Core:
         self, work: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """Call a coroutine function on the loop, from another thread, and return what it returns."""
+        self.refuse_to_wait()
         if self.is_closed:
             raise RaySystemError(
                 "the session that this belongs to has ended, or is another process's"
             )
         self._wake()
         return run_on(self.loop, work, *args, **kwargs)
+
+    def refuse_to_wait(self) -> None:
+        """Raise on the loop's own thread: a user's callback there would stop everything."""
+        refuse_to_wait_for(self.loop)
 
     def close(self) -> None:
         """Ask nothing more of the loop, which is about to end."""
@@ -519,6 +525,7 @@ class Core:
         """Block this thread until the waiter has what it waits for, or time is up."""
         if waiter.count <= 0:
             return  # values came between the caller's look and this one
+        self.refuse_to_wait()
         if timeout is not None and timeout <= 0:
             self.run(self._look, entries, waiter)
             return

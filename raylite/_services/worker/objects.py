@@ -34,6 +34,7 @@ class Keeper(Protocol):
     def load(self, entry: "Entry") -> Any: ...
     def bring(self, entry: "Entry") -> "concurrent.futures.Future[Views] | None": ...
     def pin_for_ever(self, entry: "Entry") -> None: ...
+    def refuse_to_wait(self) -> None: ...
 
 
 class Waiter(Protocol):
@@ -197,7 +198,8 @@ class ObjectRef(Generic[T]):
     def future(self) -> "concurrent.futures.Future[T]":
         """Return a future of the value, for code without an event loop.
 
-        Cancelling it leaves the task alone. The value is unpickled by whoever asks for it.
+        Cancelling it leaves the task alone. The value is unpickled by whoever asks for it. A done
+        callback may run on raylite's own event loop: what waits, such as `get`, is refused there.
         """
         future: RefFuture[T] = RefFuture(self)
         self._entry.keeper.watch(self._entry, future)
@@ -307,6 +309,7 @@ class RefFuture(concurrent.futures.Future[T]):
 
     def _wait(self, timeout: float | None) -> None:
         if not self.done():
+            self._ref._entry.keeper.refuse_to_wait()
             settled = threading.Lock()
             settled.acquire()
             self.add_done_callback(lambda future: settled.release())
