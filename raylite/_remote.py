@@ -172,6 +172,12 @@ class RemoteFunction(Generic[P, T]):
                 f"{self._name} is a generator function: streaming its items is not supported yet; "
                 "with num_returns=n, its first n items become n results"
             )
+        if options.runtime_env:
+            raise NotImplementedError(
+                f"{self._name} has a runtime_env of its own: one for single tasks is not supported "
+                "yet; init(runtime_env={'env_vars': {...}}) sets variables for all tasks of this "
+                "program"
+            )
         number = self._exported.get(core)
         if number is None:
             number = self._export(core)
