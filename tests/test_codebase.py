@@ -79,6 +79,7 @@ LONG_MODULES: dict[str, str] = {
     "raylite/_runtime/node.py": "all that the processes of a node say to each other, and what of it",
     "raylite/_runtime/forkserver.py": "one process, without imports that would start threads",
     "raylite/_services/worker/core.py": "one facade: what threads ask and what the loop does for it",
+    "raylite/_services/worker/objects.py": "references, entries and all kinds of waiters for them",
     "raylite/_services/worker/submit.py": "one service: a task from submission to result",
     "raylite/_wire/hot.py": "one table: everything that travels for a task, an object or a lease",
     "raylite/_wire/pickling.py": "two picklers that must agree on what is plain, importable and large",
