@@ -112,7 +112,7 @@ def init(
         resources: Further resources by name, in any unit you like.
         labels: Labels of the node.
         object_store_memory: Bytes for large objects; None takes 30 % of the machine's memory,
-            used only as objects fill it.
+            used only as objects fill it. At least 75 MiB.
         ignore_reinit_error: Return the running session's context instead of raising.
         logging_level: The level of the ``raylite`` logger.
         log_to_driver: Show what tasks print, with a prefix that says which.

@@ -21,6 +21,7 @@ Check = Callable[[Any], str | None]
 
 _NoneType = type(None)
 _GRANULARITY = 0.0001
+_STORE_MINIMUM = 75 * 1024 * 1024  # Ray's
 
 
 # --- Checks: each gives the reason to refuse a value of the right type ---
@@ -41,6 +42,18 @@ def _refuse_quantity(name: str, quantity: float) -> str | None:
 
 def _quantity(name: str) -> Check:
     return lambda value: None if value is None else _refuse_quantity(name, value)
+
+
+def _store(memory: float | None) -> str | None:
+    if memory is None:
+        return None
+    reason = _refuse_quantity("object_store_memory", memory)
+    if reason is None and memory < _STORE_MINIMUM:
+        return (
+            f"Attempting to cap object store memory usage at {memory} bytes, "
+            f"but the minimum allowed is {_STORE_MINIMUM} bytes."
+        )
+    return reason
 
 
 def _count(name: str, *, infinite: bool) -> Check:
@@ -304,7 +317,7 @@ _INIT: dict[str, Option] = {
         Option("num_gpus", _NUMBER, check=_quantity("num_gpus")),
         Option("resources", _DICT, check=_resources),
         Option("labels", _DICT),
-        Option("object_store_memory", _NUMBER, check=_quantity("object_store_memory")),
+        Option("object_store_memory", _NUMBER, check=_store),
         Option("namespace", _STR, check=_namespace),
         Option("runtime_env", _DICT),
         Option("_memory", _NUMBER, check=_quantity("_memory")),

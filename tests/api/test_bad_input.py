@@ -22,7 +22,7 @@ from raylite.exceptions import (
 )
 
 MEGABYTE = 1024 * 1024
-STORE = 64 * MEGABYTE
+STORE = 76 * MEGABYTE
 
 pytestmark = [pytest.mark.process, pytest.mark.usefixtures("small_cluster")]
 

@@ -118,6 +118,17 @@ def test_impossible_amounts_are_refused_before_anything_starts(options: dict[str
     assert not ray.is_initialized()
 
 
+@pytest.mark.parametrize("size", [0, 10, 75 * 1024 * 1024 - 1])
+def test_a_store_too_small_to_work_is_refused(size: int) -> None:
+    message = (
+        f"^Attempting to cap object store memory usage at {size} bytes, "
+        r"but the minimum allowed is 78643200 bytes\.$"
+    )
+    with pytest.raises(ValueError, match=message):
+        ray.init(object_store_memory=size)
+    assert not ray.is_initialized()
+
+
 def test_what_init_returns_is_a_mapping_and_a_context_manager() -> None:
     with ray.init(num_cpus=1) as context:
         assert ray.is_initialized()

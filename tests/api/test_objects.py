@@ -26,7 +26,7 @@ from raylite.exceptions import (
 )
 
 MEGABYTE = 1024 * 1024
-STORE = 48 * MEGABYTE
+STORE = 76 * MEGABYTE
 
 pytestmark = [pytest.mark.process, pytest.mark.usefixtures("small_cluster")]
 
@@ -695,17 +695,17 @@ def test_a_view_in_a_task_outlives_the_task() -> None:
 
 
 def test_a_full_store_waits_for_room_and_then_says_so() -> None:
-    refs = [ray.put(bytes(15 * MEGABYTE)) for _ in range(2)]
+    refs = [ray.put(bytes(24 * MEGABYTE)) for _ in range(2)]
     with pytest.raises(ObjectStoreFullError, match=r"0\.3 s"):
-        ray.put(bytes(30 * MEGABYTE))
-    assert [len(each) for each in ray.get(refs)] == [15 * MEGABYTE] * 2
+        ray.put(bytes(48 * MEGABYTE))
+    assert [len(each) for each in ray.get(refs)] == [24 * MEGABYTE] * 2
 
 
 def test_a_put_goes_on_when_there_is_room_again() -> None:
-    refs = [ray.put(bytes(30 * MEGABYTE))]
+    refs = [ray.put(bytes(48 * MEGABYTE))]
     timer = threading.Timer(0.05, refs.clear)
     timer.start()
-    assert len(ray.get(ray.put(bytes(30 * MEGABYTE)))) == 30 * MEGABYTE
+    assert len(ray.get(ray.put(bytes(48 * MEGABYTE)))) == 48 * MEGABYTE
     timer.join()
 
 

@@ -40,13 +40,13 @@ AT_ONCE = 3.0  # for a person who presses Ctrl-C, on a loaded machine
 @pytest.fixture
 def session() -> Iterator["ray.RayContext"]:
     """A cluster of its own for a test that breaks it."""
-    with ray.init(num_cpus=2, object_store_memory=1 << 26, log_to_driver=False) as context:
+    with ray.init(num_cpus=2, object_store_memory=80_000_000, log_to_driver=False) as context:
         yield context
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator["ray.RayContext"]:
-    with ray.init(num_cpus=2, object_store_memory=1 << 26, log_to_driver=False) as context:
+    with ray.init(num_cpus=2, object_store_memory=80_000_000, log_to_driver=False) as context:
         yield context
 
 
