@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -149,8 +150,9 @@ def worker(inherited: Inherited, network_of: NetworkOf = networks.network_of) ->
     def leave(code: int) -> None:
         if os.getpid() == pid:
             thread.run(_say_goodbye(attachment, executor))
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(AttributeError, OSError, ValueError):  # user code closed or removed it
+                stream.flush()
 
     def forked() -> None:
         """A child that a task forked goes on with the task's code, and ends where that ends."""
@@ -219,6 +221,7 @@ class _Teller:
         processes.set_title(IDLE)
 
     def tell(self, name: str) -> None:
+        _reopen_streams()
         if name != self._name:
             self._name = name
             processes.set_title(f"raylite::{name}")
@@ -227,8 +230,20 @@ class _Teller:
                 try:
                     stream.flush()
                     os.write(fd, mark)
-                except (OSError, ValueError):
-                    pass  # user code closed it
+                except (AttributeError, OSError, ValueError):
+                    pass  # user code closed or removed it
+
+
+def _reopen_streams() -> None:
+    """Give the next task the streams that one before it has closed; the descriptors are still there.
+
+    Ray: such a worker dies at the next line that is printed, and another runs that task again.
+    """
+    for name, fd in (("stdout", 1), ("stderr", 2)):
+        if getattr(getattr(sys, name), "closed", False):
+            with suppress(OSError):  # the task has closed the descriptor, too
+                own = open(fd, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+                setattr(sys, name, own)
 
 
 ROLES: Roles = {"gcs": gcs, "raylet": raylet, "worker": worker}

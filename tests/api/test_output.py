@@ -164,6 +164,36 @@ def test_a_task_without_output_streams_still_returns(capsys: Capture) -> None:
         assert ray.get([close.remote(), pid.remote()])[0] == "closed"
 
 
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_task_that_closes_a_stream_closes_it_for_no_other(capsys: Capture, stream: str) -> None:
+    @ray.remote
+    def close() -> int:
+        getattr(sys, stream).close()
+        return os.getpid()
+
+    @ray.remote(max_retries=0)
+    def speak() -> int:
+        print("après", file=getattr(sys, stream))
+        return os.getpid()
+
+    with ray.init(num_cpus=1):
+        pids = ray.get([close.remote(), speak.remote(), speak.remote()])
+    assert len(set(pids)) == 1
+    line = f"(speak pid={pids[0]}) après\n"
+    assert getattr(capsys.readouterr(), stream[3:]) == 2 * line
+
+
+def test_a_task_may_remove_a_stream() -> None:
+    @ray.remote(max_retries=0)
+    def remove() -> int:
+        sys.stdout = None
+        return os.getpid()
+
+    with ray.init(num_cpus=1):
+        [before, after] = ray.get([remove.remote(), pid.options(max_retries=0).remote()])
+    assert before == after
+
+
 def test_a_program_without_stdout_shows_on_stderr_what_its_tasks_print() -> None:
     done = drive("""
     sys.stdout = None
