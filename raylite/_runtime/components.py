@@ -148,6 +148,7 @@ def build_raylet(
     logs = LogService(network, pool, cluster, source, ip, log_files)
     membership = MemberService(network, gcs_address, row, leases, pool)
     membership.on_registered = cluster.report_all
+    pool.joined = membership.joined
     host = Host(
         network, pool, leases, objects, copies, transfers, membership, cluster, logs, *further
     )

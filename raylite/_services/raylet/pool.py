@@ -1,5 +1,6 @@
 """The Pool service: this node's worker processes and drivers, from their start to their death."""
 
+import asyncio
 import logging
 from collections.abc import Callable, Hashable
 from typing import Protocol
@@ -96,6 +97,8 @@ class PoolService(Service, serves=(raylet.Pool,)):
         self.on_lost: Callable[[LeaseID, Member, str, bytes], None] = _ignore
         self.on_gone: list[Callable[[Member, str], None]] = []
         self.on_driver: Callable[[Member], None] = _ignore
+        #: Set once this node is in the GCS's table, where drivers look for it.
+        self.joined: asyncio.Event | None = None
         self._ending: dict[bytes, str] = {}
         self._ended_jobs: dict[bytes, None] = {}
         self._stillborn: dict[int, None] = {}  # tokens of workers that ended and may yet register
@@ -127,7 +130,7 @@ class PoolService(Service, serves=(raylet.Pool,)):
         return msg.WorkerRegistered(self._node_id, self._gcs, self.arena_size)
 
     @handles(raylet.Pool.register_driver)
-    def register_driver(self, request: msg.RegisterDriver) -> msg.DriverRegistered:
+    async def register_driver(self, request: msg.RegisterDriver) -> msg.DriverRegistered:
         if not 0 < request.pid <= MOST_PIDS:
             raise ProtocolError(f"a driver whose process would be {request.pid}")
         member = self._member(request.driver_id, request.address, request.pid, None)
@@ -135,6 +138,8 @@ class PoolService(Service, serves=(raylet.Pool,)):
         self._drivers[member.id] = member
         self.caller.on_end(lambda link: self.driver_ended(member))
         self.on_driver(member)
+        if self.joined is not None:
+            await self.joined.wait()
         return msg.DriverRegistered(self._node_id, self._gcs, self.arena_size)
 
     def member(self, link: Link) -> Member:
