@@ -101,10 +101,13 @@ if (pid := os.fork()) == 0:
     os.write(write, b".")
     import signal; signal.pause()
 os.read(read, 1)
-assert list(processes.strays("RAYLITE_TEST=no", inode)) == [pid]
-assert list(processes.strays("RAYLITE_TEST=no", inode + 1)) == []
-assert list(processes.strays("RAYLITE_TEST=no", None)) == []
-processes.kill_group(pid)
+another = os.fstat(os.memfd_create("another")).st_ino  # that no other process has, nor gets
+try:
+    assert list(processes.strays("RAYLITE_TEST=no", inode)) == [pid]
+    assert list(processes.strays("RAYLITE_TEST=no", another)) == []
+    assert list(processes.strays("RAYLITE_TEST=no", None)) == []
+finally:
+    processes.kill_group(pid)
 """)
     assert (done.returncode, done.stderr) == (0, "")
 

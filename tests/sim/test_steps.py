@@ -139,7 +139,7 @@ def run(phase: str, victim: str, kill_at: int | None) -> int:
 def test_a_death_at_any_step_costs_nothing_but_time(phase: str, victim: str, part: int) -> None:
     with quiet_collector():
         steps = run(phase, victim, None)
-        assert steps > 10
+        assert steps > 5  # there is something to die at
         for step in range(part, steps, PARTS):
             try:
                 run(phase, victim, step)
