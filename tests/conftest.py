@@ -207,6 +207,14 @@ def pytest_configure(config: pytest.Config) -> None:
     logging.getLogger("asyncio").addHandler(watch.lost)
 
 
+def pytest_report_header(config: pytest.Config) -> str:
+    return (
+        ""
+        if config.option.markexpr != "not fault"
+        else "without the tests marked 'fault': -m fault"
+    )
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(config.stash[TEMP_DIR], ignore_errors=True)
     logging.getLogger("asyncio").removeHandler(config.stash[WATCH].lost)
