@@ -180,6 +180,7 @@ import numpy as np
 def whole():
     return np.ones({STORE} - (1 << 16), np.uint8)
 
+hear()  # that the other has what this one is to wait for
 refs = [whole.options(resources=at).remote() for at in ({HERE}, {AWAY})]
 say("waiting")
 ray.wait(refs, num_returns=2, fetch_local=False)
@@ -188,6 +189,7 @@ say("free")
     with cluster.head.driver(theirs) as victim, cluster.head.driver(ours) as driver:
         assert victim.hear() == "waiting"
         pids = [pid_in(tmp_path / name) for name in ("here", "away")]
+        driver.say("begin")
         assert driver.hear() == "waiting"  # for what the other has
         with Watch(*pids) as watch, within(DRIVER_FREED, show, "what a dead driver had is free"):
             os.kill(victim.pid, signal.SIGKILL)
