@@ -188,7 +188,7 @@ class Logs:
         return state
 
     def _is_stuck(self, state: _Job, now: float) -> bool:
-        return state.size >= ROOM and now - state.moved_at >= PATIENCE
+        return state.size >= ROOM and now >= state.moved_at + PATIENCE
 
     def _send(self, job: JobKey, state: _Job, now: float) -> list[Effect]:
         if not (state.is_known and state.items) or state.sent or now < state.retry_at:

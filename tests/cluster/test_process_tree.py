@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -169,7 +169,11 @@ def test_the_log_files_are_closed_to_other_users(tree: Tree) -> None:
 def test_nothing_listens_on_tcp_or_has_a_name_in_shared_memory(tree: Tree) -> None:
     tree.fork("rest")
     pids = [tree.node.pid, *children(tree.node.pid)]
-    held = {os.readlink(fd) for pid in pids for fd in Path(f"/proc/{pid}/fd").iterdir()}
+    held = set[str]()
+    for pid in pids:
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed meanwhile
+                held.add(os.readlink(fd))
     for table in ("tcp", "tcp6", "udp", "udp6"):
         rows = Path(f"/proc/net/{table}").read_text().splitlines()[1:]
         assert held.isdisjoint(f"socket:[{row.split()[9]}]" for row in rows)

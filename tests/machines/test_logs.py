@@ -2,6 +2,7 @@
 
 from collections import deque
 
+import pytest
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -79,6 +80,17 @@ def test_for_a_driver_that_shows_nothing_nobody_waits_long_and_lines_are_counted
         sent += [item for e in effects if isinstance(e, Send) for item in e.items]
     assert sent[-1] == Dropped(10 * (1000 - sent.count("y")))
     assert logs.printed(JOB, "z", 10, 1, 5.0) == [Send(JOB, ("z",))]
+
+
+@pytest.mark.parametrize("now", [0.1, 1.1, 2.1, 1e6 / 3])
+def test_the_alarm_for_a_driver_that_shows_nothing_rings_once(now: float) -> None:
+    logs = Logs()
+    logs.known(JOB, now)
+    fill(logs, now=now)
+    at = logs.next_wakeup()
+    assert at is not None
+    assert logs.expire(at) == [Resume(JOB)]
+    assert logs.next_wakeup() is None
 
 
 def test_a_driver_that_wants_nothing_is_sent_nothing() -> None:
