@@ -123,7 +123,7 @@ class Attachment(Struct):
     async def flush_output(self) -> None:
         """Show what this driver's workers have printed so far, on this node and those it has heard of."""
         assert self.output is not None
-        links = {**self.output.raylets, **dict.fromkeys(self.core.submitter.raylets)}
+        links = {**self.output.raylets, **dict.fromkeys(self.core.submitter.lessors.links)}
         scope = Scope("flush output")
         try:
             await asyncio.wait([scope.start(_flush_output(link, self.job)) for link in links])

@@ -197,9 +197,7 @@ class Scene:
         if self.submit._raylet.is_ended:
             return
         self.submitter.check()
-        assert self.submit._wishes.keys() <= self.submit._homes.keys()
-        leased = {peer.lease for peer in self.submit._peers.values()}
-        assert self.submit._homes.keys() == self.submit._wishes.keys() | leased
+        self.submit.lessors.check({peer.lease for peer in self.submit._peers.values()})
 
 
 @asynccontextmanager

@@ -121,7 +121,7 @@ class Core:
 
     def join(self, job: bytes, config: hot.JobConfig) -> None:
         """Belong to a job: a worker learns of it with its first task, and keeps to it."""
-        self.job = self.submitter.environment = job
+        self.job = self.submitter.lessors.environment = job
         self.config = config
         self._task_suffix = b"\xff" * 12 + job
         self._put_prefix = self._put_prefix[:8] + self._task_suffix

@@ -24,11 +24,11 @@ from raylite._machines.submitter import (
     Submitter,
 )
 from raylite._protocol import raylet, worker
+from raylite._services.worker.lessors import Lessors
 from raylite._services.worker.locations import LocationService
 from raylite._services.worker.objects import Entry
 from raylite._services.worker.owner import OwnerService
 from raylite._types.keys import LeaseID, TaskKey, WorkerKey
-from raylite._types.resources import Resources
 from raylite._types.strategies import NodeKey
 from raylite._wire import hot, placement
 from raylite._wire.hot import Value
@@ -40,8 +40,6 @@ from raylite.exceptions import (
     TaskUnschedulableError,
     WorkerCrashedError,
 )
-
-BACKLOG = 1.0  # seconds between two reports of what waits
 
 
 class OwnedTask(Pending):
@@ -118,13 +116,8 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         self._owner = owner
         self._locations = locations
         self._submitter = submitter
-        self.environment = environment
-        self._id = id
         self._raylet = raylet_link
-        self._raylets: dict[Link, raylet.Leases] = {raylet_link: raylet.Leases(raylet_link)}
-        self._homes: dict[LeaseID, Link] = {}  # which raylet was asked for a lease, or gave it
-        self._wishes: dict[LeaseID, LaneKey] = {}  # what was asked for and is not granted
-        self._wanting: dict[Link, None] = {}  # the raylets where others wait
+        self.lessors = Lessors(network, raylet_link, submitter, environment, id, self._lessor_ended)
         self._random: Random = network.seams.random("retries")
         self._tasks: dict[TaskKey, OwnedTask] = {}
         self._peers: dict[WorkerKey, _Peer] = {}
@@ -134,14 +127,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         self.definitions: dict[int, hot.Definition] = {}
         self.on_warning: Callable[[str], None] = _ignore
         self._alarm = Alarm(self._expire)
-        self._backlog_told: dict[Resources, int] = {}
-        self._backlog_alarm = Alarm(self._tell_backlog)
         raylet_link.on_end(self._raylet_ended)
-
-    @property
-    def raylets(self) -> list[Link]:
-        """This node's raylet, and those of which leases were asked."""
-        return list(self._raylets)
 
     # ---- what this process asks ----------------------------------------------------------
 
@@ -231,7 +217,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
     def granted(self, grants: list[hot.LeaseGrant]) -> None:
         for grant in grants:
             key, lease = WorkerKey(grant.worker), LeaseID(grant.lease)
-            self._wishes.pop(lease, None)
+            self.lessors.granted(lease)
             link = self._network.connect(grant.address)
             if link not in self._defined_on:
                 self._defined_on[link] = set()
@@ -243,18 +229,14 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
 
     @handles(raylet.Holder.spilled)
     def spilled(self, spills: list[hot.Spilled]) -> None:
-        """A raylet knows a better one for a lease: ask that one."""
         for spill in spills:
-            lease = LeaseID(spill.lease)
-            if lease in self._wishes and self._homes.get(lease) is self.caller:
-                self._request(lease, self._network.connect(spill.address), spill.visited)
+            self.lessors.spilled(spill, self.caller)
 
     @handles(raylet.Holder.problem)
     def problem(self, problems: list[hot.LeaseProblem]) -> None:
         for problem in problems:
             if problem.is_final:
-                self._wishes.pop(LeaseID(problem.lease), None)
-                self._homes.pop(LeaseID(problem.lease), None)
+                self.lessors.refused(LeaseID(problem.lease))
                 failed, effects = self._submitter.refused(LeaseID(problem.lease), now())
                 self._perform(effects)
                 for task in failed:
@@ -271,13 +253,12 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
 
     @handles(raylet.Holder.wanted)
     def wanted(self, nothing: bytes) -> None:
-        self._wanting[self.caller] = None
+        self.lessors.wanted(self.caller)
         self._perform(self._submitter.wanted(True))
 
     @handles(raylet.Holder.unwanted)
     def unwanted(self, nothing: bytes) -> None:
-        self._wanting.pop(self.caller, None)
-        if not self._wanting:
+        if self.lessors.unwanted(self.caller):
             self._perform(self._submitter.wanted(False))
 
     # ---- inside --------------------------------------------------------------------------
@@ -320,65 +301,22 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
                 case Push(key, tasks):
                     self._push(self._peers[key], tasks)
                 case RequestLease(lease, key):
-                    self._wishes[lease] = key
-                    self._request(lease, self._raylet, near=key.near)
-                    self._backlog_alarm.set(now() + BACKLOG)
+                    self.lessors.wish(lease, key)
                 case ReturnLease(lease):
                     self._return(lease)
                 case AskBack(key):
                     self._peers[key].execute.give_back(b"")
         self._alarm.set(self._submitter.next_expiry(now()))
 
-    def _tell_backlog(self) -> None:
-        """Tell what waits, as long as something may: whoever looks at the cluster is to see it."""
-        backlog = self._submitter.backlog()
-        if self._raylet.is_ended or self._raylet.is_congested:
-            return
-        if backlog != self._backlog_told:
-            self._backlog_told = backlog
-            tasks = tuple((demand.to_units(), count) for demand, count in backlog.items())
-            self._raylets[self._raylet].backlog(hot.Backlog(tasks))
-        if self._wishes:
-            self._backlog_alarm.set(now() + BACKLOG)
-
-    def _request(
-        self, lease: LeaseID, home: Link, visited: tuple[bytes, ...] = (), near: bytes = b""
-    ) -> None:
-        """Ask a raylet for a lease: this node's, or one that the last asked has named.
-
-        This node's names that of the node `near`, unless it knows none there.
-        """
-        if home not in self._raylets:
-            self._raylets[home] = raylet.Leases(home)
-            home.on_end(self._home_ended)
-        self._homes[lease] = home
-        key = self._wishes[lease]
-        demand, where = key.demand.to_units(), key.where
-        assert where is None or isinstance(where, hot.Where)
-        if not home.is_ended:
-            self._raylets[home].request(
-                hot.LeaseRequest(
-                    lease, demand, self.environment, key.depth, self._id, where, visited, near
-                )
-            )
-
-    def _home_ended(self, home: Link) -> None:
-        """Another node's raylet is gone, and with it the workers it lent: the local one is asked."""
-        self._raylets.pop(home, None)
-        self._wanting.pop(home, None)
-        leases = [lease for lease, at in self._homes.items() if at is home]
+    def _lessor_ended(self, home: Link, leases: list[LeaseID]) -> None:
         cause = str(home.error)
         for peer in [peer for peer in self._peers.values() if peer.lease in leases]:
             self._lost(peer.key, None, peer.address, cause)
-        for lease in leases:
-            self._homes.pop(lease, None)
-            if lease in self._wishes and not self._raylet.is_ended:
-                self._request(lease, self._raylet)
 
     def _lost(self, worker: WorkerKey, last_task: TaskKey | None, address: str, cause: str) -> None:
         """A leased worker died: what it had begun is retried, or has failed."""
         peer = self._peers.pop(worker, None)
-        home = self._homes.pop(peer.lease, None) if peer is not None else None
+        home = self.lessors.lost(peer.lease) if peer is not None else None
         begun, effects = self._submitter.lost(worker, last_task, now())
         self._perform(effects)
         self._network.confirm_dead(address, cause)
@@ -386,7 +324,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
             assert isinstance(task, OwnedTask)
             if task.id not in self._tasks:
                 continue  # its result came before the news of the death
-            if home is not None and not home.is_ended:
+            if home is not None:
                 self._free_returns(task, home)
             if task.retries:
                 self._retry(task)
@@ -426,10 +364,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         )  # fmt: skip
 
     def _return(self, lease: LeaseID) -> None:
-        self._wishes.pop(lease, None)
-        home = self._homes.pop(lease, None)
-        if home is not None and not home.is_ended:
-            self._raylets[home].release(lease)
+        self.lessors.give_back(lease)
         for key, peer in self._peers.items():
             if peer.lease == lease:
                 del self._peers[key]
@@ -551,16 +486,14 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
 
     def _give_up(self, peer: _Peer) -> None:
         """Have a worker end that cannot be reached: then its raylet says so, as of any other."""
-        home = self._homes.get(peer.lease)
-        if self._peers.get(peer.key) is peer and home is not None and not home.is_ended:
-            self._raylets[home].unreachable(peer.lease)
+        if self._peers.get(peer.key) is peer:
+            self.lessors.give_up(peer.lease)
 
     def _raylet_ended(self, link: Link) -> None:
         """Without its node a process is in no cluster: what other nodes lent it is theirs again."""
         for task in list(self._tasks.values()):
             self._fail(task, self._raylet_died())
-        for home in list(self._raylets):
-            home.close()
+        self.lessors.close()
 
     def _expire(self) -> None:
         if not self._raylet.is_ended:
@@ -578,7 +511,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
 
     async def stopped(self) -> None:
         self._alarm.cancel()
-        self._backlog_alarm.cancel()
+        self.lessors.stop()
 
 
 def _ignore(message: object) -> None: ...
