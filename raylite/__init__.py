@@ -13,7 +13,8 @@ _HOMES = {
     "raylite._api": (
         "available_resources", "cluster_resources", "get", "nodes", "put", "remote", "wait",
     ),
-    "raylite._init": ("RayContext", "init", "is_initialized", "shutdown"),
+    "raylite._connect": ("RayContext",),
+    "raylite._init": ("init", "is_initialized", "shutdown"),
     "raylite._services.worker.objects": ("ObjectRef",),
     "raylite._types.ids": (
         "ActorClassID", "ActorID", "ClusterID", "FunctionID", "JobID", "NodeID", "ObjectID",

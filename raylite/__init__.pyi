@@ -13,12 +13,8 @@ from raylite._api import (
     remote as remote,
     wait as wait,
 )
-from raylite._init import (
-    RayContext as RayContext,
-    init as init,
-    is_initialized as is_initialized,
-    shutdown as shutdown,
-)
+from raylite._connect import RayContext as RayContext
+from raylite._init import init as init, is_initialized as is_initialized, shutdown as shutdown
 from raylite._services.worker.objects import ObjectRef as ObjectRef
 from raylite._types.ids import (
     ActorClassID as ActorClassID,

@@ -1,79 +1,27 @@
 """A cluster's beginning and end as users see it: `init` and `shutdown`.
 
-This module loads little, so that `init` can start a node's processes first. What the API and the
-session need besides, most of raylite, loads while the node does the same.
+This module loads next to nothing (not even `typing`), so that the first `init` of a program can begin
+the interpreter of a new node before it loads what itself needs: each takes about as long.
 """
 
-import logging
+from __future__ import annotations
+
 import os
 import sys
-from collections.abc import Mapping
 from importlib import import_module
-from types import ModuleType
-from typing import Any, Self
 
-from raylite._options import validate_init_options
-from raylite._runtime import beginnings, interrupts, joining, local, presence
-from raylite._runtime.guest import GuestNode
-from raylite._runtime.local import SessionOptions
-from raylite._runtime.presence import Attached
-from raylite._version import __version__
+from raylite._runtime.interpreter import Interpreter, import_path
 
-logger = logging.getLogger("raylite")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import ModuleType
+    from typing import Any
 
-# Ray: keywords that `init` takes and that have no effect on a local cluster of this kind.
-_ACCEPTED = {
-    "include_dashboard", "dashboard_host", "dashboard_port", "job_config", "configure_logging",
-    "logging_format", "logging_config", "_metrics_export_port", "_node_ip_address", "_node_name",
-    "_plasma_directory", "_driver_object_store_memory", "_enable_object_reconstruction",
-    "_tracing_startup_hook", "_skip_env_hook", "object_spilling_directory",
-    "enable_resource_isolation",
-}  # fmt: skip
+    from raylite._connect import RayContext
 
-
-class RayContext(Mapping[str, Any]):
-    """What `init` returns: where the cluster is. As a context manager it ends with `shutdown`."""
-
-    def __init__(self, place: Attached) -> None:
-        self.ray_version = __version__
-        self.python_version = ".".join(map(str, sys.version_info[:3]))
-        self.ray_commit = ""
-        self.dashboard_url = ""
-        self.address_info = {
-            "node_ip_address": place.ip,
-            "raylet_ip_address": place.ip,
-            "object_store_address": None,
-            "raylet_socket_name": f"{place.session_dir}/sockets/raylet.sock",
-            "webui_url": "",
-            "session_dir": place.session_dir,
-            "metrics_export_port": None,
-            "dashboard_agent_listen_port": None,
-            "gcs_address": place.cluster,
-            "address": place.cluster,
-            "node_id": place.node_id.hex(),
-        }
-
-    def __getitem__(self, key: str) -> Any:
-        return self.address_info[key]
-
-    def __iter__(self) -> Any:
-        return iter(self.address_info)
-
-    def __len__(self) -> int:
-        return len(self.address_info)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        shutdown()
-
-    def disconnect(self) -> None:
-        """Do what `shutdown` does."""
-        shutdown()
-
-    def __repr__(self) -> str:
-        return f"RayContext({self.address_info['address']!r})"
+_HEAVY = "raylite._connect"
+_INFO = 20  # `logging.INFO`
 
 
 def init(
@@ -85,7 +33,7 @@ def init(
     labels: Mapping[str, str] | None = None,
     object_store_memory: int | None = None,
     ignore_reinit_error: bool = False,
-    logging_level: int | str = logging.INFO,
+    logging_level: int | str = _INFO,
     log_to_driver: bool = True,
     namespace: str | None = None,
     runtime_env: Mapping[str, Any] | None = None,
@@ -136,77 +84,29 @@ def init(
         >>> with init(num_cpus=2):  # doctest: +SKIP
         ...     ...
     """
-    if unknown := [name for name in accepted if name not in _ACCEPTED]:
-        raise RuntimeError(f"Unknown keyword argument(s): {', '.join(unknown)}")
-    validate_init_options(
-        {
-            "num_cpus": num_cpus,
-            "num_gpus": num_gpus,
-            "resources": resources,
-            "labels": labels,
-            "object_store_memory": object_store_memory,
-            "namespace": namespace,
-            "runtime_env": runtime_env,
-            "_memory": _memory,
-            "_system_config": _system_config,
-        }
-    )
-    logger.setLevel(logging_level)
-    with beginnings.alone():
-        here = presence.current()
-        if here is None:
-            only_new = {
-                "num_cpus": num_cpus,
-                "num_gpus": num_gpus,
-                "resources": resources,
-                "labels": labels,
-                "object_store_memory": object_store_memory,
-                "_memory": _memory,
-                "_system_config": _system_config,
-                "_node_name": accepted.get("_node_name"),
-            }
-            guest = joining.find(address, _temp_dir or "", only_new)
-            options = SessionOptions(
-                num_cpus=num_cpus,
-                num_gpus=num_gpus,
-                resources=resources,
-                memory=_memory,
-                labels=labels,
-                object_store_memory=object_store_memory,
-                namespace=namespace or os.urandom(16).hex(),
-                log_to_driver=log_to_driver,
-                temp_dir=_temp_dir or "",
-                env_vars=_env_vars(runtime_env),
-                system=dict(_system_config or {}),
-            )
-            return _begin(options, guest)
-    if ignore_reinit_error:
-        logger.info("Calling raylite.init() again after it has already been called.")
-        return RayContext(here)
-    raise RuntimeError(
-        "Maybe you called raylite.init twice by accident? This error can be suppressed by passing "
-        "in 'ignore_reinit_error=True' or by calling 'raylite.shutdown()' prior to 'raylite.init()'."
-    )
-
-
-def _begin(options: SessionOptions, guest: GuestNode | None) -> RayContext:
-    with interrupts.held() as interrupt:
-        node = guest or local.start_node(options)
-        interrupt.hurry(node.kill)
-        try:
-            started = RayContext(_sessions().start(options, node).place)
-            interrupt.raise_if_interrupted()
-        except BaseException:
-            shutdown()
-            node.stop()
-            raise
-        return started
-
-
-def _sessions() -> ModuleType:
-    """Return the session's module, loading with it what the program will use next."""
-    import_module("raylite._api")
-    return import_module("raylite._runtime.session")
+    interpreter = _begin_early(address, _temp_dir)
+    try:
+        return _heavy().connect(  # type: ignore[no-any-return]
+            address,
+            interpreter,
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
+            resources=resources,
+            labels=labels,
+            object_store_memory=object_store_memory,
+            ignore_reinit_error=ignore_reinit_error,
+            logging_level=logging_level,
+            log_to_driver=log_to_driver,
+            namespace=namespace,
+            runtime_env=runtime_env,
+            _memory=_memory,
+            _temp_dir=_temp_dir,
+            _system_config=_system_config,
+            accepted=accepted,
+        )
+    finally:
+        if interpreter is not None and interpreter.end is not None:
+            interpreter.close()  # there is a cluster, or the arguments are not right
 
 
 def shutdown(*, wait_for_processes: bool = False) -> None:
@@ -218,26 +118,34 @@ def shutdown(*, wait_for_processes: bool = False) -> None:
     Args:
         wait_for_processes: Accepted for Ray's sake: the processes are always waited for.
     """
-    if presence.current() is not None:
-        _sessions().stop()
+    if _HEAVY in sys.modules:
+        _heavy().disconnect()
 
 
 def is_initialized() -> bool:
     """Return whether this process is attached to a cluster."""
-    return presence.current() is not None
+    return _HEAVY in sys.modules and _heavy().is_connected()
 
 
-def _env_vars(runtime_env: Mapping[str, Any] | None) -> dict[str, str]:
-    if not runtime_env:
-        return {}
-    if unknown := set(runtime_env) - {"env_vars"}:
-        raise ValueError(
-            f"runtime_env fields {sorted(unknown)} are not supported yet; only env_vars is"
+def _heavy() -> ModuleType:
+    return import_module(_HEAVY)
+
+
+def _begin_early(address: str | None, temp_dir: str | None) -> Interpreter | None:
+    """Begin an interpreter, if this is going to take long and a new cluster is probably wanted.
+
+    A wrong guess costs somebody a core for a moment, and nothing else.
+    """
+    if _HEAVY in sys.modules or address not in (None, "local"):
+        return None
+    known = os.environ.get
+    if address is None:
+        if known("RAYLITE_ADDRESS") or known("RAY_ADDRESS"):
+            return None
+        place = (
+            temp_dir or known("RAYLITE_TMPDIR") or known("RAY_TMPDIR") or known("TMPDIR") or "/tmp"
         )
-    variables = runtime_env["env_vars"]
-    if not isinstance(variables, Mapping):
-        raise TypeError(f"runtime_env['env_vars'] must be a dictionary, not {type(variables)}")
-    for name, value in variables.items():
-        if not isinstance(name, str) or not isinstance(value, str):
-            raise TypeError(f"runtime_env['env_vars'] must map str to str, got {name!r}: {value!r}")
-    return dict(variables)
+        for sessions in ("raylite", f"raylite-{os.geteuid()}"):
+            if os.path.exists(f"{place}/{sessions}/session_latest/node.json"):
+                return None
+    return Interpreter(import_path())

@@ -37,6 +37,7 @@ from raylite._kernel.listener import is_own_user
 from raylite._runtime import child, folders, listeners, records
 from raylite._runtime.child import SIGNALS
 from raylite._runtime.listeners import CannotListen, Listeners
+from raylite._runtime.logfiles import open_log
 from raylite._runtime.node import (
     FENCED,
     IN_MEMORY,
@@ -61,6 +62,7 @@ from raylite._runtime.node import (
     clear,
     pair,
     tail,
+    wait_readable,
 )
 
 _GRACE = 1.0  # seconds to stop in when a SIGTERM asks, not the owner
@@ -382,7 +384,7 @@ class ForkServer:
     # -- Forking
 
     def _fork_component(self, role: str, sockets: Listeners, control: Channel | None) -> int:
-        log = self._open_log(self._config, role)
+        log = open_log(self._config.logs / f"{role}.log")
         try:
             inherited = Inherited(
                 role, self._config, self._arena, sockets.unix, control, tcp=sockets.tcp
@@ -391,14 +393,9 @@ class ForkServer:
         finally:
             os.close(log)
 
-    @staticmethod
-    def _open_log(config: NodeConfig, name: str) -> int:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        return os.open(config.logs / f"{name}.log", flags, 0o600)
-
     def _fork_node(self, start: Start, owner: Channel) -> None:
         """Fork another node's fork server, which has all imported at once; it ends with this one."""
-        log = self._open_log(start.config, "node")
+        log = open_log(start.config.logs / "node.log")
         self._children[self._fork_child(lambda: self._become_node(start, owner, log))] = "node"
         os.close(log)
         owner.close()
@@ -505,15 +502,11 @@ def _pipe(fds: list[int]) -> tuple[int, int]:
     return ends
 
 
-def _load(start: Start) -> Roles:
-    """Import the roles and all that is to be warm, then set the memory up for sharing."""
-    module, _, attribute = start.roles.partition(":")
-    roles: Roles = getattr(importlib.import_module(module), attribute)
-    for name in start.config.warm:
-        importlib.import_module(name)
-    gc.freeze()  # or every child's first collection writes to, and so copies, every page
-    gc.enable()
-    return roles
+def _load(roles: str) -> Roles:
+    """Import the functions of the node's processes, with all that they need."""
+    module, _, attribute = roles.partition(":")
+    loaded: Roles = getattr(importlib.import_module(module), attribute)
+    return loaded
 
 
 def _raise_fd_limit() -> None:
@@ -543,19 +536,45 @@ def serve(owner: Channel, start: Start, roles: Roles) -> NoReturn:
         os._exit(ending)
 
 
-def main(fd: int) -> NoReturn:
-    """Run a fork server whose owner holds the other end of a socket."""
+def main(fd: int, roles: str) -> NoReturn:
+    """Be the fork server of the node that the holder of a socket's other end will name.
+
+    Args:
+        fd: The socket.
+        roles: Where the functions of the node's processes are, to be imported meanwhile.
+    """
     owner = Channel(socket.socket(fileno=fd))
-    match owner.receive():
-        case [(Start() as start, _)] if os.getppid() == start.owner:
-            pass
-        case _:
-            os._exit(Ending.OWNER_ENDED)  # before this process was up
     try:
         _raise_fd_limit()
-        roles = _load(start)
+        loaded = _load(roles)
+        start = _wait_start(owner)
+        _print_to(start.config)
+        for name in start.config.warm:
+            importlib.import_module(name)
     except BaseException:
         owner.send(Failed(f"the node's fork server failed:\n{traceback.format_exc()}"))
         traceback.print_exc()
         os._exit(Ending.FAILED)
-    serve(owner, start, roles)
+    gc.freeze()  # or every child's first collection writes to, and so copies, every page
+    gc.enable()
+    serve(owner, start, loaded)
+
+
+def _wait_start(owner: Channel) -> Start:
+    """Wait to be told of a node; without one, this process ends."""
+    while not owner.ended:
+        wait_readable(owner.fileno(), None)
+        for message, _ in owner.receive():
+            if isinstance(message, Start) and os.getppid() == message.owner:
+                return message
+    os._exit(Ending.OWNER_ENDED)
+
+
+def _print_to(config: NodeConfig) -> None:
+    """Print to the node's log from now on; what was printed before goes there as well."""
+    os.environ[SESSION_VARIABLE] = config.session_dir
+    log = open_log(config.logs / "node.log")
+    os.write(log, os.pread(2, 1 << 20, 0))
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)

@@ -3,12 +3,8 @@
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
-from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from time import monotonic
 from types import TracebackType
 from typing import Self
@@ -18,8 +14,8 @@ from msgspec.structs import replace
 
 from raylite._kernel import processes
 from raylite._runtime.folders import make_session_dir
+from raylite._runtime.interpreter import ROLES, Interpreter, import_path
 from raylite._runtime.node import (
-    SESSION_VARIABLE,
     Accepted,
     Born,
     Channel,
@@ -38,18 +34,7 @@ from raylite._runtime.node import (
 from raylite._runtime.remains import sweep
 from raylite.exceptions import RaySystemError
 
-ROLES = "raylite._runtime.roles:ROLES"
-
 _TIDY = frozenset(Ending) - {Ending.FAILED}  # a fork server that ended so left nothing behind
-# Not `-m`: the node's modules are then found where this process found its own, in the same order.
-_PROGRAM = """\
-import gc, sys
-gc.disable()  # until all is imported: collecting meanwhile finds nothing and moves much
-fd, sys.path[:] = int(sys.argv[1]), sys.argv[2:]
-sys.argv[:] = [""]
-from raylite._runtime.forkserver import main
-main(fd)
-"""
 
 
 class Addresses(Struct, frozen=True):
@@ -69,9 +54,16 @@ class NodeProcess:
         roles: Where the functions of its processes are, as ``module:attribute``.
         parent: A node whose fork server is to fork this one's, which takes milliseconds. Then it
             ends with that node, too, and has its roles.
+        interpreter: One that is to be the fork server, else; None to begin one.
     """
 
-    def __init__(self, config: NodeConfig, roles: str, parent: "NodeProcess | None" = None) -> None:
+    def __init__(
+        self,
+        config: NodeConfig,
+        roles: str,
+        parent: "NodeProcess | None" = None,
+        interpreter: Interpreter | None = None,
+    ) -> None:
         self.config = config
         self.addresses = Addresses(config.gcs_address, config.raylet_address)
         self._starter = os.getpid()
@@ -88,21 +80,31 @@ class NodeProcess:
         """The fork server's."""
 
         self._pidfd = -1
-        self._child: subprocess.Popen[bytes] | None = None  # unless it is another node's
-        own, theirs = pair()
-        self._channel = Channel(own)
-        start = Start(config, roles, self._starter)
+        self._status: int | None = None
+        self._interpreter: Interpreter | None = None  # unless another node forks it
+        start = Start(config, self._starter)
         try:
             if parent is None:
-                self._channel.send(start)
-                self._child = _spawn(config, theirs, self._log)
-                self.pid, self._pidfd = self._child.pid, processes.open_pidfd(self._child.pid)
+                self._begin(start, interpreter or Interpreter(config.sys_path, roles))
             else:
-                parent.fork(start, theirs)
-                self._wait_born()
+                self._be_born(start, parent)
+        except BaseException:
+            clear(config)
+            raise
+
+    def _begin(self, start: Start, interpreter: Interpreter) -> None:
+        self.pid, self._pidfd = interpreter.pid, processes.open_pidfd(interpreter.pid)
+        self._interpreter, self._channel = interpreter, Channel(interpreter.take())
+        self._channel.send(start)
+
+    def _be_born(self, start: Start, parent: "NodeProcess") -> None:
+        own, theirs = pair()
+        self._channel = Channel(own)
+        try:
+            parent.fork(start, theirs)
+            self._wait_born()
         except BaseException:
             self._channel.close()
-            clear(config)
             raise
         finally:
             theirs.close()
@@ -156,7 +158,7 @@ class NodeProcess:
                 if left is None or left > 0:
                     wait_readable(self._channel.fileno(), left)
                     continue
-                reason = f"the node did not start within {timeout} s{tail(self._log)}"
+                reason = f"the node did not start within {timeout} s{self._said()}"
 
             self.stop()
             raise RaySystemError(reason)
@@ -185,20 +187,27 @@ class NodeProcess:
                     self.was_stopped = True
         if self._channel.ended and self._reason is None:
             self._reason = (
-                f"the node's fork server (pid {self.pid}) ended{self._how()}{tail(self._log)}"
+                f"the node's fork server (pid {self.pid}) ended{self._how()}{self._said()}"
             )
 
     def _how(self) -> str:
         # Its descriptors are closed a moment before its status can be had.
-        if self._child is None or not processes.wait_exit(self._pidfd, 1.0):
+        if not processes.wait_exit(self._pidfd, 1.0) or (status := self._reap()) is None:
             return ""
-        code = self._child.wait()
-        ended = (
-            processes.Exit(self.pid, code=code)
-            if code >= 0
-            else processes.Exit(self.pid, signal=-code)
-        )
-        return f": {ended.describe()}"
+        return f": {processes.Exit.from_wait_status(self.pid, status).describe()}"
+
+    def _said(self) -> str:
+        text = tail(self._log)
+        if not text and self._interpreter is not None and (early := self._interpreter.said()):
+            text = f"; it had said:\n{early}"
+        return text
+
+    def _reap(self) -> int | None:
+        """Wait for the fork server's end; None if its status is another's to have."""
+        if self._status is None and self._interpreter is not None:
+            with suppress(ChildProcessError):  # the program waits for children that are not its own
+                self._status = os.waitpid(self.pid, 0)[1]
+        return self._status
 
     def accept(self, *, outlives: bool) -> None:
         """Take a ready node for good: from now on it starts a GCS again that ends.
@@ -217,8 +226,6 @@ class NodeProcess:
             self._channel.send(Accepted(outlives))
             if outlives:
                 self._stopped = True
-                if self._child is not None:
-                    self._child.returncode = 0  # or Popen would complain that nobody waits for it
                 self._close()
 
     def wait_end(self, timeout: float | None = None) -> bool:
@@ -259,6 +266,8 @@ class NodeProcess:
             if fd >= 0:
                 os.close(fd)
         self._arena_fd = self._pidfd = -1
+        if self._interpreter is not None:
+            self._interpreter.close()
 
     def _end(self, timeout: float) -> None:
         is_over = False
@@ -276,9 +285,9 @@ class NodeProcess:
 
     def _is_tidy(self) -> bool:
         """Wait for the fork server's end; return whether it has left nothing behind."""
-        if self._child is not None:
-            return self._child.wait() in _TIDY
         processes.wait_exit(self._pidfd)
+        if (status := self._reap()) is not None:
+            return os.waitstatus_to_exitcode(status) in _TIDY
         for message, fds in self._channel.receive():  # its exit code is not known here
             self.was_stopped = self.was_stopped or isinstance(message, Stopped)
             for fd in fds:
@@ -313,34 +322,15 @@ def launch(config: NodeConfig, roles: str = ROLES) -> NodeProcess:
     return node
 
 
-def start(config: NodeConfig, roles: str = ROLES, parent: NodeProcess | None = None) -> NodeProcess:
+def start(
+    config: NodeConfig,
+    roles: str = ROLES,
+    parent: NodeProcess | None = None,
+    interpreter: Interpreter | None = None,
+) -> NodeProcess:
     """Start a node and return at once: `launch` without the wait, which may serve for other work."""
     if not config.session_dir:
         config = replace(config, session_dir=str(make_session_dir(config.temp_dir)))
     if not config.sys_path:
-        config = replace(config, sys_path=_import_path(sys.path))
-    return NodeProcess(config, roles, parent)
-
-
-def _import_path(entries: Sequence[object]) -> tuple[str, ...]:
-    """`sys.path` for a process that may change its directory: the empty entry means this one."""
-    return tuple(entry or os.getcwd() for entry in entries if isinstance(entry, str))
-
-
-def _spawn(config: NodeConfig, end: socket.socket, log: Path) -> subprocess.Popen[bytes]:
-    """Start the fork server with one end of a channel.
-
-    It gets a session of its own, so that a Ctrl-C on the terminal reaches the driver only. Its
-    death is not tied to ours by a signal: that would be to the death of the calling *thread*.
-    """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    with open(log, "ab", opener=lambda path, _: os.open(path, flags, 0o600)) as output:
-        return subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, str(end.fileno()), *config.sys_path],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            pass_fds=[end.fileno()],
-            start_new_session=True,
-            env={**os.environ, SESSION_VARIABLE: config.session_dir},
-        )
+        config = replace(config, sys_path=interpreter.path if interpreter else import_path())
+    return NodeProcess(config, roles, parent, interpreter)

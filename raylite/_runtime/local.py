@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from msgspec import Struct, field
 
 from raylite._runtime import launch, settings
+from raylite._runtime.interpreter import Interpreter
 from raylite._runtime.launch import NodeProcess
 from raylite._runtime.machine import default_cpus, default_object_store
 from raylite._runtime.node import NodeConfig
@@ -31,9 +32,9 @@ class SessionOptions(Struct, frozen=True):
     system: Mapping[str, bool | int | float | str] = field(default_factory=dict)
 
 
-def start_node(options: SessionOptions) -> NodeProcess:
-    """Start a node; it is not ready yet when this returns."""
-    return launch.start(node_config(options))
+def start_node(options: SessionOptions, interpreter: Interpreter | None = None) -> NodeProcess:
+    """Start a node, in an interpreter that was begun for it; not ready yet when this returns."""
+    return launch.start(node_config(options), interpreter=interpreter)
 
 
 def node_config(options: SessionOptions) -> NodeConfig:

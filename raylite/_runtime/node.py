@@ -214,14 +214,13 @@ class Ending(IntEnum):
 
 
 class Start(msgspec.Struct, frozen=True, tag=True):
-    """The first message: what to run, for whom.
+    """The first message: which node, for whom.
 
     A later one, which brings the descriptor of another channel, is about another node: its fork
     server is forked from this one, and hears its owner by that channel.
     """
 
     config: NodeConfig
-    roles: str
     owner: int
 
 
