@@ -18,6 +18,7 @@ from raylite._runtime.guest import GuestNode
 from raylite._runtime.interpreter import Interpreter
 from raylite._runtime.local import SessionOptions
 from raylite._runtime.presence import Attached
+from raylite._types.environment import variables_of
 from raylite._version import __version__
 
 logger = logging.getLogger("raylite")
@@ -137,7 +138,7 @@ def connect(
                 namespace=namespace or os.urandom(16).hex(),
                 log_to_driver=log_to_driver,
                 temp_dir=_temp_dir or "",
-                env_vars=_env_vars(runtime_env),
+                env_vars=variables_of(runtime_env, of_job=True),
                 system=dict(_system_config or {}),
             )
             return _begin(options, guest, interpreter)
@@ -181,19 +182,3 @@ def disconnect() -> None:
 def is_connected() -> bool:
     """Return whether this process is attached to a cluster."""
     return presence.current() is not None
-
-
-def _env_vars(runtime_env: Mapping[str, Any] | None) -> dict[str, str]:
-    if not runtime_env:
-        return {}
-    if unknown := set(runtime_env) - {"env_vars"}:
-        raise ValueError(
-            f"runtime_env fields {sorted(unknown)} are not supported yet; only env_vars is"
-        )
-    variables = runtime_env["env_vars"]
-    if not isinstance(variables, Mapping):
-        raise TypeError(f"runtime_env['env_vars'] must be a dictionary, not {type(variables)}")
-    for name, value in variables.items():
-        if not isinstance(name, str) or not isinstance(value, str):
-            raise TypeError(f"runtime_env['env_vars'] must map str to str, got {name!r}: {value!r}")
-    return dict(variables)

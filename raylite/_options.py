@@ -16,6 +16,8 @@ from typing import Any, Literal, Self
 
 from msgspec import Struct
 
+from raylite._types.environment import variables_of
+
 Check = Callable[[Any], str | None]
 """Why a value is refused, or None if it is not."""
 
@@ -151,6 +153,10 @@ def _fallback_strategy(strategy: Sequence[object] | None) -> str | None:
     return None
 
 
+def _runtime_env(value: Mapping[object, object] | None) -> None:
+    variables_of(value, of_job=False)
+
+
 def _num_returns(value: int | str | None) -> str | None:
     if value is None or value in ("streaming", "dynamic"):
         return None
@@ -273,7 +279,7 @@ def _common(num_cpus: int | None, name: Check | None, store: Check) -> list[Opti
         Option("placement_group_bundle_index", int, -1),
         Option("placement_group_capture_child_tasks", _BOOL),
         Option("resources", _DICT, check=_resources),
-        Option("runtime_env", _DICT),
+        Option("runtime_env", _DICT, check=_runtime_env),
         Option("scheduling_strategy", object),
         Option("enable_task_events", bool, default=True),
         Option("_labels", _DICT),

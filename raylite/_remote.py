@@ -15,6 +15,7 @@ from raylite._services.worker.core import Core
 from raylite._services.worker.objects import Entry, ObjectRef, unknown_owner
 from raylite._services.worker.runner import ANY
 from raylite._services.worker.submit import OwnedTask
+from raylite._types.environment import variables_of
 from raylite._types.keys import ObjectKey, TaskKey
 from raylite._types.resources import Resources
 from raylite._types.signature import Signature
@@ -25,7 +26,7 @@ from raylite._types.strategies import (
     SpreadStrategy,
     Strategy,
 )
-from raylite._wire import hot, pickling, placement
+from raylite._wire import environments, hot, pickling, placement
 
 logger = logging.getLogger("raylite")
 
@@ -38,13 +39,23 @@ _SHOWN = 1000  # characters of a value in a message
 _FUNCTION_WARNING, _FUNCTION_LIMIT = 10 * 1024 * 1024, 100 * 1024 * 1024
 
 
+_Exported = dict[Core, dict[bytes, int]]
+"""The definitions of a function: by core, and by the environment that it runs in."""
+
+
 class _Submission:
     """What all calls of a function with the same options share, once a core knows it."""
 
     __slots__ = ("core", "depth", "function", "key", "name", "retries", "retry_on", "returns")
 
     def __init__(
-        self, core: Core, depth: int, function: int, name: str, options: TaskOptions
+        self,
+        core: Core,
+        depth: int,
+        function: int,
+        environment: bytes,
+        name: str,
+        options: TaskOptions,
     ) -> None:
         self.core = core
         self.depth = depth
@@ -53,7 +64,9 @@ class _Submission:
         demand = Resources.from_mapping(options.demand(), exact=False)
         wanted = placement_of(options, demand)
         is_scattered = isinstance(wanted.strategy, SpreadStrategy)
-        self.key = LaneKey(demand, core.job, depth, placement.encode(wanted), is_scattered)
+        # A process that has used a GPU, or may have, runs nothing that has no share of one.
+        workers = core.job + environment + (b"GPU" if "GPU" in demand else b"")
+        self.key = LaneKey(demand, workers, depth, placement.encode(wanted), is_scattered)
         self.returns = _count(options.num_returns)
         self.retries = options.max_retries
         self.retry_on = b"" if not self.retries else _retry_on(options.retry_exceptions)
@@ -71,7 +84,7 @@ class RemoteFunction(Generic[P, T]):
         function: Callable[P, T],
         options: Mapping[str, Any],
         signature: Signature | None = None,
-        exported: "dict[Core, int] | None" = None,
+        exported: "_Exported | None" = None,
     ) -> None:
         if inspect.iscoroutinefunction(function):
             raise ValueError(
@@ -81,7 +94,7 @@ class RemoteFunction(Generic[P, T]):
         self._function = function
         self._options = dict(options)
         self._signature = signature or Signature.of(function)
-        self._exported: dict[Core, int] = {} if exported is None else exported
+        self._exported: _Exported = {} if exported is None else exported
         self._name = f"{function.__module__}.{function.__name__}"
         self._submission: _Submission | None = None
         functools.update_wrapper(self, function)
@@ -172,21 +185,21 @@ class RemoteFunction(Generic[P, T]):
                 f"{self._name} is a generator function: streaming its items is not supported yet; "
                 "with num_returns=n, its first n items become n results"
             )
-        if options.runtime_env:
-            raise NotImplementedError(
-                f"{self._name} has a runtime_env of its own: one for single tasks is not supported "
-                "yet; init(runtime_env={'env_vars': {...}}) sets variables for all tasks of this "
-                "program"
-            )
-        number = self._exported.get(core)
-        if number is None:
-            number = self._export(core)
+        variables = variables_of(options.runtime_env, of_job=False)
+        config = environments.inherit(core.config, variables)
+        environment = config.environment
+        numbers = self._exported.get(core)
+        if numbers is None:
             for ended in [each for each in self._exported if each.is_closed]:
                 del self._exported[ended]
-            self._exported[core] = number
-        return _Submission(core, depth, number, options.name or "", options)
+            numbers = self._exported[core] = {environment: self._export(core, config)}
+        elif environment not in numbers:
+            known = core.submitter.definitions[next(iter(numbers.values()))]
+            numbers[environment] = core.define(known.function, known.name, known.title, config)
+        number = numbers[environment]
+        return _Submission(core, depth, number, environment, options.name or "", options)
 
-    def _export(self, core: Core) -> int:
+    def _export(self, core: Core, config: hot.JobConfig) -> int:
         captured: list[object] = []
         try:
             data = pickling.dumps_function(self._function, captured)
@@ -214,7 +227,7 @@ class RemoteFunction(Generic[P, T]):
         for ref in captured:
             if isinstance(ref, ObjectRef):
                 core.pin_for_ever(ref._entry)
-        return core.define(data, self._name, self._function.__name__)
+        return core.define(data, self._name, self._function.__name__, config)
 
     def _pickle(
         self, core: Core, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -52,7 +52,8 @@ class LaneKey(Struct, frozen=True):
     """What tasks must share to run on each other's leases."""
 
     demand: Resources
-    environment: Hashable
+    #: Workers are never shared between two of these.
+    environment: bytes
     depth: int
     #: What the tasks ask of their node besides resources; only compared here.
     where: Hashable = None

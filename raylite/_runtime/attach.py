@@ -257,7 +257,7 @@ def _assemble(
     locations = LocationService(network.address, link)
     owner = OwnerService(network, locations)
     submitter = Submitter(WorkerKey(id), max(int(cpus * UNIT), UNIT))
-    submit = SubmitService(network, link, owner, locations, submitter, job, id)
+    submit = SubmitService(network, link, owner, locations, submitter, id)
     process = ProcessService(network, link, owner, submit, locations)
     core = Core(id, job, loop, network, arena, owner, submit, locations, link, wake)
     services: list[Service] = [owner, submit, process, locations, *more]

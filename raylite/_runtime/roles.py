@@ -31,6 +31,7 @@ from raylite._services.gcs.storage import StorageError, open_storage
 from raylite._services.worker.execute import QueueExecutor
 from raylite._services.worker.runner import Runner
 from raylite._types import board
+from raylite._types.environment import expanded
 from raylite._wire import hot
 
 IDLE = "raylite::IDLE"
@@ -164,7 +165,7 @@ def worker(inherited: Inherited, network_of: NetworkOf = networks.network_of) ->
     def begin(job: hot.JobConfig) -> None:
         """Be what the job wants of its workers, before its first task."""
         place.namespace = job.namespace
-        os.environ.update(job.env_vars)
+        os.environ.update(expanded(job.env_vars, os.environ))
         sys.path.extend(each for each in job.sys_path if each not in sys.path)
 
     teller = _Teller()

@@ -38,11 +38,15 @@ class Value(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class JobConfig(msgspec.Struct, array_like=True, frozen=True):
-    """What a driver wants of the workers that run its job's tasks, wherever they are."""
+    """What a driver wants of the workers that run its job's tasks, wherever they are.
+
+    Tasks with a runtime environment of their own, and those below them, have one of their own.
+    """
 
     namespace: str = ""
-    env_vars: dict[str, str] = {}
+    env_vars: dict[str, str] = {}  # as written, with references to other variables
     sys_path: tuple[str, ...] = ()  # where the driver finds modules; a worker looks there as well
+    environment: bytes = b""  # what tells the env_vars from others of the job; empty for its own
 
 
 class Definition(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -14,6 +14,8 @@ from raylite._runtime.context import Place
 from raylite._services.raylet.pool import OutputListener, SourceListener
 from raylite._services.worker.execute import QueueExecutor
 from raylite._services.worker.runner import Runner
+from raylite._wire import hot
+from raylite.exceptions import RuntimeEnvSetupError
 
 
 class ThreadWorkers:
@@ -92,7 +94,10 @@ class ThreadWorkers:
         place = Place(attachment.core, attachment.node_id)
         place.namespace = self._namespace
         place.gcs_address = attachment.gcs_address
-        runner = Runner(executor, attachment.core, worker.note, _quiet, worker.leave, "127.0.0.1")
+        runner = Runner(
+            executor, attachment.core, worker.note, _quiet, worker.leave, "127.0.0.1",
+            on_config=_refuse_environment,
+        )  # fmt: skip
         place.runner = runner
 
         def run() -> None:
@@ -145,3 +150,11 @@ async def _flush(executor: QueueExecutor, flush: Callable[[], Any]) -> None:
 
 
 def _quiet(name: str) -> None: ...
+
+
+def _refuse_environment(config: hot.JobConfig) -> None:
+    if config.env_vars:
+        raise RuntimeEnvSetupError(
+            f"A thread has no environment of its own in which to set {', '.join(config.env_vars)}: "
+            'a test of this needs LocalCluster(workers="processes")'
+        )

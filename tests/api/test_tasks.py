@@ -106,9 +106,9 @@ def test_arguments_arrive_by_place_and_by_name_and_by_default() -> None:
     ]
 
 
-def test_a_runtime_environment_of_a_single_task_is_refused_with_what_to_do() -> None:
-    with pytest.raises(NotImplementedError, match=r"echo has a runtime_env .* init\(runtime_env="):
-        echo.options(runtime_env={"env_vars": {"A": "1"}}).remote(1)
+def test_a_runtime_environment_that_cannot_be_had_is_refused_where_it_is_written() -> None:
+    with pytest.raises(ValueError, match=r"'pip'\] is not supported yet: 'env_vars' is the field"):
+        echo.options(runtime_env={"pip": ["x"]})
     assert ray.get(echo.options(runtime_env={}).remote(1)) == 1
     assert ray.get(echo.options(runtime_env=None).remote(1)) == 1
 

@@ -14,6 +14,7 @@ import pytest
 import raylite as ray
 from raylite._runtime import context
 from raylite._services.worker.objects import BlockedThread
+from raylite.exceptions import RuntimeEnvSetupError
 from raylite.testing import LocalCluster
 from raylite.testing.cluster import Workers
 
@@ -184,6 +185,14 @@ def test_process_workers_do_not_share_the_process() -> None:
         pid, thread = ray.get(where.remote())
     assert pid != os.getpid()
     assert thread == "MainThread"
+
+
+def test_thread_workers_have_no_environment_of_their_own() -> None:
+    with LocalCluster(num_cpus=1, workers="threads"):
+        task = where.options(runtime_env={"env_vars": {"OVEN": "hot"}})
+        with pytest.raises(RuntimeEnvSetupError, match=r'OVEN: a test .*\(workers="processes"'):
+            ray.get(task.remote())
+        assert ray.get(where.remote())
 
 
 def test_an_error_in_the_block_still_ends_the_cluster() -> None:

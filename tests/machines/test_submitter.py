@@ -501,7 +501,7 @@ def test_a_task_that_is_not_queued_cannot_be_withdrawn() -> None:
 def test_lanes_and_run_times_do_not_pile_up() -> None:
     owner = Owner()
     for number in range(2 * limits.FUNCTIONS_KNOWN):
-        key = LaneKey(LANE.demand, number, 0)
+        key = LaneKey(LANE.demand, b"%d" % number, 0)
         owner.submit([make(number, number, key)])
         owner.grant(number)
         owner.result(number, [make(number, number, key)])

@@ -150,7 +150,7 @@ class Scene:
         self.owner = OwnerService(network, self.locations)
         self.submitter = Submitter(WorkerKey(b"o" * 28), 4 * UNIT)
         self.submit = SubmitService(
-            network, link, self.owner, self.locations, self.submitter, b"job!", b"o" * 28
+            network, link, self.owner, self.locations, self.submitter, b"o" * 28
         )
         self.submit.definitions[1] = hot.Definition(1, b"", "f", b"job!", b"o" * 28, "f")
         host = Host(network, self.owner, self.submit, self.locations)

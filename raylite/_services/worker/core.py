@@ -121,7 +121,7 @@ class Core:
 
     def join(self, job: bytes, config: hot.JobConfig) -> None:
         """Belong to a job: a worker learns of it with its first task, and keeps to it."""
-        self.job = self.submitter.lessors.environment = job
+        self.job = job
         self.config = config
         self._task_suffix = b"\xff" * 12 + job
         self._put_prefix = self._put_prefix[:8] + self._task_suffix
@@ -132,11 +132,11 @@ class Core:
 
     # ---- tasks ---------------------------------------------------------------------------
 
-    def define(self, function: bytes, name: str, title: str) -> int:
-        """Register a pickled function; the number stands for it in tasks."""
+    def define(self, function: bytes, name: str, title: str, config: hot.JobConfig) -> int:
+        """Register a pickled function for tasks of a configuration; the number stands for both."""
         number = next(self._definition_numbers)
         self.submitter.definitions[number] = hot.Definition(
-            number, function, name, self.job, self.id, title, self.config
+            number, function, name, self.job, self.id, title, config
         )
         return number
 

@@ -32,14 +32,12 @@ class Lessors:
         network: Network,
         local: Link,
         submitter: Submitter,
-        environment: bytes,
         id: bytes,
         on_ended: Callable[[Link, list[LeaseID]], None],
     ) -> None:
         self._network = network
         self._submitter = submitter
         self._local = local
-        self.environment = environment
         self._id = id
         self._on_ended = on_ended
         self._raylets: dict[Link, raylet.Leases] = {local: raylet.Leases(local)}
@@ -129,7 +127,7 @@ class Lessors:
         if not home.is_ended:
             self._raylets[home].request(
                 hot.LeaseRequest(
-                    lease, demand, self.environment, key.depth, self._id, where, visited, near
+                    lease, demand, key.environment, key.depth, self._id, where, visited, near
                 )
             )
 

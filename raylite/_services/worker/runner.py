@@ -18,6 +18,7 @@ from raylite._wire import hot, pickling
 from raylite._wire.hot import Form, Value
 from raylite.exceptions import (
     RayError,
+    RuntimeEnvSetupError,
     TaskCancelledError,
     capture_task_error,
     dependency_error,
@@ -68,7 +69,8 @@ class Runner:
         on_exit: Called with the code when a task's code ends the process (`SystemExit`).
         ip: This node's address, for tracebacks.
         on_idle: Called when there has been nothing to run for a moment.
-        on_config: Called with the job's configuration before the first task that runs under it.
+        on_config: Called with the job's configuration before the first task that runs under it;
+            a `RuntimeEnvSetupError` is that task's.
     """
 
     def __init__(
@@ -120,9 +122,6 @@ class Runner:
     def _run(self, job: Job) -> None:
         task = job.task
         name = task.name or job.definition.title
-        if job.definition.config is not self._config:
-            self._config = job.definition.config
-            self._on_config(self._config)
         self._board(task.id)
         self._on_task(name)
         self.current = RunningTask(
@@ -131,6 +130,8 @@ class Runner:
         started = perf_counter()
         retry = False
         try:
+            if job.definition.config is not self._config:
+                self._adopt(job.definition.config)
             values = self._call(job)
         except SystemExit as error:
             self._on_exit(_exit_code(error))
@@ -147,6 +148,13 @@ class Runner:
         self.current = None
         _flush_output()
         job.result = hot.Result(task.id, task.attempt, perf_counter() - started, values, (), retry)
+
+    def _adopt(self, config: hot.JobConfig) -> None:
+        try:
+            self._on_config(config)
+        except RuntimeEnvSetupError as error:
+            raise BadArgument(error) from error
+        self._config = config
 
     def _call(self, job: Job) -> tuple[Value, ...]:
         task = job.task
@@ -287,7 +295,7 @@ def pack_error(error: RayError) -> Value:
 
 
 class BadArgument(Exception):
-    """An argument is an error, or becomes one when it is unpickled, so the task does not run."""
+    """The task does not run: an argument is an error, or its environment cannot be had."""
 
     def __init__(self, error: RayError) -> None:
         self.error = error

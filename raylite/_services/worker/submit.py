@@ -109,7 +109,6 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         owner: OwnerService,
         locations: LocationService,
         submitter: Submitter,
-        environment: bytes,
         id: bytes,
     ) -> None:
         self._network = network
@@ -117,7 +116,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         self._locations = locations
         self._submitter = submitter
         self._raylet = raylet_link
-        self.lessors = Lessors(network, raylet_link, submitter, environment, id, self._lessor_ended)
+        self.lessors = Lessors(network, raylet_link, submitter, id, self._lessor_ended)
         self._random: Random = network.seams.random("retries")
         self._tasks: dict[TaskKey, OwnedTask] = {}
         self._peers: dict[WorkerKey, _Peer] = {}
