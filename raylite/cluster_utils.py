@@ -16,7 +16,6 @@ import atexit
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from time import monotonic
-from types import TracebackType
 from typing import Any, Self
 
 from raylite import _init
@@ -383,12 +382,7 @@ class Cluster:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.shutdown()
 
 

@@ -6,7 +6,6 @@ import socket
 import threading
 from contextlib import suppress
 from time import monotonic
-from types import TracebackType
 from typing import Self
 
 from msgspec import Struct
@@ -297,12 +296,7 @@ class NodeProcess:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
 
