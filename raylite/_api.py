@@ -109,19 +109,9 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
         value = entry.value
         if value is not None and not value.form and entry.keeper is core:
             return pickling.load_value(value.data)
-        return _home([refs]).get([refs], timeout)[0]
-    if not isinstance(refs, list):
-        raise ValueError(
-            f"Invalid type of object refs, {type(refs)}, is given. "
-            "'object_refs' must either be an ObjectRef or a list of ObjectRefs. "
-        )
-    if not set(map(type, refs)) <= _ONLY_REFS:
-        wrong = next(ref for ref in refs if type(ref) is not ObjectRef)
-        raise TypeError(
-            f"Attempting to call `get` on the value {show(wrong)}, which is not an "
-            "raylite.ObjectRef."
-        )
-    return _home(refs).get(refs, timeout) if refs else []
+        return home([refs]).get([refs], timeout)[0]
+    check_refs(refs)
+    return home(refs).get(refs, timeout) if refs else []
 
 
 def put(value: T) -> ObjectRef[T]:
@@ -183,6 +173,31 @@ def wait(
         >>> ready, rest = wait([f.remote(), g.remote()])  # doctest: +SKIP
     """
     core = (context.current() or auto.place()).core
+    check_wait(refs, num_returns, timeout)
+    if not refs:
+        return [], []
+    if refs[0]._entry.keeper is not core:
+        core = home(refs)
+    return core.wait(refs, num_returns, timeout, fetch_local=fetch_local)
+
+
+def check_refs(refs: object) -> None:
+    """Raise what `get` raises for what is not a list of references."""
+    if not isinstance(refs, list):
+        raise ValueError(
+            f"Invalid type of object refs, {type(refs)}, is given. "
+            "'object_refs' must either be an ObjectRef or a list of ObjectRefs. "
+        )
+    if not set(map(type, refs)) <= _ONLY_REFS:
+        wrong = next(ref for ref in refs if type(ref) is not ObjectRef)
+        raise TypeError(
+            f"Attempting to call `get` on the value {show(wrong)}, which is not an "
+            "raylite.ObjectRef."
+        )
+
+
+def check_wait(refs: list[ObjectRef[Any]], num_returns: int, timeout: float | None) -> None:
+    """Raise what `wait` raises for arguments that it cannot take."""
     if type(refs) is not list and (wrong := _not_a_list(refs)):
         raise TypeError(
             "wait() expected a list of raylite.ObjectRef or raylite.ObjectRefGenerator, "
@@ -197,7 +212,7 @@ def wait(
             f"got list containing {other}"
         )
     if not refs:
-        return [], []
+        return
     if len(set(refs)) != len(refs):
         raise ValueError("Wait requires a list of unique ray_waitables.")
     if num_returns <= 0:
@@ -206,9 +221,6 @@ def wait(
         raise ValueError(
             "num_returns cannot be greater than the number of ray_waitables provided to raylite.wait."
         )
-    if refs[0]._entry.keeper is not core:
-        core = _home(refs)
-    return core.wait(refs, num_returns, timeout, fetch_local=fetch_local)
 
 
 def _not_a_list(refs: object) -> str:
@@ -246,7 +258,7 @@ def _place() -> context.Place:
     return here
 
 
-def _home(refs: Sequence[ObjectRef[Any]]) -> Core:
+def home(refs: Sequence[ObjectRef[Any]]) -> Core:
     """Return the core that keeps these: the current one, or that of another living cluster."""
     core = refs[0]._entry.keeper
     for ref in refs:

@@ -96,6 +96,37 @@ def run_on(
         raise
 
 
+async def await_on(
+    loop: asyncio.AbstractEventLoop,
+    work: Callable[P, Coroutine[Any, Any, T]],
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> T:
+    """Call a coroutine function on a loop of another thread, and await here what it returns."""
+    future: concurrent.futures.Future[T] = concurrent.futures.Future()
+    loop.call_soon_threadsafe(_begin, loop, future, partial(work, *args, **kwargs))
+    return await asyncio.wrap_future(future)
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """Do this in a thread. A thread cannot be cancelled: who cancels this gets it when all is done.
+
+    The cancellation is then raised from the work's own error, if it ended with one.
+    """
+    working = asyncio.ensure_future(asyncio.to_thread(work))
+    cancelled: asyncio.CancelledError | None = None
+    while not working.done():
+        try:
+            await asyncio.wait([working])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is None:
+        return working.result()
+    if (failed := working.exception()) is not None:
+        raise cancelled from failed
+    raise cancelled
+
+
 def _begin(
     loop: asyncio.AbstractEventLoop,
     future: "concurrent.futures.Future[T]",

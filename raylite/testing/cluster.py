@@ -11,17 +11,16 @@ Example:
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal, Self, TypeVar
+from typing import Literal, Self
 
+from raylite._kernel.threads import in_thread
 from raylite._runtime import context
 from raylite._runtime.local import SessionOptions
 from raylite.testing.inprocess import InProcessCluster
 from raylite.testing.nodes import STORE, LocalNode, NodeSpec
 from raylite.testing.processes import ProcessCluster
-
-T = TypeVar("T")
 
 Workers = Literal["processes", "threads"]
 
@@ -143,27 +142,11 @@ class LocalCluster:
 
     async def __aenter__(self) -> Self:
         try:
-            return await _in_thread(self.start)
+            return await in_thread(self.start)
         except asyncio.CancelledError as cancelled:
             if cancelled.__cause__ is None:  # it has started
-                await _in_thread(self.stop)
+                await in_thread(self.stop)
             raise
 
     async def __aexit__(self, *_: object) -> None:
-        await _in_thread(self.stop)
-
-
-async def _in_thread(work: Callable[[], T]) -> T:
-    """Do this in a thread. A thread cannot be cancelled: who cancels this gets it when all is done."""
-    working = asyncio.ensure_future(asyncio.to_thread(work))
-    cancelled: asyncio.CancelledError | None = None
-    while not working.done():
-        try:
-            await asyncio.wait([working])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is None:
-        return working.result()
-    if (failed := working.exception()) is not None:
-        raise cancelled from failed
-    raise cancelled
+        await in_thread(self.stop)

@@ -16,7 +16,7 @@ from typing import TypeAlias
 from raylite._kernel.arena import Arena
 from raylite._kernel.link import Link
 from raylite._protocol import raylet
-from raylite._services.worker.objects import Entry, FetchingThread, Views
+from raylite._services.worker.objects import Entry, Fetching, Views
 from raylite._services.worker.owner import ID, OwnerService, error_of
 from raylite._wire import hot
 from raylite._wire.hot import PullFailure, Value
@@ -54,7 +54,7 @@ class Copies:
         self._arena = arena
         self._do = do
         self._numbers = itertools.count(1)
-        self._fetching: dict[Entry, list[FetchingThread]] = {}
+        self._fetching: dict[Entry, list[Fetching]] = {}
         #: This process's node, once the process is attached to it.
         self.node = b""
 
@@ -80,7 +80,7 @@ class Copies:
         task.add_done_callback(lambda task: bringing.cancel())  # if this process ends before
         bringing.add_done_callback(partial(self._ended, task.cancel))
 
-    def fetch(self, entry: Entry, waiter: FetchingThread) -> None:
+    def fetch(self, entry: Entry, waiter: Fetching) -> None:
         """Have an object brought here though nobody reads it yet: it stays if there is room.
 
         Ray: what `wait` has begun to fetch goes on when it returns, so that calling it in a loop,
@@ -93,7 +93,7 @@ class Copies:
         else:
             waiters.append(waiter)
 
-    def forget(self, entries: Iterable[Entry], waiter: FetchingThread) -> None:
+    def forget(self, entries: Iterable[Entry], waiter: Fetching) -> None:
         """This one waits no more."""
         for entry in entries:
             waiters = self._fetching.get(entry, ())

@@ -19,7 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 from raylite._kernel.arena import Arena
 from raylite._kernel.link import Link
 from raylite._kernel.network import Network
-from raylite._kernel.threads import acquire, refuse_to_wait_for, run_on
+from raylite._kernel.threads import acquire, await_on, refuse_to_wait_for, run_on
 from raylite._protocol import raylet
 from raylite._services.worker.copies import GET, Bringing, Copies
 from raylite._services.worker.locations import LocationService
@@ -28,12 +28,14 @@ from raylite._services.worker.objects import (
     BlockedThread,
     Drop,
     Entry,
+    Fetching,
     FetchingThread,
     ObjectRef,
     Views,
     Waiter,
 )
 from raylite._services.worker.owner import OwnerService, error_of
+from raylite._services.worker.ready import has_ready, never, split
 from raylite._services.worker.submit import OwnedTask, SubmitService
 from raylite._types.keys import ObjectKey
 from raylite._wire import hot, pickling
@@ -277,9 +279,9 @@ class Core:
                 if entry.is_error:
                     self.load(entry)
             if any(entry.value is None for entry in missing):
-                raise _timed_out()
+                raise timed_out()
         load = self.load
-        away = [e for e in entries if (v := e.value) is not None and v.node and self._is_away(e)]
+        away = [e for e in entries if (v := e.value) is not None and v.node and self.is_away(e)]
         if not away:
             return [load(entry) for entry in entries]
         left = None if timeout is None else timeout - (monotonic() - started)
@@ -301,36 +303,21 @@ class Core:
 
         With `fetch_local`, they are there when they are on this node.
         """
-        away = self._is_away if fetch_local else _never
+        away = self.is_away if fetch_local else never
         here: dict[Entry, None] = {}
-        if not _has_ready(refs, count, away):
+        if not has_ready(refs, count, away):
             missing = [e for ref in refs if (e := ref._entry).value is None or away(e)]
             waiter = FetchingThread(count - len(refs) + len(missing), away, self.copies.fetch)
             self._await_values(missing, waiter, timeout)
-            if waiter.is_fetching:
-                self._do(self.copies.forget, missing, waiter)
+            self.end_fetching(missing, waiter)
             here = waiter.here
-        ready: list[ObjectRef[Any]] = []
-        for position, ref in enumerate(refs):
-            entry = ref._entry
-            value = entry.value
-            if value is not None and (not value.node or entry in here or not away(entry)):
-                ready.append(ref)
-                end = position + 1
-                if len(ready) == count:
-                    break
-        if not ready:
-            return ready, list(refs)
-        if len(ready) == end:  # they come first, as they do in a loop of waits
-            return ready, refs[end:]
-        chosen = set(ready)
-        return ready, [ref for ref in refs if ref not in chosen]
+        return split(refs, count, here, away)
 
     def bring(self, entry: Entry) -> Bringing | None:
         """Have an object brought to this node if it lies on another."""
-        return self.copies.bring([entry], GET) if self._is_away(entry) else None
+        return self.copies.bring([entry], GET) if self.is_away(entry) else None
 
-    def _is_away(self, entry: Entry) -> bool:
+    def is_away(self, entry: Entry) -> bool:
         return entry.value is not None and self.copies.is_away(entry.value)
 
     def _brought(self, entries: list[Entry], left: float | None = None) -> Views:
@@ -348,7 +335,7 @@ class Core:
                 self.run(self.copies.settle)
             return bringing.result(left)
         except TimeoutError:
-            raise _timed_out() from None
+            raise timed_out() from None
         except CancelledError:
             raise RaySystemError("the session that this belongs to has ended") from None
         finally:
@@ -361,6 +348,10 @@ class Core:
     def watch(self, entry: Entry, waiter: Waiter) -> None:
         self._do(self._watched, entry, waiter)
 
+    def watch_all(self, entries: list[Entry], waiter: Waiter) -> None:
+        """Have a waiter told of each of these values."""
+        self._do(self._watched_all, entries, waiter)
+
     def pin_for_ever(self, entry: Entry) -> None:
         """A reference left the runtime's sight (pickled by hand): never free its object."""
         self._do(self._pinned_for_ever, entry)
@@ -372,12 +363,22 @@ class Core:
     ) -> T:
         """Call a coroutine function on the loop, from another thread, and return what it returns."""
         self.refuse_to_wait()
+        self._expect_loop()
+        return run_on(self.loop, work, *args, **kwargs)
+
+    async def ask(
+        self, work: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Call a coroutine function on the loop, from a coroutine of another, and await the result."""
+        self._expect_loop()
+        return await await_on(self.loop, work, *args, **kwargs)
+
+    def _expect_loop(self) -> None:
         if self.is_closed:
             raise RaySystemError(
                 "the session that this belongs to has ended, or is another process's"
             )
         self._wake()
-        return run_on(self.loop, work, *args, **kwargs)
 
     def refuse_to_wait(self) -> None:
         """Raise on the loop's own thread: a user's callback there would stop everything."""
@@ -496,6 +497,10 @@ class Core:
         entry.waiters.append(waiter)
         self.owner.need(entry)
 
+    def _watched_all(self, entries: list[Entry], waiter: Waiter) -> None:
+        for entry in entries:
+            self._watched(entry, waiter)
+
     def _unwatched(self, entries: list[Entry], waiter: Waiter) -> None:
         for entry in entries:
             if entry.waiters is not None and waiter in entry.waiters:
@@ -548,6 +553,11 @@ class Core:
         if is_task and self.on_unblock is not None:
             self._do(self.on_unblock)
 
+    def end_fetching(self, entries: list[Entry], waiter: Fetching) -> None:
+        """This one no longer waits for what it has had fetched, which goes on."""
+        if waiter.is_fetching:
+            self._do(self.copies.forget, entries, waiter)
+
     async def _look(self, entries: list[Entry], waiter: BlockedThread) -> None:
         """Let a waiter see what has arrived already."""
         for entry in entries:
@@ -559,8 +569,7 @@ class Core:
     def _watch_all(
         self, entries: list[Entry], waiter: Blocked, on_block: Callable[[], None] | None
     ) -> None:
-        for entry in entries:
-            self._watched(entry, waiter)
+        self._watched_all(entries, waiter)
         if on_block is not None and waiter.is_waiting:
             on_block()
 
@@ -569,21 +578,9 @@ def _refuse(callback: Callable[[], None]) -> None:
     raise RuntimeError("the loop runs in another process")
 
 
-def _timed_out() -> GetTimeoutError:
+def timed_out() -> GetTimeoutError:
+    """What `get` raises when time has run out."""
     return GetTimeoutError("Get timed out: some object(s) not ready.")
-
-
-def _never(entry: Entry) -> bool:
-    return False
-
-
-def _has_ready(refs: list[ObjectRef[Any]], count: int, away: Callable[[Entry], bool]) -> bool:
-    for ref in refs:
-        if (value := ref._entry.value) is not None and not (value.node and away(ref._entry)):
-            count -= 1
-            if not count:
-                return True
-    return False
 
 
 def _view_dropper(core: Core, entry: Entry) -> Callable[[], None]:

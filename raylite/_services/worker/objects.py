@@ -208,7 +208,7 @@ class ObjectRef(Generic[T]):
     def __await__(self) -> Generator[Any, None, T]:
         entry = self._entry
         if entry.value is None:
-            waiter = LoopFuture(entry)
+            waiter = LoopFuture()
             entry.keeper.watch(entry, waiter)
             yield from waiter.future
         if entry.is_in_arena and (bringing := entry.keeper.bring(entry)) is not None:
@@ -241,13 +241,22 @@ class ObjectRef(Generic[T]):
         self.future().add_done_callback(done)
 
 
+_NO_LOOP = (
+    "references can be awaited in an asyncio event loop (asyncio's own or uvloop's), and none runs "
+    "here. In trio code use raylite.get in a thread: await trio.to_thread.run_sync(raylite.get, ref)"
+)
+
+
 class LoopFuture:
     """Wakes an asyncio future of the loop that awaits a reference."""
 
     __slots__ = ("future", "loop")
 
-    def __init__(self, entry: Entry) -> None:
-        self.loop = asyncio.get_running_loop()
+    def __init__(self) -> None:
+        try:
+            self.loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise RuntimeError(_NO_LOOP) from None
         self.future: asyncio.Future[None] = self.loop.create_future()
 
     def ready(self, entry: Entry) -> None:
@@ -347,32 +356,51 @@ class BlockedThread:
         return self.lock.locked()
 
 
-class FetchingThread(BlockedThread):
-    """A thread waits until so many objects are here, those that are `away` being fetched."""
+class Fetching:
+    """What makes a waiter wait until objects are here: has those that are `away` fetched."""
+
+    is_fetching = False
 
     def __init__(
-        self,
-        count: int,
-        away: Callable[[Entry], bool],
-        fetch: Callable[[Entry, "FetchingThread"], None],
+        self, away: Callable[[Entry], bool], fetch: Callable[[Entry, "Fetching"], None]
     ) -> None:
-        super().__init__(count, raises=False)
         self._away = away
         self._fetch = fetch
         #: Those that were away, and came.
         self.here: dict[Entry, None] = {}
 
     def ready(self, entry: Entry) -> None:
+        """An object has its value: it is here, or is to be brought here."""
         if entry.is_in_arena and self._away(entry):
             self.is_fetching = True
             self._fetch(entry, self)
         else:
-            super().ready(entry)
+            self.arrived(entry)
 
     def fetched(self, entry: Entry) -> None:
         """An object has come, or reading it will say why not."""
         self.here[entry] = None
-        super().ready(entry)
+        self.arrived(entry)
+
+    def arrived(self, entry: Entry) -> None:
+        """There is one object more here; for the waiter to say what that means."""
+        raise NotImplementedError
+
+
+class FetchingThread(Fetching, BlockedThread):
+    """A thread waits until so many objects are here."""
+
+    def __init__(
+        self,
+        count: int,
+        away: Callable[[Entry], bool],
+        fetch: Callable[[Entry, Fetching], None],
+    ) -> None:
+        Fetching.__init__(self, away, fetch)
+        BlockedThread.__init__(self, count, raises=False)
+
+    def arrived(self, entry: Entry) -> None:
+        BlockedThread.ready(self, entry)
 
 
 def unknown_owner(entry: Entry) -> ValueError:

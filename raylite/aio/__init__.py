@@ -1,0 +1,14 @@
+"""raylite in coroutines: what would block a thread is awaited, on asyncio's loops and on uvloop.
+
+``.remote()`` and ``.options()`` do not block and are the same everywhere; ``await ref`` gives a
+reference's value. The rest is here. Everything works on several loops at once, in several threads.
+"""
+
+from raylite.aio.cluster import init as init, shutdown as shutdown
+from raylite.aio.objects import (
+    as_completed as as_completed,
+    gather as gather,
+    get as get,
+    put as put,
+    wait as wait,
+)
