@@ -70,7 +70,8 @@ def init(
         _temp_dir: Where sessions are made, and looked for; else ``RAYLITE_TMPDIR``, ``RAY_TMPDIR``
             or the system's directory for temporary files.
         _system_config: Settings of the components. ``object_store_full_grace``: seconds that an
-            object waits for room in shared memory, 60 by default.
+            object waits for room in shared memory, 60 by default. ``task_oom_retries``: how often a
+            task runs again that was ended for want of memory, -1 (no limit) by default.
         **accepted: Ray's other keywords, which a local cluster has no use for.
 
     Raises:

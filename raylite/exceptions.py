@@ -405,7 +405,7 @@ class LocalRayletDiedError(RayError):
 
 
 class NodeDiedError(RayError):
-    """The node that ran the task died, or is out of reach for good."""
+    """The node that ran the task died, or is out of reach for good, and no retries are left."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -413,7 +413,10 @@ class NodeDiedError(RayError):
 
 
 class OutOfMemoryError(RayError):
-    """The task was ended because its node was running out of memory."""
+    """The task was ended because its node was running out of memory, and no retries are left.
+
+    With ``max_retries=0`` it is not retried; else ``task_oom_retries`` of the cluster counts.
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

@@ -34,16 +34,15 @@ FUNCTIONS_KNOWN = 1000  # run times remembered
 
 
 class Pending:
-    """A task until its result: what the submitter needs to know of it, and who made it."""
+    """A task until its result: what the submitter needs to know of it."""
 
-    __slots__ = ("attempt", "function", "id", "key", "payload", "retries", "worker")
+    __slots__ = ("attempt", "function", "id", "key", "retries", "worker")
 
-    def __init__(self, id: TaskKey, key: "LaneKey", function: int, retries: int, payload: object):
+    def __init__(self, id: TaskKey, key: "LaneKey", function: int, retries: int):
         self.id = id
         self.key = key
         self.function = function
         self.retries = retries
-        self.payload = payload
         self.attempt = 0
         self.worker: WorkerKey | None = None
 

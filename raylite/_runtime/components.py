@@ -81,6 +81,7 @@ def build_raylet(
     is_head: bool,
     ip: str = LOOPBACK,
     store_grace: float = STORE_GRACE,
+    oom_retries: int = -1,
     node_id: bytes = b"",
     address: str = "",
     further: Sequence[Service] = (),
@@ -88,8 +89,9 @@ def build_raylet(
 ) -> Raylet:
     """Return a raylet, to be run.
 
-    An object that finds the store full waits `store_grace` seconds for room. The node gets an id
-    unless it has one, which the addresses of its processes are marked with.
+    An object that finds the store full waits `store_grace` seconds for room. A task that is ended for
+    want of memory runs again `oom_retries` times; -1 is no limit. The node gets an id unless it has
+    one, which the addresses of its processes are marked with.
     """
     network.address = network.address or address
     node_id = node_id or network.seams.random("node").randbytes(28)
@@ -112,7 +114,7 @@ def build_raylet(
 
     cluster = ClusterService(network, gcs_address, view, pool)
     picker = Picker(NodeKey(node_id), network.seams.random("picker").random)
-    leases = LeaseService(network, lent, picker, pool, cluster)
+    leases = LeaseService(network, lent, picker, pool, cluster, oom_retries)
     memory = Memory(arena.capacity - board.SIZE, grace=store_grace)
 
     def readers() -> list[bytes]:

@@ -116,7 +116,8 @@ async def _raylet(inherited: Inherited, network_of: NetworkOf) -> None:
         ip=config.ip,
         node_id=bytes.fromhex(config.node_id),
         further=signing,
-        store_grace=float(config.system.get("object_store_full_grace") or STORE_GRACE),
+        store_grace=_setting(config, "object_store_full_grace", STORE_GRACE),
+        oom_retries=int(_setting(config, "task_oom_retries", -1)),
         log_files=WorkerLogs(config.logs, config.rotation),
     )
     built.append(node)
@@ -130,6 +131,11 @@ async def _raylet(inherited: Inherited, network_of: NetworkOf) -> None:
     finally:
         watch.close()
         workers.close()
+
+
+def _setting(config: NodeConfig, name: str, default: float) -> float:
+    value = config.system.get(name)
+    return default if value is None else float(value)
 
 
 def worker(inherited: Inherited, network_of: NetworkOf = networks.network_of) -> None:

@@ -168,14 +168,26 @@ class LeaseProblem(msgspec.Struct, array_like=True, frozen=True, gc=False):
     is_final: bool
 
 
+class LossReason(enum.IntEnum):
+    """Why a worker is gone, where it matters to the tasks that it ran."""
+
+    DIED = 0
+    OUT_OF_MEMORY = 1  # its raylet ended it, for its node was running out of memory
+
+
 class WorkerLost(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """A leased worker died. `last_task` is the task that it started last."""
+    """A leased worker died. `last_task` is the task that it started last.
+
+    `oom_retries` is how often a task may be run again that was ended for want of memory; -1 is no limit.
+    """
 
     lease: bytes
     worker: bytes
     address: str
     cause: str
     last_task: bytes
+    reason: int = LossReason.DIED
+    oom_retries: int = -1
 
 
 class Death(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -192,7 +192,7 @@ def test_a_node_that_returns_after_its_death_joins_as_another(
         assert abroad.hear() == "resting"
         before = living(head)
         assert until_a_death(head, lambda: cluster.network.unplug(away)) < 12
-        assert driver.hear() == "WorkerCrashedError"
+        assert driver.hear() == "NodeDiedError"
         assert driver.hear() == "ObjectLostError"
         cluster.network.mend()
         assert eventually(lambda: len(living(head)) == 3)

@@ -31,7 +31,7 @@ NO_TASK = TaskKey(b"")
 
 
 def make(number: int, function: int = 1, key: LaneKey = LANE) -> Pending:
-    return Pending(TaskKey(b"%d" % number), key, function, 0, None)
+    return Pending(TaskKey(b"%d" % number), key, function, 0)
 
 
 def make_many(count: int, function: int = 1) -> list[Pending]:

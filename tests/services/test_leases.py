@@ -2,13 +2,44 @@
 
 import anyio
 
+from raylite._kernel.host import Host
 from raylite._kernel.memory import MemoryNetwork
+from raylite._kernel.service import Service, handles
 from raylite._protocol import raylet
 from raylite._types.resources import UNIT
 from raylite._wire import hot
 from raylite._wire.messages import raylet as msg
 from tests.services.rig import simulated
-from tests.services.test_membership import Site
+from tests.services.test_membership import Site, running
+
+
+class Hearing(Service, serves=(raylet.Holder,)):
+    """Notes what a raylet tells a holder."""
+
+    def __init__(self) -> None:
+        self.losses: list[hot.WorkerLost] = []
+        self.problems: list[hot.LeaseProblem] = []
+
+    @handles(raylet.Holder.granted)
+    def granted(self, grants: list[hot.LeaseGrant]) -> None: ...
+
+    @handles(raylet.Holder.spilled)
+    def spilled(self, spills: list[hot.Spilled]) -> None: ...
+
+    @handles(raylet.Holder.problem)
+    def problem(self, problems: list[hot.LeaseProblem]) -> None:
+        self.problems += problems
+
+    @handles(raylet.Holder.lost)
+    def lost(self, losses: list[hot.WorkerLost]) -> None:
+        self.losses += losses
+
+    @handles(raylet.Holder.wanted)
+    def wanted(self, nothing: bytes) -> None: ...
+
+    @handles(raylet.Holder.unwanted)
+    def unwanted(self, nothing: bytes) -> None: ...
+
 
 LEASE = b"lease".ljust(36, b".")
 
@@ -45,3 +76,26 @@ async def test_a_worker_that_its_holder_cannot_reach_is_ended_and_by_no_one_else
         assert site.source.killed == [token]
         for network in (worker, holder, other):
             await network.close()
+
+
+@simulated
+async def test_a_worker_ended_for_want_of_memory_is_missed_for_that_reason() -> None:
+    site = Site()
+    async with site.node(), site.gcs():
+        await anyio.sleep(1)
+        [token] = site.source.tokens
+        worker = await site.register_worker(b"one")
+        holder, leases = await driver(site, "holder")
+        hearing = Hearing()
+        async with running(Host(holder, hearing)):
+            leases.request(hot.LeaseRequest(LEASE, {"CPU": UNIT}, b"job!", 0))
+            await anyio.sleep(1)
+            [member] = site.raylet.pool.workers()
+            site.raylet.pool.end(member.id, "no memory", hot.LossReason.OUT_OF_MEMORY)
+            assert site.source.killed == [token]
+            site.raylet.pool.ended(token, "SIGKILL", was_killed=True)
+            await anyio.sleep(1)
+            [loss] = hearing.losses
+            assert (loss.cause, loss.reason) == ("no memory", hot.LossReason.OUT_OF_MEMORY)
+            assert loss.oom_retries == -1
+        await worker.close()

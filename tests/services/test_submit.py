@@ -24,7 +24,13 @@ from raylite._types.strategies import NodeAffinity, NodeKey, Placement, SpreadSt
 from raylite._wire import hot, placement
 from raylite._wire.hot import Form, Value
 from raylite._wire.messages import raylet as msg
-from raylite.exceptions import LocalRayletDiedError, PeerLostError, WorkerCrashedError
+from raylite.exceptions import (
+    LocalRayletDiedError,
+    NodeDiedError,
+    OutOfMemoryError,
+    OwnerDiedError,
+    PeerLostError,
+)
 from raylite.testing.sim import World
 from tests.services.rig import simulated
 
@@ -123,10 +129,11 @@ class PlayedWorker(Service, serves=(worker.Execute,)):
     @handles(worker.Execute.give_back)
     def give_back(self, nothing: bytes) -> None: ...
 
-    def finish(self, task: hot.Task) -> None:
+    def finish(self, task: hot.Task, *, retry: bool = False) -> None:
         assert self.owner is not None
-        value = Value(Form.INLINE, b"done")
-        worker.Submit(self.owner).results(hot.Result(task.id, task.attempt, 0.1, (value,)))
+        value = Value(Form.INLINE, b"raised" if retry else b"done")
+        result = hot.Result(task.id, task.attempt, 0.1, (value,), (), retry)
+        worker.Submit(self.owner).results(result)
 
 
 class Scene:
@@ -428,7 +435,7 @@ async def test_tasks_of_a_raylet_that_died_fail_or_are_asked_for_again() -> None
         await at.settled()
         failed = result_of(fails)
         assert failed is not None
-        assert isinstance(error_of(failed), WorkerCrashedError)
+        assert isinstance(error_of(failed), NodeDiedError)
         assert result_of(runs_again) is None
         assert [each.near for each in at.here.requests] == [THIRD]  # where the argument is now
 
@@ -449,7 +456,7 @@ async def test_a_death_that_is_told_late_or_twice_costs_nothing_more() -> None:
         for _ in range(2):
             at.far.holder.lost(loss)
             await at.settled()
-        assert (task.attempt, task.retries) == (1, 0)
+        assert task.attempt == 1
         assert at.far.freed == [task.entries[0].id]  # what it may have stored, once
 
 
@@ -498,6 +505,102 @@ async def test_without_its_own_raylet_every_task_fails() -> None:
             failed = result_of(task)
             assert failed is not None
             assert isinstance(error_of(failed), LocalRayletDiedError)
+
+
+# ---- retries -----------------------------------------------------------------------------
+
+
+async def begun(at: Scene, task: OwnedTask, n: int = 0) -> hot.Task:
+    """Give a task the n-th worker, and return what it is sent."""
+    at.here.grant(at.here.requests[-1].lease, at.workers[n])
+    await at.settled()
+    sent: hot.Task = at.workers[n].tasks[-1]
+    assert (sent.id, sent.attempt) == (task.id, task.attempt)
+    return sent
+
+
+def loss(at: Scene, n: int, task: OwnedTask, reason: hot.LossReason, oom: int = -1) -> None:
+    """The raylet says that the n-th worker is gone."""
+    gone, lease = at.workers[n], at.here.requests[-1].lease
+    at.here.holder.lost(
+        hot.WorkerLost(lease, gone.id, f"w{n}", "it was killed", task.id, reason, oom)
+    )
+
+
+@simulated
+async def test_a_result_of_an_attempt_that_was_given_up_is_not_the_tasks() -> None:
+    async with scene() as at:
+        task = at.task(retries=1)
+        at.submit.submit([task])
+        await at.settled()
+        old = await begun(at, task)
+        at.here.holder.lost(
+            hot.WorkerLost(at.here.requests[0].lease, at.workers[0].id, "", "late", task.id)
+        )
+        await at.settled()
+        new = await begun(at, task, 1)
+        at.workers[0].finish(old)
+        await at.settled()
+        assert result_of(task) is None
+        at.workers[1].finish(new)
+        await at.settled()
+        assert result_of(task) == Value(Form.INLINE, b"done")
+
+
+@simulated
+async def test_exceptions_spend_none_of_what_is_for_deaths() -> None:
+    async with scene() as at:
+        task = at.task(retries=1)
+        at.submit.submit([task])
+        await at.settled()
+        at.workers[0].finish(await begun(at, task), retry=True)
+        await at.settled()
+        assert (task.attempt, result_of(task)) == (1, None)  # on the worker that it still has
+        loss(at, 0, task, hot.LossReason.DIED)
+        await anyio.sleep(0.2)
+        assert (task.attempt, result_of(task)) == (2, None)
+        at.workers[1].finish(await begun(at, task, 1), retry=True)
+        await at.settled()
+        assert result_of(task) == Value(Form.INLINE, b"raised")
+
+
+@simulated
+async def test_what_was_ended_for_want_of_memory_waits_and_then_fails_as_such() -> None:
+    async with scene() as at:
+        task = at.task(retries=1)
+        at.submit.submit([task])
+        await at.settled()
+        await begun(at, task)
+        loss(at, 0, task, hot.LossReason.OUT_OF_MEMORY, 1)
+        await anyio.sleep(0.4)
+        assert len(at.here.requests) == 1
+        await anyio.sleep(0.7)
+        await begun(at, task, 1)
+        loss(at, 1, task, hot.LossReason.OUT_OF_MEMORY, 1)
+        await at.settled()
+        failed = result_of(task)
+        assert failed is not None
+        error = error_of(failed)
+        assert isinstance(error, OutOfMemoryError)
+        assert "attempt 2, the last that task_oom_retries=1 allows" in str(error)
+        assert "it was killed" in str(error)
+
+
+@simulated
+async def test_a_task_whose_argument_never_comes_is_not_kept_waiting() -> None:
+    """Its owner is gone: the task is sent with the error, and its worker makes of it what it is."""
+    async with scene() as at:
+        never = Entry(ObjectKey(b"n" * 28), KEEPER, "other", 1)
+        at.owner.refs.add(never)
+        task = at.task(never)
+        at.submit.submit([task])
+        await at.settled()
+        assert at.here.requests == []
+        at.owner.process_died("other")
+        await at.settled()
+        sent = await begun(at, task)
+        assert isinstance(error_of(sent.inputs[0].value), OwnerDiedError)
+        at.workers[0].finish(sent)
 
 
 # ---- contention --------------------------------------------------------------------------

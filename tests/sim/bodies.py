@@ -6,6 +6,7 @@ from typing import Any
 
 from raylite._services.worker.objects import ObjectRef
 from raylite.exceptions import (
+    NodeDiedError,
     ObjectLostError,
     OwnerDiedError,
     TaskUnschedulableError,
@@ -59,7 +60,13 @@ async def _recall(task: TaskContext, ledger: "Ledger") -> None:
     for ref in ledger.kept.pop(task.worker, []):
         try:
             (answer,) = await task.get([ref])
-        except (Planned, WorkerCrashedError, OwnerDiedError, TaskUnschedulableError):
+        except (
+            Planned,
+            WorkerCrashedError,
+            NodeDiedError,
+            OwnerDiedError,
+            TaskUnschedulableError,
+        ):
             continue  # whether it should have had a value is for its driver to judge
         except ObjectLostError as error:
             ledger.wrong(f"a kept reference was lost: {error!r}")

@@ -13,6 +13,7 @@ from raylite._services.gcs.storage.record import unseal
 from raylite._wire.messages import gcs as msg
 from raylite.exceptions import (
     LocalRayletDiedError,
+    NodeDiedError,
     ObjectLostError,
     RaySystemError,
     WorkerCrashedError,
@@ -89,10 +90,15 @@ class ClusterLedger(Ledger):
         """Accept what the loss of a node explains: of the driver's own, or of one that was used."""
         if self.losses.is_lost(node):
             return isinstance(
-                error, LocalRayletDiedError | ObjectLostError | WorkerCrashedError | RaySystemError
+                error,
+                LocalRayletDiedError
+                | NodeDiedError
+                | ObjectLostError
+                | WorkerCrashedError
+                | RaySystemError,
             )
         scripts = list(expected.closure())
-        if isinstance(error, WorkerCrashedError):
+        if isinstance(error, WorkerCrashedError | NodeDiedError):
             return any(self._may_be_exhausted(each) for each in scripts)
         if isinstance(error, ObjectLostError):
             return any(self._may_be_lost(each) for each in scripts)

@@ -46,12 +46,14 @@ class LeaseService(Service, serves=(raylet.Leases,)):
         picker: Picker,
         pool: PoolService,
         cluster: ClusterService,
+        oom_retries: int = -1,
     ) -> None:
         self._network = network
         self._leases = leases
         self._picker = picker
         self._pool = pool
         self._cluster = cluster
+        self._oom_retries = oom_retries
         cluster.on_change.append(self.reconsider)
         self._keys: dict[LeaseID, tuple[Member, bytes]] = {}
         self._requests: dict[LeaseID, Request] = {}
@@ -245,13 +247,19 @@ class LeaseService(Service, serves=(raylet.Leases,)):
         self._tell(lease, f"no worker could be started: {reason}", is_final=True)
         self._end(lease)
 
-    def _lost(self, lease: LeaseID, worker: Member, cause: str, last_task: bytes) -> None:
+    def _lost(
+        self, lease: LeaseID, worker: Member, cause: str, last_task: bytes, reason: hot.LossReason
+    ) -> None:
         known = self._keys.pop(lease, None)
         self._requests.pop(lease, None)
         self._picker.ended(lease)
         self._lease_of.pop(worker.id, None)
         if known is not None and not known[0].link.is_ended:
-            known[0].holder.lost(hot.WorkerLost(lease, worker.id, worker.address, cause, last_task))
+            known[0].holder.lost(
+                hot.WorkerLost(
+                    lease, worker.id, worker.address, cause, last_task, reason, self._oom_retries
+                )
+            )
         self._perform(self._leases.release(lease))
 
     def _gone(self, member: Member, cause: str) -> None:

@@ -16,6 +16,7 @@ from raylite._machines.pool import Effect, Fail, Lend, Lost, Pool, Retire, Start
 from raylite._protocol import raylet
 from raylite._types.keys import LeaseID, StartToken, WorkerKey
 from raylite._wire import hot
+from raylite._wire.hot import LossReason
 from raylite._wire.messages import raylet as msg
 from raylite.exceptions import ProtocolError, UnavailableError
 
@@ -94,12 +95,13 @@ class PoolService(Service, serves=(raylet.Pool,)):
         self.arena_size = 0
         self.on_lent: Callable[[LeaseID, Member], None] = _ignore
         self.on_failed: Callable[[LeaseID, str], None] = _ignore
-        self.on_lost: Callable[[LeaseID, Member, str, bytes], None] = _ignore
+        self.on_lost: Callable[[LeaseID, Member, str, bytes, LossReason], None] = _ignore
         self.on_gone: list[Callable[[Member, str], None]] = []
         self.on_driver: Callable[[Member], None] = _ignore
         #: Set once this node is in the GCS's table, where drivers look for it.
         self.joined: asyncio.Event | None = None
         self._ending: dict[bytes, str] = {}
+        self._reasons: dict[bytes, LossReason] = {}  # of those killed for another than the usual
         self._ended_jobs: dict[bytes, None] = {}
         self._stillborn: dict[int, None] = {}  # tokens of workers that ended and may yet register
         source.listener = self
@@ -203,11 +205,13 @@ class PoolService(Service, serves=(raylet.Pool,)):
     def unblocked(self, member: Member) -> None:
         self._perform(self._pool.unblocked(WorkerKey(member.id)))
 
-    def end(self, worker: bytes, reason: str) -> None:
-        """Kill a worker: what it does is nobody's any more."""
+    def end(self, worker: bytes, cause: str, reason: LossReason = LossReason.DIED) -> None:
+        """Kill a worker: what it does is nobody's any more, or has to begin again."""
         member = self._workers.get(worker)
         if member is not None and member.token is not None:
-            self._ending[worker] = reason
+            self._ending[worker] = cause
+            if reason is not LossReason.DIED:
+                self._reasons[worker] = reason
             self._source.kill(member.token)
 
     def worker_of(self, lease: LeaseID) -> bytes | None:
@@ -231,11 +235,12 @@ class PoolService(Service, serves=(raylet.Pool,)):
         member = self._workers.pop(id)
         self._by_link.pop(member.link, None)
         cause = self._ending.pop(id, cause)
+        loss = self._reasons.pop(id, LossReason.DIED)
         last_task = self._source.last_task(token)
         effects = self._pool.died(WorkerKey(id), now())
         for effect in effects:
             if isinstance(effect, Lost):
-                self.on_lost(effect.lease, member, cause, last_task)
+                self.on_lost(effect.lease, member, cause, last_task, loss)
         self._gone(member, cause)
         self._perform([effect for effect in effects if not isinstance(effect, Lost)])
 

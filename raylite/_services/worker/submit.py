@@ -12,7 +12,7 @@ from raylite._kernel.network import Network
 from raylite._kernel.seams import now
 from raylite._kernel.service import Service, handles
 from raylite._machines.policies import first_raylet
-from raylite._machines.retries import retry_delay
+from raylite._machines.retries import Failure, GiveUp, Retries, RunAgain
 from raylite._machines.submitter import (
     AskBack,
     Effect,
@@ -35,6 +35,8 @@ from raylite._wire.hot import Value
 from raylite.exceptions import (
     LinkClosedError,
     LocalRayletDiedError,
+    NodeDiedError,
+    OutOfMemoryError,
     PeerLostError,
     RayError,
     TaskUnschedulableError,
@@ -46,7 +48,8 @@ class OwnedTask(Pending):
     """A task with what is sent to its worker, and the objects that its result completes."""
 
     __slots__ = (
-        "arguments", "contained", "depth", "entries", "inputs", "missing", "name", "owner", "retry_on",
+        "arguments", "contained", "depth", "entries", "failures", "inputs", "missing", "name", "owner",
+        "retry_on",
     )  # fmt: skip
 
     def __init__(
@@ -66,7 +69,7 @@ class OwnedTask(Pending):
         self.key = key
         self.function = function
         self.retries = retries
-        self.payload = None
+        self.failures: Retries | None = None
         self.attempt = 0
         self.worker = None
         self.arguments = arguments
@@ -190,11 +193,10 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
             self._perform(self._submitter.advance([peer.key], moment))
         # Last: a thread that is woken while this one still works only fights it for the GIL.
         for task, result in ended:
-            if result.retry and task.retries:
+            if result.retry and self._retry(task, Failure.RAISED) is None:
                 self._discard(result)
                 for entry, value in zip(task.entries, result.values, strict=False):
                     self._owner.free_value(entry.id, value)
-                self._retry(task)
             else:
                 self._finish(task, result)
 
@@ -248,7 +250,11 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
     @handles(raylet.Holder.lost)
     def lost(self, losses: list[hot.WorkerLost]) -> None:
         for loss in losses:
-            self._lost(WorkerKey(loss.worker), TaskKey(loss.last_task), loss.address, loss.cause)
+            is_memory = loss.reason == hot.LossReason.OUT_OF_MEMORY
+            self._lost(
+                WorkerKey(loss.worker), TaskKey(loss.last_task), loss.address, loss.cause,
+                Failure.OUT_OF_MEMORY if is_memory else Failure.WORKER_DIED, loss.oom_retries,
+            )  # fmt: skip
 
     @handles(raylet.Holder.wanted)
     def wanted(self, nothing: bytes) -> None:
@@ -310,9 +316,17 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
     def _lessor_ended(self, home: Link, leases: list[LeaseID]) -> None:
         cause = str(home.error)
         for peer in [peer for peer in self._peers.values() if peer.lease in leases]:
-            self._lost(peer.key, None, peer.address, cause)
+            self._lost(peer.key, None, peer.address, cause, Failure.NODE_DIED)
 
-    def _lost(self, worker: WorkerKey, last_task: TaskKey | None, address: str, cause: str) -> None:
+    def _lost(
+        self,
+        worker: WorkerKey,
+        last_task: TaskKey | None,
+        address: str,
+        cause: str,
+        failure: Failure,
+        oom_retries: int = -1,
+    ) -> None:
         """A leased worker died: what it had begun is retried, or has failed."""
         peer = self._peers.pop(worker, None)
         home = self.lessors.lost(peer.lease) if peer is not None else None
@@ -325,10 +339,9 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
                 continue  # its result came before the news of the death
             if home is not None:
                 self._free_returns(task, home)
-            if task.retries:
-                self._retry(task)
-            else:
-                self._fail(task, WorkerCrashedError(self._crash_text(task, cause)))
+            spent = self._retry(task, failure, oom_retries)
+            if spent is not None:
+                self._fail(task, self._loss(task, failure, spent, cause))
 
     def _push(self, peer: _Peer, tasks: list[Pending]) -> None:
         run, defined = peer.execute.run, peer.defined
@@ -437,16 +450,23 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
                 self._owner.fail(entry, error)
         self._drop_arguments(task)
 
-    def _retry(self, task: OwnedTask) -> None:
-        """Begin another attempt, after a delay from the second retry on."""
-        task.attempt += 1
-        if task.retries > 0:
-            task.retries -= 1
-        delay = retry_delay(task.attempt, self._random.random())
-        if delay:
-            self.spawn(self._submit_later(task, delay), f"retry {task.name}")
-        else:
-            self._submit_again(task)
+    def _retry(self, task: OwnedTask, failure: Failure, oom_retries: int = -1) -> str | None:
+        """Begin another attempt, or return why there is to be none."""
+        if task.failures is None:
+            task.failures = Retries()
+        jitter = self._random.random()
+        match task.failures.failed(
+            task.attempt, failure, task.retries, jitter, oom_allowed=oom_retries
+        ):
+            case RunAgain(attempt, delay):
+                task.attempt = attempt
+                if delay:
+                    self.spawn(self._submit_later(task, delay), f"retry {task.name}")
+                else:
+                    self._submit_again(task)
+            case GiveUp(story):
+                return story
+        return None
 
     async def _submit_later(self, task: OwnedTask, delay: float) -> None:
         await asyncio.sleep(delay)
@@ -501,12 +521,19 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
     def _raylet_died(self) -> LocalRayletDiedError:
         return LocalRayletDiedError(str(self._raylet.error))
 
-    def _crash_text(self, task: OwnedTask, cause: str) -> str:
+    def _loss(self, task: OwnedTask, failure: Failure, spent: str, cause: str) -> RayError:
         name = task.name or self.definitions[task.function].title
-        return (
-            f"Task {name} ({task.id.hex()}), attempt {task.attempt + 1}; its worker: {cause}. "
-            "With max_retries, such a task runs again."
-        )
+        which = f"Task {name} ({task.id.hex()}), {spent}"
+        match failure:
+            case Failure.OUT_OF_MEMORY:
+                return OutOfMemoryError(
+                    f"{which}; its worker: {cause}. Give tasks the option memory or more num_cpus, so "
+                    "that fewer run at a time, or let each need less."
+                )
+            case Failure.NODE_DIED:
+                return NodeDiedError(f"{which}; its node: {cause}.")
+            case _:
+                return WorkerCrashedError(f"{which}; its worker: {cause}.")
 
     async def stopped(self) -> None:
         self._alarm.cancel()
