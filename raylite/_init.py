@@ -72,6 +72,8 @@ def init(
         _system_config: Settings of the components. ``object_store_full_grace``: seconds that an
             object waits for room in shared memory, 60 by default. ``task_oom_retries``: how often a
             task runs again that was ended for want of memory, -1 (no limit) by default.
+            ``infeasible_grace_s``: seconds after which a task fails that no node could run
+            meanwhile, 300 by default; -1 lets it wait for ever, as in Ray.
         **accepted: Ray's other keywords, which a local cluster has no use for.
 
     Raises:

@@ -424,7 +424,11 @@ class OutOfMemoryError(RayError):
 
 
 class TaskUnschedulableError(RayError):
-    """No node can ever run the task under its scheduling strategy."""
+    """No node can ever run the task under its scheduling strategy, or none could for too long.
+
+    The text says what is missing, how much was asked for and which node has most of it. Settings of
+    the cluster say how long such a task waits for a node that could (``infeasible_grace_s``).
+    """
 
     def __init__(self, error_message: str) -> None:
         super().__init__(error_message)

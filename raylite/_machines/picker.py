@@ -2,7 +2,7 @@
 
 A request comes from its owner, or from another raylet that sent the owner on (`Ask.visited`). The
 answer is one of four: it is kept and queued here, sent on, refused for good, or *parked*: kept
-until some node can serve it. Which node is best, `policies` knows; this machine sees to it that a
+until some node can serve it, and refused when none has come within the grace. Which node is best, `policies` knows; this machine sees to it that a
 request neither wanders for ever nor is stuck where it once came to stand.
 
 - One that was sent on stays where it is as soon as it can, moves `MAX_HOPS` times at most, and
@@ -32,6 +32,9 @@ MAX_HOPS: Final = 3
 
 UNKNOWN_GRACE: Final = 1.0
 """Seconds in which a node that somebody names should have become known here; views take 0.1."""
+
+INFEASIBLE_GRACE: Final = 300.0
+"""Seconds in which somebody may add a node for what none can serve. Ray waits for ever."""
 
 PROMISE_LASTS: Final = 3.0
 """Seconds without a new view after which it is believed again, as Ray does
@@ -96,8 +99,9 @@ class _Entry(Struct):
     ask: Ask
     since: float
     standing: _Standing = _Standing.PARKED
-    #: Why it is parked, as its holder was told.
+    #: Why it is parked, as its holder was told; and since when no node could serve it.
     told: str | None = None
+    hopeless_since: float | None = None
 
 
 class _Promise(Struct):
@@ -109,11 +113,19 @@ class _Promise(Struct):
 
 
 class Picker:
-    """The lease requests that one raylet was asked for and has not sent on."""
+    """The lease requests that one raylet was asked for and has not sent on.
 
-    def __init__(self, local: NodeKey, random: Draw) -> None:
+    Args:
+        local: The raylet's node.
+        random: For the policies.
+        grace: Seconds after which a request is refused that no node can serve; never before
+            `UNKNOWN_GRACE`. Infinity is Ray's way.
+    """
+
+    def __init__(self, local: NodeKey, random: Draw, grace: float = INFEASIBLE_GRACE) -> None:
         self._local = local
         self._policies = Policies(local, random)
+        self._grace = max(grace, UNKNOWN_GRACE)
         self._entries: dict[LeaseID, _Entry] = {}
         self._leases_of: dict[HolderKey, dict[LeaseID, None]] = {}
         # Dicts for sets, since their order decides who goes first.
@@ -176,7 +188,8 @@ class Picker:
         for lease in list(self._parked):
             entry = self._entries[lease]
             entry.ask = replace(entry.ask, visited=())
-            if hopeless.get(entry.ask.placement, "") == entry.told:
+            is_known = hopeless.get(entry.ask.placement, "") == entry.told
+            if is_known and not self._is_overdue(entry, now):
                 continue
 
             effect = self._decide(entry, views, now)
@@ -209,7 +222,9 @@ class Picker:
         held = {lease: holder for holder, leases in self._leases_of.items() for lease in leases}
         assert held == {lease: entry.ask.holder for lease, entry in self._entries.items()}
         assert all(self._leases_of.values()), "a holder of nothing is remembered"
-        assert all(e.told is None or e.standing is _Standing.PARKED for e in self._entries.values())
+        for entry in self._entries.values():
+            assert entry.told is None or entry.hopeless_since is not None
+            assert entry.hopeless_since is None or entry.standing is _Standing.PARKED
 
     def _decide(
         self, entry: _Entry, views: Mapping[NodeKey, NodeView], now: float
@@ -252,7 +267,17 @@ class Picker:
 
                 return Refuse(ask.lease, ask.holder, refusal(ask.placement, node, named))
             case _:
-                return _report(ask, shortage(ask.placement, views.values()))
+                if entry.hopeless_since is None:
+                    entry.hopeless_since = now
+                message = shortage(ask.placement, views.values())
+                if self._is_overdue(entry, now):
+                    waited = f"{message}; none came within {self._grace:g} s"
+                    return Refuse(ask.lease, ask.holder, waited)
+                return _report(ask, message)
+
+    def _is_overdue(self, entry: _Entry, now: float) -> bool:
+        since = entry.hopeless_since
+        return since is not None and now - since >= self._grace
 
     def _move(
         self,
@@ -318,7 +343,7 @@ class Picker:
     def _stand(self, entry: _Entry, standing: _Standing) -> None:
         lease, placement = entry.ask.lease, entry.ask.placement
         self._leave(entry)
-        entry.standing, entry.told = standing, None
+        entry.standing, entry.told, entry.hopeless_since = standing, None, None
         if standing is _Standing.WAITING:
             self._waiting.setdefault(placement, {})[lease] = None
         elif standing is _Standing.PARKED:

@@ -15,7 +15,7 @@ from raylite._kernel.service import Service
 from raylite._machines.leases import Leases
 from raylite._machines.memory import Memory
 from raylite._machines.nodes import Nodes as Membership
-from raylite._machines.picker import Picker
+from raylite._machines.picker import INFEASIBLE_GRACE, Picker
 from raylite._machines.pool import Pool
 from raylite._runtime.membership import MemberService
 from raylite._services.gcs.epoch import Epoch
@@ -82,6 +82,7 @@ def build_raylet(
     ip: str = LOOPBACK,
     store_grace: float = STORE_GRACE,
     oom_retries: int = -1,
+    infeasible_grace: float = INFEASIBLE_GRACE,
     node_id: bytes = b"",
     address: str = "",
     further: Sequence[Service] = (),
@@ -90,7 +91,8 @@ def build_raylet(
     """Return a raylet, to be run.
 
     An object that finds the store full waits `store_grace` seconds for room. A task that is ended for
-    want of memory runs again `oom_retries` times; -1 is no limit. The node gets an id unless it has
+    want of memory runs again `oom_retries` times; -1 is no limit. One that no node can run fails after
+    `infeasible_grace` seconds. The node gets an id unless it has
     one, which the addresses of its processes are marked with.
     """
     network.address = network.address or address
@@ -113,7 +115,7 @@ def build_raylet(
         )  # fmt: skip
 
     cluster = ClusterService(network, gcs_address, view, pool)
-    picker = Picker(NodeKey(node_id), network.seams.random("picker").random)
+    picker = Picker(NodeKey(node_id), network.seams.random("picker").random, infeasible_grace)
     leases = LeaseService(network, lent, picker, pool, cluster, oom_retries)
     memory = Memory(arena.capacity - board.SIZE, grace=store_grace)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from raylite._kernel.audit import refuse_unpickling
 from raylite._kernel.grpc import GrpcNetwork
 from raylite._kernel.service import Service
 from raylite._kernel.threads import LoopThread
+from raylite._machines.picker import INFEASIBLE_GRACE
 from raylite._runtime import context, credentials, networks, settings
 from raylite._runtime.attach import Attachment, attach_worker
 from raylite._runtime.components import STORE_GRACE, Raylet, build_gcs, build_raylet
@@ -104,6 +106,7 @@ async def _raylet(inherited: Inherited, network_of: NetworkOf) -> None:
         config.env_vars,
         lambda: built[0].host.stop(),
     )
+    grace = _setting(config, "infeasible_grace_s", INFEASIBLE_GRACE)
     node = build_raylet(
         network,
         config.gcs_url,
@@ -117,6 +120,7 @@ async def _raylet(inherited: Inherited, network_of: NetworkOf) -> None:
         node_id=bytes.fromhex(config.node_id),
         further=signing,
         store_grace=_setting(config, "object_store_full_grace", STORE_GRACE),
+        infeasible_grace=grace if grace >= 0 else math.inf,
         oom_retries=int(_setting(config, "task_oom_retries", -1)),
         log_files=WorkerLogs(config.logs, config.rotation),
     )

@@ -18,6 +18,7 @@ from raylite.exceptions import (
     ObjectStoreFullError,
     RaySystemError,
     RayTaskError,
+    TaskUnschedulableError,
     WorkerCrashedError,
 )
 
@@ -32,7 +33,7 @@ def small_cluster() -> Iterator[None]:
     with ray.init(
         num_cpus=2,
         object_store_memory=STORE,
-        _system_config={"object_store_full_grace": 0.3},
+        _system_config={"object_store_full_grace": 0.3, "infeasible_grace_s": 0},
         log_to_driver=False,
     ):
         yield
@@ -216,6 +217,15 @@ def test_a_function_that_cannot_be_unpickled_is_an_error_of_the_task() -> None:
 
     with pytest.raises(RayTaskError, match="cannot be unpickled in a worker"):
         ray.get(armed.remote())
+
+
+def test_what_no_node_can_run_fails_after_the_grace_and_says_what_is_missing() -> None:
+    ref = echo.options(num_gpus=4).remote(1)
+    missing = (
+        r"no node has 4 GPUs \(largest: 0\); lower num_gpus or add a node; none came within 1 s"
+    )
+    with pytest.raises(TaskUnschedulableError, match=missing):
+        ray.get(ref, timeout=20)
 
 
 # --- Functions that leave ---

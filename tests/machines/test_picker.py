@@ -300,8 +300,49 @@ def may_run(placement: Placement, view: NodeView) -> bool:
     return fits and not view.draining and any(each.match(view.labels) for each in labels)
 
 
+def test_what_no_node_could_serve_for_long_is_refused_with_what_is_missing() -> None:
+    machine, views = Picker(A, Random(1).random, 60.0), table(node(A, 4), node(B, 4, GPU=2))
+    message = "no node has 4 GPUs (largest: 2 on b); lower num_gpus or add a node"
+    assert machine.request(ask(1, GPU), views, 0.0) == [Infeasible(ask(1).lease, DRIVER, message)]
+    machine.request(ask(2, GPU), views, 1.0)
+    assert machine.changed(views, 59.9) == []
+    [refusal] = machine.changed(views, 60.0)
+    assert refusal == Refuse(ask(1).lease, DRIVER, f"{message}; none came within 60 s")
+    assert [each.lease for each in machine.parked()] == [ask(2).lease]
+    machine.check()
+
+
+def test_the_grace_begins_anew_when_a_node_could_serve_it_meanwhile() -> None:
+    machine, views = Picker(A, Random(1).random, 60.0), table(node(A, 4), node(B, 4))
+    able = table(node(A, 4), node(B, 4), node(C, 0, GPU=4))
+    machine.request(ask(1, Placement(Resources.of(GPU=4), NodeAffinity(A, soft=True))), views, 0.0)
+    assert sent_to(machine.changed(able, 30.0)) == [C]
+    machine = Picker(C, Random(1).random, 60.0)
+    machine.request(ask(1, GPU), views, 0.0)
+    assert machine.changed(able, 30.0) == [Keep(ask(1, GPU))]
+    machine.changed(views, 50.0)
+    assert machine.changed(views, 109.9) == []
+    assert isinstance(machine.changed(views, 110.0)[0], Refuse)
+
+
+def test_no_grace_leaves_the_time_in_which_nodes_become_known() -> None:
+    machine, views = Picker(A, Random(1).random, 0.0), table(node(A, 4))
+    assert isinstance(machine.request(ask(1, GPU), views, 0.0)[0], Infeasible)
+    assert machine.changed(views, UNKNOWN_GRACE - 0.1) == []
+    assert isinstance(machine.changed(views, UNKNOWN_GRACE)[0], Refuse)
+
+
+def test_without_an_end_to_the_grace_a_request_is_kept() -> None:
+    machine, views = Picker(A, Random(1).random, float("inf")), table(node(A, 4))
+    machine.request(ask(1, GPU), views, 0.0)
+    assert machine.changed(views, 1e9) == []
+
+
 def hard_affinity(placement: Placement) -> bool:
     return isinstance(placement.strategy, NodeAffinity) and not placement.strategy.soft
+
+
+GRACE = 10.0
 
 
 class PickerWorld(RuleBasedStateMachine):
@@ -315,12 +356,13 @@ class PickerWorld(RuleBasedStateMachine):
         self.asked: dict[LeaseID, Placement] = {}
         self.at: dict[LeaseID, NodeKey] = {}
         self.told: dict[LeaseID, str] = {}
+        self.told_at: dict[LeaseID, float] = {}
         for key in NODES:
             for about in NODES:
                 self.hears(key, about)
 
     def raylet(self, view: NodeView) -> Raylet:
-        return Raylet(Picker(view.node, self.random.random), view)
+        return Raylet(Picker(view.node, self.random.random, GRACE), view)
 
     @rule(placement=placements, key=nodes)
     def asks(self, placement: Placement, key: NodeKey) -> None:
@@ -413,8 +455,13 @@ class PickerWorld(RuleBasedStateMachine):
                 self.told.pop(lease, None)
                 self.ask(to, Ask(lease, DRIVER, placement, visited))
             case Refuse(lease, _, message):
-                assert hard_affinity(self.asked[lease])
-                assert message.startswith("node 62 ")
+                if hard_affinity(self.asked[lease]):
+                    assert message.startswith("node 62 ")
+                else:
+                    views = raylet.views().values()
+                    assert not any(may_run(self.asked[lease], view) for view in views)
+                    assert message.endswith(f"; none came within {GRACE:g} s")
+                    assert self.now - self.told_at[lease] >= GRACE, "nobody could add a node"
                 self.told.pop(lease, None)
                 del self.at[lease]
             case Infeasible(lease, _, message):
@@ -423,6 +470,9 @@ class PickerWorld(RuleBasedStateMachine):
                 assert message.startswith("no node ")
                 assert not hard_affinity(self.asked[lease]), "not refused"
                 assert message != self.told.get(lease), "told again"
+                if lease not in self.told:
+                    self.told_at[lease] = self.now
+                assert self.now - self.told_at[lease] < GRACE, "waits for too long"
                 self.told[lease] = message
 
     def end(self, lease: LeaseID) -> None:

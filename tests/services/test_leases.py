@@ -5,6 +5,7 @@ import anyio
 from raylite._kernel.host import Host
 from raylite._kernel.memory import MemoryNetwork
 from raylite._kernel.service import Service, handles
+from raylite._machines.picker import INFEASIBLE_GRACE
 from raylite._protocol import raylet
 from raylite._types.resources import UNIT
 from raylite._wire import hot
@@ -99,3 +100,22 @@ async def test_a_worker_ended_for_want_of_memory_is_missed_for_that_reason() -> 
             assert (loss.cause, loss.reason) == ("no memory", hot.LossReason.OUT_OF_MEMORY)
             assert loss.oom_retries == -1
         await worker.close()
+
+
+@simulated
+async def test_what_no_node_can_run_is_refused_when_nobody_has_added_one() -> None:
+    site = Site()
+    async with site.node(), site.gcs():
+        await anyio.sleep(1)
+        holder, leases = await driver(site, "holder")
+        hearing = Hearing()
+        async with running(Host(holder, hearing)):
+            leases.request(hot.LeaseRequest(LEASE, {"GPU": 2 * UNIT}, b"job!", 0))
+            await anyio.sleep(INFEASIBLE_GRACE - 1)
+            [warning] = hearing.problems
+            assert not warning.is_final
+            await anyio.sleep(3)
+            [_, refusal] = hearing.problems
+            assert refusal.is_final
+            assert "no node has 2 GPUs (largest: 0)" in refusal.message
+            assert site.raylet.leases.demand() == ((), ())
