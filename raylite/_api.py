@@ -3,7 +3,8 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from threading import TIMEOUT_MAX
+from typing import Any, Literal, TypeVar, overload
 
 from raylite._init import init
 from raylite._options import decorator_error, validate_task_options
@@ -11,10 +12,11 @@ from raylite._remote import RemoteFunction, show
 from raylite._runtime import auto, context, session
 from raylite._services.worker.core import Core
 from raylite._services.worker.objects import ObjectRef, unknown_owner
+from raylite._services.worker.outcomes import outcomes
 from raylite._types.address import NodeAddress, TcpAddress, UnixAddress, parse_address
 from raylite._wire import pickling
 from raylite._wire.messages import gcs as msg
-from raylite.exceptions import RaySystemError
+from raylite.exceptions import RayError, RaySystemError
 
 T = TypeVar("T")
 
@@ -69,10 +71,25 @@ def _make_remote(target: Any, options: Mapping[str, Any]) -> Any:
 
 
 @overload
-def get(refs: ObjectRef[T], *, timeout: float | None = None) -> T: ...
+def get(
+    refs: ObjectRef[T], *, timeout: float | None = None, return_exceptions: Literal[False] = False
+) -> T: ...
 @overload
-def get(refs: list[ObjectRef[T]], *, timeout: float | None = None) -> list[T]: ...
-def get(refs: Any, *, timeout: float | None = None) -> Any:
+def get(
+    refs: list[ObjectRef[T]],
+    *,
+    timeout: float | None = None,
+    return_exceptions: Literal[False] = False,
+) -> list[T]: ...
+@overload
+def get(
+    refs: ObjectRef[T], *, timeout: float | None = None, return_exceptions: bool
+) -> T | RayError: ...
+@overload
+def get(
+    refs: list[ObjectRef[T]], *, timeout: float | None = None, return_exceptions: bool
+) -> list[T | RayError]: ...
+def get(refs: Any, *, timeout: float | None = None, return_exceptions: bool = False) -> Any:
     """Return the value of one object, or the list of values of several.
 
     Waits for objects still being made. Of several, the first error found is raised at once, though
@@ -86,6 +103,8 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
         refs: One reference, or a list of them.
         timeout: Seconds to wait for all of them together; None (or a negative number, as in Ray)
             waits as long as it takes, 0 does not wait.
+        return_exceptions: Wait for all, and return an error in the place of the value that there
+            is not, as `asyncio.gather` does. Each has its reference in ``object_ref``.
 
     Raises:
         ValueError: `refs` is neither a reference nor a list; a tuple is neither.
@@ -102,16 +121,31 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
         1
     """
     core = (context.current() or auto.place()).core
-    if timeout is not None and timeout < 0:
-        timeout = None
+    if timeout is not None:
+        timeout = limit(timeout)
     if type(refs) is ObjectRef:
         entry = refs._entry
         value = entry.value
-        if value is not None and not value.form and entry.keeper is core:
+        if value is not None and not value.form and entry.keeper is core and not return_exceptions:
             return pickling.load_value(value.data)
-        return home([refs]).get([refs], timeout)[0]
+        own = home([refs])
+        return (outcomes(own, [refs], timeout) if return_exceptions else own.get([refs], timeout))[
+            0
+        ]
     check_refs(refs)
-    return home(refs).get(refs, timeout) if refs else []
+    if not refs:
+        return []
+    own = home(refs)
+    return outcomes(own, refs, timeout) if return_exceptions else own.get(refs, timeout)
+
+
+def limit(timeout: float) -> float | None:
+    """Return a timeout as what to wait with: None is no limit, and so is what no clock will see."""
+    if 0 <= timeout <= TIMEOUT_MAX:
+        return timeout
+    if timeout != timeout:
+        raise ValueError("cannot convert float NaN to integer")  # Ray's words
+    return None
 
 
 def put(value: T) -> ObjectRef[T]:
@@ -174,6 +208,8 @@ def wait(
     """
     core = (context.current() or auto.place()).core
     check_wait(refs, num_returns, timeout)
+    if timeout is not None:
+        timeout = limit(timeout)
     if not refs:
         return [], []
     if refs[0]._entry.keeper is not core:

@@ -65,7 +65,15 @@ logger = logging.getLogger(__name__)
 
 
 class RayError(Exception):
-    """The root of all errors that raylite raises on purpose."""
+    """The root of all errors that raylite raises on purpose.
+
+    One that reading an object raised says which: ``object_ref`` is the reference, ``task_id`` the
+    id of the task that should have made the object. Of other errors both are None. A pickle of the
+    error has the id and not the reference, or it would hold the object wherever it lies.
+    """
+
+    object_ref: Any = None
+    task_id: Any = None
 
     def to_bytes(self) -> bytes:
         """The error as bytes, for `from_bytes`."""
@@ -81,7 +89,8 @@ class RayError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The default calls the constructor again with `args`, which lack keyword arguments.
-        return _restore, (type(self), self.args, self.__dict__)
+        state = {name: each for name, each in self.__dict__.items() if name != "object_ref"}
+        return _restore, (type(self), self.args, state)
 
 
 def _restore(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> Any:
@@ -169,11 +178,16 @@ class RayTaskError(RayError):
                 )
             )
         where = (self.proctitle, self.pid, self.ip, self.actor_repr, self.actor_id)
-        return _restore_task_error, (self.function_name, self.traceback_str, cause, where)
+        story = (self.function_name, self.traceback_str, cause, where)
+        return _restore_task_error, (*story, self.task_id)
 
 
 def _restore_task_error(
-    function_name: str, traceback_str: str, pickled_cause: bytes, where: tuple[Any, ...]
+    function_name: str,
+    traceback_str: str,
+    pickled_cause: bytes,
+    where: tuple[Any, ...],
+    task_id: object = None,
 ) -> RayError:
     try:
         cause = pickle.loads(pickled_cause)
@@ -182,9 +196,13 @@ def _restore_task_error(
     except Exception:
         story = f"{RayTaskError.__module__}.{RayTaskError.__name__}: {traceback_str}\n"
         return UnserializableException(story, traceback.format_exc())
-    return RayTaskError(function_name, traceback_str, cause, *where)
+    error = RayTaskError(function_name, traceback_str, cause, *where)
+    if task_id is not None:
+        error.task_id = task_id
+    return error
 
 
+_OF_READING = ("object_ref", "task_id")
 _BUILTINS = {value for value in vars(builtins).values() if isinstance(value, type)}
 
 
@@ -208,6 +226,9 @@ def _dual_type(cause_class: Any) -> Any:
             for field, kind in vars(base).items():
                 if isinstance(kind, (GetSetDescriptorType, MemberDescriptorType)):
                     namespace.setdefault(field, _cause_property(field))
+    for field in _OF_READING:
+        if hasattr(cause_class, field) and not issubclass(cause_class, RayError):
+            namespace[field] = _cause_property(field)
     return type(cause_class)(name, (RayTaskError, cause_class), namespace)
 
 
@@ -219,7 +240,11 @@ def _dual_instance(cls: type[RayTaskError], error: RayTaskError) -> RayTaskError
     dual = builtin.__new__(cls, *args)  # the user's own __new__ and __init__ want who knows what
     assert isinstance(dual, RayTaskError)
     dual.args = (cause,)
-    dual.__dict__.update(cause.__dict__)
+    dual.__dict__["task_id"] = error.task_id
+    of_its_own = _OF_READING if isinstance(cause, RayError) else ()
+    for name, value in cause.__dict__.items():
+        if name not in of_its_own:
+            dual.__dict__[name] = value
     dual.__dict__.update(cause=cause, _task_error=error)
     return dual
 
@@ -256,16 +281,19 @@ def _cause_property(name: str) -> property:
     return property(lambda self: getattr(self.__dict__["_task_error"].cause, name))
 
 
-def to_raise(error: RayError) -> BaseException:
+def to_raise(error: RayError, object_ref: object = None, task_id: object = None) -> RayError:
     """What to raise for a stored error: a new instance, as raising one changes it.
 
-    A `RayTaskError` becomes an instance of its cause's class as well.
+    A `RayTaskError` becomes an instance of its cause's class as well. The instance knows of which
+    object it was read; attributes of these names that a user's class has are left as they are.
     """
-    if isinstance(error, RayTaskError):
-        dual = error.as_instanceof_cause()
-        if dual is not error:
-            return dual
-    fresh: BaseException = _restore(type(error), error.args, error.__dict__)
+    if error.task_id is None and task_id is not None:
+        error.task_id = task_id
+    fresh = error.as_instanceof_cause() if isinstance(error, RayTaskError) else error
+    if fresh is error:
+        fresh = _restore(type(error), error.args, error.__dict__)
+    if object_ref is not None:
+        fresh.__dict__.setdefault("object_ref", object_ref)
     return fresh
 
 

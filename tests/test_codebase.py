@@ -57,6 +57,10 @@ OUTSIDE_THE_KERNEL = {
     ("raylite/_runtime/networks.py", "socket"): "hands bound sockets to the transport",
     ("raylite/_runtime/output.py", "threading"): "prints on a thread, for a terminal can block",
     ("raylite/_services/worker/core.py", "time"): "counts down a timeout on the thread that waits",
+    (
+        "raylite/_services/worker/outcomes.py",
+        "time",
+    ): "counts down a timeout on the thread that waits",
     ("raylite/_services/worker/runner.py", "time"): "measures user code on a thread of its own",
     ("raylite/_types/ids.py", "secrets"): "ids made by users' code, which has no seeded source",
     ("raylite/_wire/generate.py", "subprocess"): "a developer's tool: runs the proto compiler",

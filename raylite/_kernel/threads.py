@@ -41,7 +41,7 @@ def acquire(lock: threading.Lock, timeout: float | None = None) -> bool:
     That moment is long where another thread waits for the GIL, so the main thread looks up at times.
     """
     if threading.get_ident() != threading.main_thread().ident:
-        return lock.acquire(timeout=-1 if timeout is None else timeout)
+        return lock.acquire(timeout=-1 if timeout is None else max(timeout, 0.0))
     deadline = None if timeout is None else monotonic() + timeout
     while True:
         left = LOOK_UP if deadline is None else min(deadline - monotonic(), LOOK_UP)
@@ -53,12 +53,17 @@ def acquire(lock: threading.Lock, timeout: float | None = None) -> bool:
 
 def result_of(future: "concurrent.futures.Future[T]", timeout: float | None = None) -> T:
     """Wait for a future's result as `acquire` does for a lock; raises TimeoutError."""
+    if not settled(future, timeout):
+        raise TimeoutError
+    return future.result(0)
+
+
+def settled(future: "concurrent.futures.Future[Any]", timeout: float | None = None) -> bool:
+    """Wait, as `acquire` does for a lock, and return whether a future has its result or error."""
     done = threading.Lock()
     done.acquire()
     future.add_done_callback(lambda future: done.release())
-    if not acquire(done, timeout):
-        raise TimeoutError
-    return future.result(0)
+    return acquire(done, timeout)
 
 
 def refuse_to_wait_for(loop: asyncio.AbstractEventLoop) -> None:

@@ -47,8 +47,8 @@ async def get(refs: Any, *, timeout: float | None = None, return_exceptions: boo
         >>> await get([f.remote(1), f.remote(2)])  # doctest: +SKIP
     """
     raises = not return_exceptions
-    if timeout is not None and timeout < 0:
-        timeout = None
+    if timeout is not None:
+        timeout = _api.limit(timeout)
     if isinstance(refs, ObjectRef):
         return (await awaiting.get(_api.home([refs]), [refs], timeout, raises=raises))[0]
     _api.check_refs(refs)
@@ -100,6 +100,8 @@ async def wait(
         >>> ready, rest = await wait([f.remote(), g.remote()], timeout=1)  # doctest: +SKIP
     """
     _api.check_wait(refs, num_returns, timeout)
+    if timeout is not None:
+        timeout = _api.limit(timeout)
     if not refs:
         return [], []
     return await awaiting.wait(_api.home(refs), refs, num_returns, timeout, fetch_local=fetch_local)

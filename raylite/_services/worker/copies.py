@@ -18,6 +18,7 @@ from raylite._kernel.link import Link
 from raylite._protocol import raylet
 from raylite._services.worker.objects import Entry, Fetching, Views
 from raylite._services.worker.owner import ID, OwnerService, error_of
+from raylite._types.ids import ObjectID
 from raylite._wire import hot
 from raylite._wire.hot import PullFailure, Value
 from raylite.exceptions import (
@@ -27,6 +28,7 @@ from raylite.exceptions import (
     ObjectStoreFullError,
     OwnerDiedError,
     RayError,
+    to_raise,
 )
 
 GET, WAIT, ARGUMENT = range(3)
@@ -137,7 +139,7 @@ class Copies:
         try:
             pulled = await self._transfers.pull(hot.Pull(number, priority, tuple(wanted)))
             if pulled.failure:
-                raise _error(pulled)
+                raise self._error(pulled, entries)
         except BaseException as error:
             self._unpin(hot.Unpin(number))  # the answer may be on its way
             for entry in entries:
@@ -149,6 +151,12 @@ class Copies:
             entry: self._arena.view(offset, each.size, self._dropper(entry, number, each.key))
             for entry, each, offset in zip(entries, wanted, pulled.offsets, strict=True)
         }
+
+    def _error(self, pulled: hot.Pulled, entries: Sequence[Entry]) -> RayError:
+        id = pulled.key[:ID]
+        entry = next((each for each in entries if each.id == id), None)
+        ref = None if entry is None else entry.known_ref
+        return to_raise(_failure(pulled, id.hex()), ref, ObjectID(id).task_id() if id else None)
 
     def _dropper(self, entry: Entry, number: int, key: bytes) -> Callable[[], None]:
         unpin = hot.Unpin(number, key)
@@ -172,8 +180,7 @@ class Copies:
             self._owner.on_viewless()
 
 
-def _error(pulled: hot.Pulled) -> RayError:
-    id = pulled.key[:ID].hex()
+def _failure(pulled: hot.Pulled, id: str) -> RayError:
     match PullFailure(pulled.failure):
         case PullFailure.OWNER_DIED:
             return OwnerDiedError(id, None, "")
@@ -187,6 +194,6 @@ def _wanted(entry: Entry) -> hot.Wanted:
     value, keeper = entry.value, entry.keeper
     assert value is not None
     if entry.is_error:  # since it was asked for
-        raise error_of(value)
+        raise error_of(value, entry)
     owner = entry.owner or keeper.address
     return hot.Wanted(value.key or entry.id, value.size, owner, (value.node,))

@@ -10,7 +10,6 @@ import itertools
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import CancelledError
 from contextlib import suppress
 from functools import partial
 from time import monotonic
@@ -19,7 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 from raylite._kernel.arena import Arena
 from raylite._kernel.link import Link
 from raylite._kernel.network import Network
-from raylite._kernel.threads import acquire, await_on, refuse_to_wait_for, run_on
+from raylite._kernel.threads import acquire, await_on, refuse_to_wait_for, run_on, settled
 from raylite._protocol import raylet
 from raylite._services.worker.copies import GET, Bringing, Copies
 from raylite._services.worker.locations import LocationService
@@ -249,7 +248,7 @@ class Core:
         if value.form == Form.INLINE:
             return pickling.load_value(value.data)
         if value.form == Form.ERROR:
-            raise error_of(value)
+            raise error_of(value, entry)
         assert entry is not None
         if value.node != self.node and self.copies.is_away(value):
             return pickling.load_value(self._brought([entry])[entry])
@@ -257,7 +256,7 @@ class Core:
         if entry.value is not value:  # its owner died in this moment: the bytes may be reused
             self._outbox.append((self._dropped_view, entry))
             assert entry.value is not None
-            raise error_of(entry.value)
+            raise error_of(entry.value, entry)
         view = self._arena.view(value.offset, value.size, _view_dropper(self, entry))
         return pickling.load_value(view)
 
@@ -291,6 +290,15 @@ class Core:
             for entry in entries
         ]
 
+    def await_all(self, entries: list[Entry], timeout: float | None) -> None:
+        """Block this thread until all of these have values or errors."""
+        missing = [entry for entry in entries if entry.value is None]
+        if missing:
+            waiter = BlockedThread(len(set(missing)), raises=False)
+            self._await_values(missing, waiter, timeout)
+            if any(entry.value is None for entry in missing):
+                raise timed_out()
+
     def wait(
         self,
         refs: list[ObjectRef[Any]],
@@ -321,27 +329,34 @@ class Core:
         return entry.value is not None and self.copies.is_away(entry.value)
 
     def _brought(self, entries: list[Entry], left: float | None = None) -> Views:
-        """Block this thread until these are on this node; a worker's task lends its CPU meanwhile.
+        [bringing] = self.bring_each([entries], left)
+        return bringing.result()
 
-        So many seconds of the caller's timeout are left.
+    def bring_each(self, groups: list[list[Entry]], left: float | None) -> list[Bringing]:
+        """Block this thread until each group is on this node, or will not come: all are settled.
+
+        A worker's task lends its CPU meanwhile. So many seconds of the caller's timeout are left.
         """
         self.refuse_to_wait()
         is_task = self.on_block is not None and threading.get_ident() == self.task_thread
-        bringing = self.copies.bring(entries, GET)
+        bringings = [self.copies.bring(group, GET) for group in groups]
         if is_task:
             self._do(self.on_block)
         try:
             if left is not None and left <= 0:
                 self.run(self.copies.settle)
-            return bringing.result(left)
-        except TimeoutError:
-            raise timed_out() from None
-        except CancelledError:
-            raise RaySystemError("the session that this belongs to has ended") from None
+            deadline = None if left is None else monotonic() + max(left, 0.0)
+            for bringing in bringings:
+                if not settled(bringing, None if deadline is None else deadline - monotonic()):
+                    raise timed_out()
+                if bringing.cancelled():
+                    raise RaySystemError("the session that this belongs to has ended")
         finally:
-            bringing.cancel()
+            for bringing in bringings:
+                bringing.cancel()
             if is_task:
                 self._do(self.on_unblock)
+        return bringings
 
     # ---- what entries ask of their process -----------------------------------------------
 
@@ -351,6 +366,10 @@ class Core:
     def watch_all(self, entries: list[Entry], waiter: Waiter) -> None:
         """Have a waiter told of each of these values."""
         self._do(self._watched_all, entries, waiter)
+
+    def need(self, entry: Entry) -> None:
+        """Ask the owner of a borrowed object for its value, or where that is."""
+        self._do(self.owner.need, entry)
 
     def pin_for_ever(self, entry: Entry) -> None:
         """A reference left the runtime's sight (pickled by hand): never free its object."""

@@ -19,6 +19,7 @@ from raylite._types.keys import ObjectKey
 from raylite._wire import pickling
 from raylite._wire.hot import Form, Value
 from raylite._wire.pickling import note_contained
+from raylite.exceptions import RayError
 
 T = TypeVar("T")
 
@@ -33,6 +34,7 @@ class Keeper(Protocol):
     def watch(self, entry: "Entry", waiter: "Waiter") -> None: ...
     def load(self, entry: "Entry") -> Any: ...
     def bring(self, entry: "Entry") -> "concurrent.futures.Future[Views] | None": ...
+    def need(self, entry: "Entry") -> None: ...
     def pin_for_ever(self, entry: "Entry") -> None: ...
     def refuse_to_wait(self) -> None: ...
 
@@ -148,6 +150,11 @@ class ObjectRef(Generic[T]):
         return restore(ObjectID(binary).binary(), "")
 
     @classmethod
+    def from_hex(cls, hex_id: str) -> "ObjectRef[Any]":
+        """Return what `from_binary` does, for an id in hexadecimal."""
+        return cls.from_binary(ObjectID.from_hex(hex_id).binary())
+
+    @classmethod
     def nil(cls) -> "ObjectRef[Any]":
         """Return the reference that stands for nothing."""
         return cls.from_binary(ObjectID.nil().binary())
@@ -157,10 +164,56 @@ class ObjectRef(Generic[T]):
         """Return a reference to an object that does not exist."""
         return cls.from_binary(ObjectID.from_random().binary())
 
-    @classmethod
-    def size(cls) -> int:
-        """Return the length of an id in bytes."""
-        return ObjectID.size()
+    def done(self) -> bool:
+        """Return whether there is a value, or an error; nothing is waited for or fetched.
+
+        Of an object that another process owns, this one asks the owner at the first call, and says
+        False until it has the answer.
+
+        Example:
+            >>> put(1).done()  # doctest: +SKIP
+            True
+        """
+        entry = self._entry
+        if entry.value is None and entry.owner and not entry.is_pulled:
+            entry.keeper.need(entry)
+        return entry.value is not None
+
+    def exception(self) -> RayError | None:
+        """Return the error that reading the object would raise, or None if it has a value.
+
+        The value is neither waited for nor fetched, so what only its fetching or unpickling would
+        show, such as the loss of the last copy, is not told. A cancelled task's is a
+        `TaskCancelledError`.
+
+        Raises:
+            asyncio.InvalidStateError: It is not `done`.
+
+        Example:
+            >>> failed = [ref for ref in refs if ref.done() and ref.exception()]  # doctest: +SKIP
+        """
+        if not self.done():
+            raise asyncio.InvalidStateError(
+                f"the object {self.hex()} is not there yet: await it, or see done() first"
+            )
+        entry = self._entry
+        if not entry.is_error:
+            return None
+        try:
+            entry.keeper.load(entry)
+        except RayError as error:
+            return error
+        raise AssertionError("an error that does not raise")
+
+    @property
+    def size(self) -> int | None:
+        """The bytes of the pickled value, or None as long as it is not `done`; nothing is fetched.
+
+        Of an object whose task failed it is the size of the error.
+        """
+        # Ray: a method, the length of an id. That is `ObjectID.size()`.
+        value = self._entry.value if self.done() else None
+        return None if value is None else value.size or len(value.data)
 
     def binary(self) -> bytes:
         """Return the id's 28 bytes."""

@@ -10,6 +10,7 @@ from raylite._machines.refs import Effect, Free, GiveUp, Refs
 from raylite._protocol import worker
 from raylite._services.worker.locations import LocationService
 from raylite._services.worker.objects import Entry, Keeper
+from raylite._types.ids import ObjectID
 from raylite._types.keys import ObjectKey
 from raylite._types.marks import mark_of
 from raylite._wire import hot, pickling
@@ -278,10 +279,14 @@ def _nothing() -> None: ...
 def _ignore(alert: object) -> None: ...
 
 
-def error_of(value: Value) -> BaseException:
-    """Return what is to be raised for a value that is an error."""
+def error_of(value: Value, entry: Entry | None = None) -> BaseException:
+    """Return what is to be raised for a value that is an error, of an object if that is known."""
     error = pickling.loads(value.data)
-    return to_raise(error) if isinstance(error, RayError) else error
+    if not isinstance(error, RayError):
+        return error  # type: ignore[no-any-return]
+    if entry is None:
+        return to_raise(error)
+    return to_raise(error, entry.known_ref, ObjectID(entry.id).task_id())
 
 
 def _error_value(error: RayError) -> Value:
