@@ -21,7 +21,7 @@ _HOMES = {
         "PlacementGroupID", "TaskID", "UniqueID", "WorkerID",
     ),
     "raylite._version": ("__version__",),
-    "raylite.runtime_context": ("get_runtime_context",),
+    "raylite.runtime_context": ("get_gpu_ids", "get_runtime_context"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

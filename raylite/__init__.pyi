@@ -30,4 +30,7 @@ from raylite._types.ids import (
     WorkerID as WorkerID,
 )
 from raylite._version import __version__ as __version__
-from raylite.runtime_context import get_runtime_context as get_runtime_context
+from raylite.runtime_context import (
+    get_gpu_ids as get_gpu_ids,
+    get_runtime_context as get_runtime_context,
+)

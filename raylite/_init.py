@@ -56,7 +56,7 @@ def init(
             to; either has to have a node on this machine.
         num_cpus: CPUs that tasks may occupy together; None takes what this process may use. This,
             the next four and ``_system_config`` are a new cluster's only.
-        num_gpus: GPUs, likewise; None offers none.
+        num_gpus: GPUs, likewise; None takes those of NVIDIA's that ``CUDA_VISIBLE_DEVICES`` lets see.
         resources: Further resources by name, in any unit you like.
         labels: Labels of the node.
         object_store_memory: Bytes for large objects; None takes 30 % of the machine's memory,
@@ -66,7 +66,7 @@ def init(
         log_to_driver: Show what tasks print, with a prefix that says which.
         namespace: The job's namespace; None gives it one of its own.
         runtime_env: Only ``{"env_vars": {...}}``: set for this process's workers.
-        _memory: Bytes of the resource ``memory``.
+        _memory: Bytes of the resource ``memory``; None takes what is available beside the objects.
         _temp_dir: Where sessions are made, and looked for; else ``RAYLITE_TMPDIR``, ``RAY_TMPDIR``
             or the system's directory for temporary files.
         _system_config: Settings of the components. ``object_store_full_grace``: seconds that an

@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 
 from msgspec import Struct
 
+from raylite._types.accelerators import VISIBLE
 from raylite._types.environment import variables_of
 
 Check = Callable[[Any], str | None]
@@ -451,12 +452,13 @@ class TaskOptions(Struct, frozen=True):
         """
         given = {name: value for name, value in options.items() if value is not None}
         num_gpus = given.get("num_gpus", 0)
-        if num_gpus > 1 and num_gpus != int(num_gpus):
-            raise ValueError(
-                "GPU resource quantities >1 must be whole numbers. "
-                f"The specified quantity {num_gpus} is invalid."
-            )
         resources = given.get("resources", {})
+        for device, quantity in {**resources, "GPU": num_gpus}.items():
+            if device in VISIBLE and quantity > 1 and quantity != int(quantity):
+                raise ValueError(
+                    f"{device} resource quantities >1 must be whole numbers. "
+                    f"The specified quantity {quantity} is invalid."
+                )
         if "memory" in resources or "object_store_memory" in resources:
             raise ValueError(
                 "The resources dictionary must not contain the key 'memory' or "

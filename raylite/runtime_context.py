@@ -2,7 +2,9 @@
 
 from raylite._runtime import auto
 from raylite._runtime.context import Place
+from raylite._types.accelerators import VISIBLE, identities
 from raylite._types.ids import JobID, NodeID, TaskID, WorkerID
+from raylite._types.resources import Resources
 
 
 class RuntimeContext:
@@ -43,6 +45,24 @@ class RuntimeContext:
         """Return the id of the actor whose method is being run; None outside of actors."""
         return None
 
+    def get_assigned_resources(self) -> dict[str, float]:
+        """Return how much the task has of each resource; memory in bytes.
+
+        Raises:
+            AssertionError: This is a driver.
+        """
+        holding = self._place.holding
+        if holding is None:
+            raise AssertionError(
+                "This method is only available when the process is a worker. "
+                "Current mode: 0"  # Ray's number for a driver
+            )
+        return Resources.from_units(holding.demand).to_floats()
+
+    def get_accelerator_ids(self) -> dict[str, list[str]]:
+        """Return which accelerators the task has, by resource: ``{"GPU": ["0", "1"], ...}``."""
+        return {name: [str(id) for id in device_ids(self._place, name)] for name in VISIBLE}
+
     @property
     def namespace(self) -> str:
         """The namespace of the job."""
@@ -56,6 +76,30 @@ class RuntimeContext:
     def get_session_name(self) -> str:
         """Return the name of the session's directory."""
         return self._place.session_dir.rsplit("/", 1)[-1]
+
+
+def device_ids(place: Place, resource: str) -> list[int] | list[str]:
+    """Return which devices of a resource the code at a place has."""
+    holding = place.holding
+    shares = dict(holding.devices).get(resource, ()) if holding is not None else ()
+    if not shares:
+        return []
+    return identities((device for device, _ in shares), place.variable(VISIBLE[resource]))
+
+
+def get_gpu_ids() -> list[int] | list[str]:
+    """Return which GPUs the task has; none in a driver.
+
+    They are numbers from 0 on, or what the node's ``CUDA_VISIBLE_DEVICES`` calls them if it is set.
+    Two tasks that share a GPU have the same one. ``CUDA_VISIBLE_DEVICES`` is set to them while the
+    task runs, so that most libraries see no others and count theirs from 0.
+
+    Example:
+        >>> @ray.remote(num_gpus=2)  # doctest: +SKIP
+        ... def train():
+        ...     return get_gpu_ids()
+    """
+    return device_ids(auto.place(), "GPU")
 
 
 def get_runtime_context() -> RuntimeContext:

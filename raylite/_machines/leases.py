@@ -22,6 +22,8 @@ from typing import Final
 
 from msgspec import Struct
 
+from raylite._machines.devices import NOTHING, Devices
+from raylite._types.accelerators import Shares
 from raylite._types.keys import HolderKey, LeaseID
 from raylite._types.resources import Resources, amount_text
 
@@ -94,15 +96,21 @@ class LeaseStatistics(Struct, frozen=True):
 class _Loan(Struct):
     request: Request
     blocked: bool = False
+    devices: Shares = NOTHING
 
     def held(self) -> Resources:
         """What the pool is without because of this loan."""
         demand = self.request.demand
         return demand.without("CPU") if self.blocked else demand
 
+    @property
+    def is_pinned(self) -> bool:
+        """Whether it does not come back by a task's ending."""
+        return self.blocked or self.request.lasting
+
     def pinned(self) -> Resources:
         """The part of it that does not come back by a task's ending."""
-        return self.held() if self.blocked or self.request.lasting else _NOTHING
+        return self.held() if self.is_pinned else _NOTHING
 
 
 _NOTHING: Final = Resources()
@@ -159,6 +167,7 @@ class Leases:
 
     def __init__(self, total: Resources) -> None:
         self._total = self._free = total
+        self._devices = Devices(total)
         # Held by loans that do not end by themselves: see `_Loan.pinned`.
         self._pinned = _NOTHING
         self._loans: dict[LeaseID, _Loan] = {}
@@ -199,13 +208,18 @@ class Leases:
         self._leases_of.setdefault(request.holder, {})[lease] = None
         self._requests += 1
         effects: list[Effect] = []
-        if self._admit((-request.depth, self._requests, request), effects) and request.demand.fits(
-            self._free
+        if self._admit((-request.depth, self._requests, request), effects) and self._fits(
+            request.demand
         ):
             self._advance(effects)
 
         self._settle(effects)
         return effects
+
+    def devices(self, lease: LeaseID) -> Shares:
+        """Return which devices a granted lease has, GPUs mostly."""
+        loan = self._loans.get(lease)
+        return NOTHING if loan is None else loan.devices
 
     def release(self, lease: LeaseID) -> list[Effect]:
         """Return a lease, or withdraw a waiting one."""
@@ -233,6 +247,7 @@ class Leases:
         """Change what the node has. Requests become feasible or infeasible; none is dropped."""
         self._free += total - self._total
         self._total = total
+        self._devices.resize(total)
         queued = [place for line in self._lines.values() for place in line]
         again = sorted([*self._infeasible.values(), *queued], key=itemgetter(1))
         known = set(self._infeasible)
@@ -290,13 +305,17 @@ class Leases:
             self._lent_to[request.holder] = self._lent_to.get(request.holder, 0) + 1
             self._free -= request.demand
             self._pinned += loan.pinned()
+            if self._devices:
+                loan.devices = self._devices.take(request.demand)
+                if loan.is_pinned:
+                    self._devices.pin(loan.devices)
             self._granted += 1
             effects.append(Grant(request.lease, request.holder, request.demand))
 
     def _next(self) -> Request | None:
         """Pick the request to grant now, by the rules at the top of this module."""
         for demand in self._lines:
-            if demand.fits(self._free):
+            if self._fits(demand):
                 break
         else:  # most often: what was given back has just been granted, and no more is there
             return None
@@ -308,20 +327,30 @@ class Leases:
         short: set[str] = set()
         for place in [oldest, *order] if oldest is not None else order:
             demand = place[2].demand
-            if demand.fits(self._free) and not demand.uses(short):
+            if self._fits(demand) and not demand.uses(short):
                 self._since_oldest = 0 if place is oldest else self._since_oldest + 1
                 return place[2]
 
-            if demand.fits(reach):
-                short.update(demand.lacking(self._free))
+            if self._is_in_reach(demand, reach):
+                short.update(demand.lacking(self._free) or self._devices.lacking(demand))
                 if len(short) == len(self._needed) and _NOTHING not in self._lines:
                     break  # Nobody who waits can do without what is short.
 
         return None
 
     def _oldest(self, reach: Resources) -> _Place | None:
-        within = (line.oldest() for line in self._lines.values() if line.demand.fits(reach))
-        return min(within, key=itemgetter(1), default=None)
+        lines = (line for line in self._lines.values() if self._is_in_reach(line.demand, reach))
+        return min((line.oldest() for line in lines), key=itemgetter(1), default=None)
+
+    def _fits(self, demand: Resources) -> bool:
+        """Say whether a demand could be granted now."""
+        return demand.fits(self._free) and not (self._devices and self._devices.lacking(demand))
+
+    def _is_in_reach(self, demand: Resources, reach: Resources) -> bool:
+        """Say whether it could be if the tasks now running ended."""
+        if not demand.fits(reach):
+            return False
+        return not self._devices or self._devices.are_in_reach(demand)
 
     def _unqueue(self, lease: LeaseID) -> None:
         line = self._waiting.pop(lease)
@@ -337,6 +366,10 @@ class Leases:
                 request = loan.request
                 self._free += loan.held()
                 self._pinned -= loan.pinned()
+                if loan.devices:
+                    self._devices.give_back(loan.devices)
+                    if loan.is_pinned:
+                        self._devices.unpin(loan.devices)
                 self._lent_to[request.holder] -= 1
                 if not self._lent_to[request.holder]:
                     del self._lent_to[request.holder]
@@ -366,9 +399,11 @@ class Leases:
 
         self._free += loan.held()
         self._pinned -= loan.pinned()
-        loan.blocked = blocked
+        was_pinned, loan.blocked = loan.is_pinned, blocked
         self._free -= loan.held()
         self._pinned += loan.pinned()
+        if loan.is_pinned is not was_pinned:
+            (self._devices.pin if loan.is_pinned else self._devices.unpin)(loan.devices)
         effects: list[Effect] = []
         self._advance(effects)
         self._settle(effects)
@@ -414,6 +449,7 @@ class Leases:
         loans = self._loans.values()
         assert sum((loan.held() for loan in loans), self._free) == self._total
         assert sum((loan.pinned() for loan in loans), _NOTHING) == self._pinned
+        self._devices.check([loan.devices for loan in loans], self._free)
         queued = {request.lease: line for line in self._lines.values() for *_, request in line}
         assert queued == self._waiting
         assert all(self._lines.values()), "a line without requests"

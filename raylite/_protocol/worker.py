@@ -7,9 +7,10 @@ from raylite._wire import hot
 
 
 class Execute(Interface):
-    """An owner to a worker that it leases. Both routes are one lane: order is the link's."""
+    """An owner to a worker that it leases. Those in bulk are one lane: order is the link's."""
 
     define = batch(hot.Definition)
+    hold = batch(hot.Holding)  # before the first task of a lease, if it is not what was told last
     run = batch(hot.Task)
     give_back = post(bytes)  # return what was not started: there are idle hands elsewhere
 

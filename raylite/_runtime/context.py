@@ -1,7 +1,7 @@
 """Which core worker the calling thread belongs to."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
@@ -10,6 +10,7 @@ from raylite._services.worker import objects
 from raylite._services.worker.core import Core
 from raylite._services.worker.objects import ObjectRef
 from raylite._services.worker.runner import Runner, RunningTask
+from raylite._wire import hot
 
 
 class Place:
@@ -24,11 +25,18 @@ class Place:
         self.gcs_address = ""
         self.cluster = ""
         self.ip = "127.0.0.1"
+        #: An environment variable as it was before it told of a lease.
+        self.variable: Callable[[str], str | None] = os.environ.get
 
     @property
     def task(self) -> RunningTask | None:
         """The task being run here, None in a driver."""
         return self.runner.current if self.runner is not None else None
+
+    @property
+    def holding(self) -> hot.Holding | None:
+        """What the lease of the task holds; None in a driver."""
+        return self.runner.holding if self.runner is not None else None
 
 
 # Only places are entered, and only here; `presence` cannot say so without loading this module.

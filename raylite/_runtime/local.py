@@ -11,9 +11,15 @@ from msgspec import Struct, field
 from raylite._runtime import launch, settings
 from raylite._runtime.interpreter import Interpreter
 from raylite._runtime.launch import NodeProcess
-from raylite._runtime.machine import default_cpus, default_object_store
+from raylite._runtime.machine import (
+    default_cpus,
+    default_gpus,
+    default_memory,
+    default_object_store,
+)
 from raylite._runtime.node import NodeConfig
 from raylite._types import board
+from raylite._types.accelerators import VISIBLE, listed
 
 
 class SessionOptions(Struct, frozen=True):
@@ -41,11 +47,18 @@ def node_config(options: SessionOptions) -> NodeConfig:
     """Return what makes a node offer what was asked for, the machine's own where nothing was."""
     cpus = default_cpus() if options.num_cpus is None else options.num_cpus
     resources = dict(options.resources or {})
-    if options.num_gpus:
-        resources["GPU"] = options.num_gpus
-    if options.memory is not None:
-        resources["memory"] = options.memory
+    gpus, model = default_gpus() if options.num_gpus is None else (options.num_gpus, "")
+    visible = listed(os.environ.get(VISIBLE["GPU"]))
+    if visible is not None and gpus > len(visible):
+        raise ValueError(
+            f"Attempting to start raylet with {gpus} GPU, but {VISIBLE['GPU']} contains {visible}."
+        )
+    if gpus:
+        resources["GPU"] = gpus
+    if model:
+        resources.setdefault(f"accelerator_type:{model}", 1)
     store = options.object_store_memory or default_object_store()
+    resources["memory"] = default_memory(store) if options.memory is None else options.memory
     resources["object_store_memory"] = float(store)
     return NodeConfig(
         num_cpus=cpus,

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from raylite._types.accelerators import VISIBLE, listed
+
 _STORE_SHARE = 0.3
 _STORE_LEAST = 75 * 1024 * 1024
 _STORE_MOST = 200 * 10**9  # Ray's bounds
@@ -22,6 +24,44 @@ def default_object_store() -> int:
     if limit is not None:
         total = min(total, limit)
     return int(min(max(total * _STORE_SHARE, _STORE_LEAST), _STORE_MOST))
+
+
+def default_memory(store: int) -> int:
+    """Return the bytes that are available now for what tasks say they need, beside an object store."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(fields["MemAvailable"].split()[0]) * 1024
+    limit = _cgroup_memory()
+    if limit is not None:
+        available = min(available, limit)
+    return max(available - store, 0)
+
+
+def default_gpus(driver: Path = Path("/proc/driver/nvidia/gpus")) -> tuple[int, str]:
+    """Return how many GPUs there are for this process to see, and of what type: ``(4, "A100")``.
+
+    Args:
+        driver: Where NVIDIA's driver lists them; there are none without it.
+    """
+    try:
+        found = sorted(driver.iterdir())
+        models = [_model((each / "information").read_text()) for each in found]
+    except OSError:
+        return 0, ""
+    visible = listed(os.environ.get(VISIBLE["GPU"]))
+    count = len(found) if visible is None else min(len(found), len(visible))
+    return count, models[0] if count else ""
+
+
+def _model(information: str) -> str:
+    """Return what Ray calls a GPU: ``A100`` for an ``NVIDIA A100-SXM4-40GB``."""
+    name = next((line[6:] for line in information.splitlines() if line.startswith("Model:")), "")
+    words = name.split()
+    if words and words[0] in ("NVIDIA", "Tesla"):
+        del words[0]
+    for position, word in enumerate(words):
+        if any(letter.isdigit() for letter in word):
+            return "-".join([*words[:position], word.partition("-")[0]])
+    return "-".join(words)
 
 
 def _cgroup_cpus() -> int | None:

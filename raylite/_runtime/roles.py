@@ -27,13 +27,13 @@ from raylite._runtime.membership import NodeFenced
 from raylite._runtime.networks import NetworkOf
 from raylite._runtime.node import FENCED, Inherited, NodeConfig, Roles
 from raylite._runtime.pipes import MARK
+from raylite._runtime.variables import Variables
 from raylite._runtime.workers import ForkedWorkers
 from raylite._services.gcs.certificates import CertificateService
 from raylite._services.gcs.storage import StorageError, open_storage
 from raylite._services.worker.execute import QueueExecutor
 from raylite._services.worker.runner import Runner
 from raylite._types import board
-from raylite._types.environment import expanded
 from raylite._wire import hot
 
 IDLE = "raylite::IDLE"
@@ -175,17 +175,20 @@ def worker(inherited: Inherited, network_of: NetworkOf = networks.network_of) ->
     def begin(job: hot.JobConfig) -> None:
         """Be what the job wants of its workers, before its first task."""
         place.namespace = job.namespace
-        os.environ.update(expanded(job.env_vars, os.environ))
+        variables.adopt(job.env_vars)
         sys.path.extend(each for each in job.sys_path if each not in sys.path)
 
-    teller = _Teller()
+    teller, variables = _Teller(), Variables(os.environ)
     ip = inherited.config.ip
-    runner = Runner(executor, core, note, teller.tell, leave, ip, teller.idle, begin)
+    runner = Runner(
+        executor, core, note, teller.tell, leave, ip, teller.idle, begin, variables.hold
+    )  # fmt: skip
     place = context.Place(core, attachment.node_id, runner)
     place.session_dir = inherited.config.session_dir
     place.gcs_address = attachment.gcs_address
     place.cluster = inherited.config.cluster or attachment.gcs_address
     place.ip = ip
+    place.variable = variables.before
     context.enter(place)
     core.raylet_link.on_end(lambda link: os._exit(1))
     try:

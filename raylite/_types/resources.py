@@ -195,3 +195,7 @@ def _round(option: str, amount: float, exact: bool) -> int:
         )
 
     return int(scaled)
+
+
+#: What a task needs that does not say.
+ONE_CPU: Final = Resources.of(CPU=1)

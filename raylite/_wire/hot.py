@@ -7,6 +7,8 @@ import enum
 
 import msgspec
 
+from raylite._types.accelerators import Shares
+
 INLINE_LIMIT = 100 * 1024  # bytes of a pickled value up to which it travels instead of being stored
 
 
@@ -158,6 +160,17 @@ class LeaseGrant(msgspec.Struct, array_like=True, frozen=True, gc=False):
     lease: bytes
     worker: bytes
     address: str
+    devices: Shares = ()
+
+
+class Holding(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What the lease holds on which an owner's next tasks run: ten-thousandths, and which devices.
+
+    A worker that an owner has told nothing of it holds one CPU.
+    """
+
+    demand: dict[str, int]
+    devices: Shares = ()
 
 
 class LeaseProblem(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -88,7 +88,7 @@ def _accepted(command: Callable[..., Any]) -> Callable[..., Any]:
     "[default: the address where it is reached]",
 )
 @click.option("--num-cpus", type=float, help="CPUs to offer.  [default: this machine's]")
-@click.option("--num-gpus", type=float, help="GPUs to offer.  [default: none]")
+@click.option("--num-gpus", type=float, help="GPUs to offer.  [default: NVIDIA's that it sees]")
 @click.option("--memory", type=float, metavar="BYTES", help="The resource memory.  [default: none]")
 @click.option("--resources", metavar="JSON", help="Further resources, like '{\"oven\": 2}'.")
 @click.option("--labels", metavar="K=V,...", help="Labels of the node.")

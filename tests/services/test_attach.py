@@ -9,7 +9,7 @@ from raylite._kernel.service import Service, handles
 from raylite._protocol import raylet, worker
 from raylite._runtime.attach import attach_worker
 from raylite._services.worker.core import Core
-from raylite._services.worker.execute import ExecuteService, Job
+from raylite._services.worker.execute import UNTOLD, ExecuteService, Job
 from raylite._types import board
 from raylite._wire import hot
 from raylite._wire.hot import Form, Value
@@ -25,6 +25,7 @@ class Shelf:
 
     def __init__(self) -> None:
         self.jobs: list[Job] = []
+        self.holding = UNTOLD
         self.has_some = anyio.Event()
 
     def serve(self, service: ExecuteService, core: Core) -> None: ...

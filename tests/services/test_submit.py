@@ -18,6 +18,7 @@ from raylite._services.worker.locations import LocationService
 from raylite._services.worker.objects import Entry
 from raylite._services.worker.owner import OwnerService, error_of
 from raylite._services.worker.submit import OwnedTask, SubmitService
+from raylite._types.accelerators import Shares
 from raylite._types.keys import ObjectKey, TaskKey, WorkerKey
 from raylite._types.resources import UNIT, Resources
 from raylite._types.strategies import NodeAffinity, NodeKey, Placement, SpreadStrategy
@@ -105,8 +106,8 @@ class PlayedRaylet(Service, serves=(raylet.Leases, raylet.Objects, raylet.Copies
     def spill(self, lease: bytes, to: str, *visited: bytes) -> None:
         self.holder.spilled(hot.Spilled(lease, b"", to, visited))
 
-    def grant(self, lease: bytes, worker: "PlayedWorker") -> None:
-        self.holder.granted(hot.LeaseGrant(lease, worker.id, worker.network.address))
+    def grant(self, lease: bytes, worker: "PlayedWorker", devices: Shares = ()) -> None:
+        self.holder.granted(hot.LeaseGrant(lease, worker.id, worker.network.address, devices))
 
 
 class PlayedWorker(Service, serves=(worker.Execute,)):
@@ -116,10 +117,15 @@ class PlayedWorker(Service, serves=(worker.Execute,)):
         self.network = network
         self.id = network.address.encode().ljust(28, b".")
         self.tasks: list[hot.Task] = []
+        self.told: list[tuple[hot.Holding, int]] = []  # and how many tasks had come before
         self.owner: Link | None = None
 
     @handles(worker.Execute.define)
     def define(self, definitions: list[hot.Definition]) -> None: ...
+
+    @handles(worker.Execute.hold)
+    def hold(self, holdings: list[hot.Holding]) -> None:
+        self.told += [(holding, len(self.tasks)) for holding in holdings]
 
     @handles(worker.Execute.run)
     def run_tasks(self, tasks: list[hot.Task]) -> None:
@@ -221,6 +227,42 @@ async def scene() -> AsyncIterator[Scene]:
 
 def result_of(task: OwnedTask) -> Value | None:
     return task.entries[0].value
+
+
+# ---- what a worker is told of its lease ---------------------------------------------------
+
+
+@simulated
+async def test_a_worker_is_told_what_it_holds_when_it_cannot_know() -> None:
+    large = LaneKey(Resources.of(CPU=2, GPU=1), b"job!", 0)
+    one, other = ((("GPU", ((device, UNIT),)),) for device in (0, 1))
+    async with scene() as at:
+        [played] = at.workers[:1]
+
+        async def lease(key: LaneKey, devices: Shares = ()) -> None:
+            """Run two tasks on a lease of the worker's, and give it back."""
+            at.submit.submit([at.task(key=key), at.task(key=key)])
+            await at.settled()
+            name = at.here.requests[-1].lease
+            at.here.grant(name, played, devices)
+            for _ in range(2):
+                await at.settled()
+                played.finish(played.tasks[-1])
+            await anyio.sleep(2)
+            assert name in at.here.released
+
+        await lease(PLAIN)
+        assert played.told == []
+        await lease(large, one)
+        assert played.told == [(hot.Holding({"CPU": 2 * UNIT, "GPU": UNIT}, one), 2)]
+        await lease(large, one)
+        assert len(played.told) == 1
+        await lease(large, other)
+        await lease(PLAIN)
+        assert played.told[1:] == [
+            (hot.Holding({"CPU": 2 * UNIT, "GPU": UNIT}, other), 6),
+            (hot.Holding({"CPU": UNIT}), 8),
+        ]
 
 
 # ---- where a lease is asked for ----------------------------------------------------------

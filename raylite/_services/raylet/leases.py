@@ -219,7 +219,9 @@ class LeaseService(Service, serves=(raylet.Leases,)):
         lent[WorkerKey(worker.id)] = None
         if len(lent) > _KNOWN_WORKERS:
             del lent[next(iter(lent))]
-        known[0].holder.granted(hot.LeaseGrant(lease, worker.id, worker.address))
+        known[0].holder.granted(
+            hot.LeaseGrant(lease, worker.id, worker.address, self._leases.devices(lease))
+        )
 
     def _end(self, lease: LeaseID) -> None:
         self._keys.pop(lease, None)

@@ -19,8 +19,11 @@ from raylite._services.worker.copies import ARGUMENT, Bringing
 from raylite._services.worker.core import Core
 from raylite._services.worker.objects import Entry
 from raylite._services.worker.owner import OwnerService
+from raylite._types.resources import ONE_CPU
 from raylite._wire import hot
 from raylite._wire.hot import Form
+
+UNTOLD = hot.Holding(ONE_CPU.to_units())
 
 
 class Job:
@@ -40,6 +43,8 @@ class Job:
 
 class Executor(Protocol):
     """Runs jobs in order, elsewhere, and hands each to `ExecuteService.done` when it has ended."""
+
+    holding: hot.Holding  # what the lease of the next jobs holds
 
     def serve(self, service: "ExecuteService", core: Core) -> None: ...
     def run(self, job: Job) -> None: ...
@@ -61,6 +66,8 @@ class ExecuteService(Service, serves=(worker.Execute,)):
         self._definitions: dict[tuple[Link, int], hot.Definition] = {}
         self._submitters: dict[Link, worker.Submit] = {}  # who sends tasks here
         self._is_blocked = False
+        self._holdings: dict[Link, hot.Holding] = {}  # what owners have told of their leases
+        self._lessee: Link | None = None  # whose lease it is
 
     @handles(worker.Execute.define)
     def define(self, definitions: list[hot.Definition]) -> None:
@@ -72,9 +79,20 @@ class ExecuteService(Service, serves=(worker.Execute,)):
         for definition in definitions:
             self._definitions[link, definition.number] = definition
 
+    @handles(worker.Execute.hold)
+    def hold(self, holdings: list[hot.Holding]) -> None:
+        """An owner has another lease of this worker; nothing of the one before is left here."""
+        if self.caller not in self._holdings:
+            self.caller.on_end(self._forget_holding)
+        self._holdings[self.caller] = holdings[-1]
+        self._lessee = None
+
     @handles(worker.Execute.run)
     def run_tasks(self, tasks: list[hot.Task]) -> None:
         link = self.caller
+        if link is not self._lessee:
+            self._lessee = link
+            self._executor.holding = self._holdings.get(link, UNTOLD)
         for task in tasks:
             job = Job(task, self._definitions[link, task.definition], link)
             if self._is_blocked:
@@ -191,8 +209,13 @@ class ExecuteService(Service, serves=(worker.Execute,)):
     def _receiver_ended(self, task: bytes) -> Callable[[Link], None]:
         return lambda link: self._owner.received([task])
 
+    def _forget_holding(self, link: Link) -> None:
+        del self._holdings[link]
+
     def _forget(self, link: Link) -> None:
         del self._submitters[link]
+        if link is self._lessee:
+            self._lessee = None
         for key in [key for key in self._definitions if key[0] is link]:
             del self._definitions[key]
 
@@ -202,6 +225,7 @@ class QueueExecutor:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self.holding = UNTOLD
         self._queue: SimpleQueue[Job | None] = SimpleQueue()
         self._ended: list[Job] = []
         self._is_flushing = False

@@ -84,8 +84,9 @@ class Lessors:
 
     # ---- what raylets say ----------------------------------------------------------------
 
-    def granted(self, lease: LeaseID) -> None:
-        self._wishes.pop(lease, None)
+    def granted(self, lease: LeaseID) -> LaneKey | None:
+        """Return what the lease was asked for; None if it is wished for no more."""
+        return self._wishes.pop(lease, None)
 
     def spilled(self, spill: hot.Spilled, by: Link) -> None:
         """A raylet knows a better one for a lease: ask that one."""

@@ -71,6 +71,7 @@ class Runner:
         on_idle: Called when there has been nothing to run for a moment.
         on_config: Called with the job's configuration before the first task that runs under it;
             a `RuntimeEnvSetupError` is that task's.
+        on_holding: Called with what the lease of the next task holds, when that is another.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Runner:
         ip: str,
         on_idle: Callable[[], None] = do_nothing,
         on_config: Callable[[hot.JobConfig], None] = do_nothing,
+        on_holding: Callable[[hot.Holding], None] = do_nothing,
     ) -> None:
         self._executor = executor
         self._values = values
@@ -92,7 +94,9 @@ class Runner:
         self._ip = ip
         self._on_idle = on_idle
         self._on_config = on_config
+        self._on_holding = on_holding
         self._config: hot.JobConfig | None = None
+        self.holding: hot.Holding | None = None
         # By their pickles: every owner sends its own, and one that is unpickled twice is two
         # functions, each of which would be pickled, sent and unpickled anew for the tasks it starts.
         self._functions: dict[bytes, Any] = {}
@@ -132,6 +136,9 @@ class Runner:
         try:
             if job.definition.config is not self._config:
                 self._adopt(job.definition.config)
+            if self._executor.holding is not self.holding:
+                self.holding = self._executor.holding
+                self._on_holding(self.holding)
             values = self._call(job)
         except SystemExit as error:
             self._on_exit(_exit_code(error))

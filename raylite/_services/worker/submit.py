@@ -29,6 +29,7 @@ from raylite._services.worker.locations import LocationService
 from raylite._services.worker.objects import Entry
 from raylite._services.worker.owner import OwnerService
 from raylite._types.keys import LeaseID, TaskKey, WorkerKey
+from raylite._types.resources import ONE_CPU
 from raylite._types.strategies import NodeKey
 from raylite._wire import hot, placement
 from raylite._wire.hot import Value
@@ -125,6 +126,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         self._peers: dict[WorkerKey, _Peer] = {}
         self._by_link: dict[Link, _Peer] = {}
         self._defined_on: dict[Link, set[int]] = {}
+        self._held_on: dict[Link, hot.Holding] = {}  # what was told, if it is not one CPU
         self._reported: dict[str, None] = {}
         self.definitions: dict[int, hot.Definition] = {}
         self.on_warning: Callable[[str], None] = _ignore
@@ -218,7 +220,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
     def granted(self, grants: list[hot.LeaseGrant]) -> None:
         for grant in grants:
             key, lease = WorkerKey(grant.worker), LeaseID(grant.lease)
-            self.lessors.granted(lease)
+            wish = self.lessors.granted(lease)
             link = self._network.connect(grant.address)
             if link not in self._defined_on:
                 self._defined_on[link] = set()
@@ -226,6 +228,10 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
             peer = _Peer(key, lease, grant.address, link)
             peer.defined = self._defined_on[link]
             self._peers[key] = self._by_link[link] = peer
+            if wish is not None and (
+                grant.devices or wish.demand != ONE_CPU or link in self._held_on
+            ):
+                self._tell_holding(peer, hot.Holding(wish.demand.to_units(), grant.devices))
             self._perform(self._submitter.granted(lease, key, now()))
 
     @handles(raylet.Holder.spilled)
@@ -375,6 +381,12 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
             task.key.depth, task.name, inputs, contained, task.retry_on,
         )  # fmt: skip
 
+    def _tell_holding(self, peer: _Peer, holding: hot.Holding) -> None:
+        """Let a worker know what its lease holds, if it takes it for something else."""
+        if self._held_on.get(peer.link) != holding and not peer.link.is_ended:
+            self._held_on[peer.link] = holding
+            peer.execute.hold(holding)
+
     def _return(self, lease: LeaseID) -> None:
         self.lessors.give_back(lease)
         for key, peer in self._peers.items():
@@ -496,6 +508,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
 
     def _link_ended(self, link: Link) -> None:
         self._defined_on.pop(link, None)
+        self._held_on.pop(link, None)
         peer = self._by_link.pop(link, None)
         error = link.error
         if peer is None or isinstance(error, LinkClosedError):

@@ -1,0 +1,65 @@
+"""What a machine has: what a node offers of it if it is not told."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from raylite._runtime.local import SessionOptions, node_config
+from raylite._runtime.machine import default_gpus, default_memory
+
+
+def gpus(root: Path, *models: str) -> Path:
+    for number, model in enumerate(models):
+        folder = root / f"0000:{number:02x}:00.0"
+        folder.mkdir()
+        (folder / "information").write_text(f"Model: \t\t {model}\nIRQ:   \t\t 1\n")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def sees_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("model", "kind"),
+    [
+        ("NVIDIA A100-SXM4-40GB", "A100"),
+        ("Tesla V100-SXM2-16GB", "V100"),
+        ("Tesla T4", "T4"),
+        ("NVIDIA GeForce RTX 5090", "GeForce-RTX-5090"),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "RTX-PRO-6000"),
+        ("NVIDIA TITAN", "TITAN"),
+    ],
+)
+def test_gpus_have_the_names_that_ray_gives_them(tmp_path: Path, model: str, kind: str) -> None:
+    assert default_gpus(gpus(tmp_path, model, model)) == (2, kind)
+
+
+def test_a_machine_without_the_driver_has_none(tmp_path: Path) -> None:
+    assert default_gpus(tmp_path / "nothing") == (0, "")
+    assert default_gpus(tmp_path) == (0, "")
+
+
+@pytest.mark.parametrize(("visible", "count"), [("1", 1), ("0,1,2", 2), ("", 0), ("NoDevFiles", 0)])
+def test_gpus_that_are_not_to_be_seen_do_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str, count: int
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert default_gpus(gpus(tmp_path, "Tesla T4", "Tesla T4"))[0] == count
+
+
+def test_more_gpus_than_may_be_seen_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    assert node_config(SessionOptions(num_gpus=2)).resources["GPU"] == 2
+    with pytest.raises(ValueError, match=r"raylet with 3 GPU, but CUDA_VISIBLE_DEVICES contains"):
+        node_config(SessionOptions(num_gpus=3))
+
+
+def test_a_node_offers_the_memory_that_is_left_beside_its_objects() -> None:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < default_memory(0) <= total
+    assert default_memory(2 * total) == 0
+    assert node_config(SessionOptions(memory=5)).resources["memory"] == 5
+    assert node_config(SessionOptions()).resources["memory"] > 0
