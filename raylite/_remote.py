@@ -4,10 +4,11 @@ import functools
 import inspect
 import logging
 import os
-from collections.abc import Callable, Mapping
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, cast
 
 from raylite._machines.submitter import LaneKey
+from raylite._map import Chunked, Map
 from raylite._options import TaskOptions, update_options, validate_task_options
 from raylite._runtime import auto
 from raylite._runtime.context import Place
@@ -97,6 +98,7 @@ class RemoteFunction(Generic[P, T]):
         self._exported: _Exported = {} if exported is None else exported
         self._name = f"{function.__module__}.{function.__name__}"
         self._submission: _Submission | None = None
+        self._chunked: dict[int, Chunked] = {}  # for `map`, by the number of arguments
         functools.update_wrapper(self, function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -118,7 +120,9 @@ class RemoteFunction(Generic[P, T]):
         """
         validate_task_options(options, in_options=True)
         merged = update_options(self._options, options)
-        return RemoteFunction(self._function, merged, self._signature, self._exported)
+        other = RemoteFunction(self._function, merged, self._signature, self._exported)
+        other._chunked = self._chunked
+        return other
 
     def remote(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Submit a call and return a reference to its result: a list of them for several returns.
@@ -132,6 +136,36 @@ class RemoteFunction(Generic[P, T]):
         place = auto.place()
         self._signature.bind(args, kwargs)
         return self._submit(place, args, kwargs)
+
+    def map(
+        self, /, *iterables: Iterable[Any], chunksize: int | Literal["auto"] = "auto"
+    ) -> Map[T]:
+        """Call it for each element of an iterable, and return an iterator of the references.
+
+        The references come in the order of the elements, one for each; ``async for`` iterates over
+        them too. Of several iterables, each gives an argument, until the shortest ends. They may be
+        endless: elements are read, and calls begin, a little ahead of the iteration, by twice
+        the tasks that the cluster can run at once. Iterating waits where it would be further ahead.
+
+        Quick calls travel together as one task, of some 20 ms. Each still has a reference, and an
+        error, of its own; if its worker dies, they are tried again together. Calls with
+        references among their arguments are tasks of their own, and so are all with
+        ``retry_exceptions`` or ``max_calls``.
+
+        Args:
+            *iterables: Where arguments come from. An error there is raised after the references of
+                the elements before it.
+            chunksize: How many calls make a task; ``"auto"`` finds it out from what they take.
+
+        Raises:
+            TypeError: The function does not take so many arguments.
+            ValueError: The function has several results, or `chunksize` makes no sense.
+
+        Example:
+            >>> for ref in f.map(open("numbers.txt")):  # doctest: +SKIP
+            ...     print(get(ref))
+        """
+        return Map(self, RemoteFunction, self._chunked, iterables, chunksize)
 
     def _remote(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Ray's older spelling of ``.options(...).remote(...)``."""

@@ -56,6 +56,7 @@ OUTSIDE_THE_KERNEL = {
     ("raylite/_runtime/node.py", "socket"): "adopts sockets that the fork server made",
     ("raylite/_runtime/networks.py", "socket"): "hands bound sockets to the transport",
     ("raylite/_runtime/output.py", "threading"): "prints on a thread, for a terminal can block",
+    ("raylite/_services/worker/chunk.py", "time"): "measures user code on a thread of its own",
     ("raylite/_services/worker/core.py", "time"): "counts down a timeout on the thread that waits",
     (
         "raylite/_services/worker/outcomes.py",

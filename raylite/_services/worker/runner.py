@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
+from raylite._services.worker.chunk import Failed
 from raylite._services.worker.execute import Job, QueueExecutor
 from raylite._services.worker.objects import Entry, ObjectRef
 from raylite._wire import hot, pickling
@@ -241,7 +242,10 @@ class Runner:
         values: list[Value] = []
         try:
             for each in results:
-                values.append(self._pack(each, task, len(values), job))
+                if type(each) is Failed:
+                    values.append(self._error(each.error, job, task.name or job.definition.title))
+                else:
+                    values.append(self._pack(each, task, len(values), job))
                 if len(values) == task.returns:
                     _exhaust(results, task.returns)
                     return tuple(values)

@@ -1,0 +1,48 @@
+"""A chunk: several calls of one function as one task, each with a result or an error of its own."""
+
+import functools
+from collections.abc import Callable, Iterator
+from time import perf_counter
+from typing import Any
+
+from msgspec import Struct
+
+
+class Failed(Struct, frozen=True):
+    """In the place of a result: reading it raises the error."""
+
+    error: Exception
+
+
+class Chunk:
+    """Calls a function with the arguments of several calls, which come one after another.
+
+    Its results are those of the calls, and the seconds that all took. What ends the whole process,
+    or interrupts it, ends the chunk; any other error is the result of one call.
+
+    Args:
+        function: The function.
+        width: How many arguments a call has.
+    """
+
+    def __init__(self, function: Callable[..., Any], width: int) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+        self.width = width
+
+    def __call__(self, *arguments: Any) -> Iterator[Any]:
+        return self._results(arguments)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Chunk, (self.function, self.width)
+
+    def _results(self, arguments: tuple[Any, ...]) -> Iterator[Any]:
+        function, width = self.function, self.width
+        began = perf_counter()
+        for first in range(0, len(arguments), width):
+            try:
+                result = function(*arguments[first : first + width])
+            except Exception as error:
+                result = Failed(error)
+            yield result
+        yield perf_counter() - began

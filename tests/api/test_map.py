@@ -1,0 +1,244 @@
+"""`f.map`: a call for each element, in order, in chunks, never too many at once."""
+
+import asyncio
+import gc
+import itertools
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import raylite as ray
+from raylite._map import Map
+from raylite._runtime import context
+from raylite.exceptions import RayTaskError
+from raylite.testing import LocalCluster
+
+pytestmark = pytest.mark.usefixtures("threads")
+
+
+@pytest.fixture(scope="module")
+def threads() -> Iterator[LocalCluster]:
+    with LocalCluster(num_cpus=2, workers="threads") as cluster:
+        yield cluster
+
+
+@ray.remote
+def square(n: int) -> int:
+    return n * n
+
+
+@ray.remote
+def add(a: Any, b: Any = 10) -> Any:
+    return a + b
+
+
+@ray.remote
+def divide(a: int, b: int) -> float:
+    return a / b
+
+
+GATE = threading.Event()
+
+
+def pass_gate(n: int) -> int:
+    assert GATE.wait(20)
+    return n
+
+
+gated = ray.remote(pass_gate)
+
+
+@pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    GATE.clear()
+    yield GATE
+    GATE.set()
+
+
+SIZES: list[Any] = [1, 3, "auto"]
+
+
+@pytest.mark.parametrize("chunksize", SIZES)
+def test_the_references_are_one_for_each_element_in_order(chunksize: Any) -> None:
+    refs = list(square.map(range(10), chunksize=chunksize))
+    assert ray.get(refs) == [n * n for n in range(10)]
+    assert len(set(refs)) == 10
+
+
+@pytest.mark.parametrize("chunksize", SIZES)
+def test_several_iterables_give_an_argument_each_until_the_shortest_ends(chunksize: Any) -> None:
+    refs = add.map([1, 2, 3], itertools.count(100), chunksize=chunksize)
+    assert ray.get(list(refs)) == [101, 103, 105]
+    assert ray.get(list(add.map([1, 2], chunksize=chunksize))) == [11, 12]
+    assert list(add.map([], chunksize=chunksize)) == []
+
+
+@pytest.mark.parametrize("chunksize", SIZES)
+def test_an_error_is_that_of_one_element(chunksize: Any) -> None:
+    one, error, two = divide.map([1, 1, 4], [1, 0, 2], chunksize=chunksize)
+    assert ray.get([one, two]) == [1, 2]
+    with pytest.raises(ZeroDivisionError) as caught:
+        ray.get(error)
+    assert isinstance(caught.value, RayTaskError)
+    assert caught.value.function_name == "divide"
+    assert "chunk.py" not in str(caught.value)
+
+
+@pytest.mark.parametrize("chunksize", SIZES)
+def test_a_map_can_be_iterated_in_a_coroutine(chunksize: Any) -> None:
+    async def main() -> list[int]:
+        return [await ref async for ref in square.map(range(50), chunksize=chunksize)]
+
+    assert asyncio.run(main()) == [n * n for n in range(50)]
+
+
+@pytest.mark.parametrize("chunksize", SIZES)
+def test_no_more_is_read_and_begun_than_twice_what_can_run(
+    gate: threading.Event, chunksize: Any
+) -> None:
+    read = []
+    size = 1 if chunksize == "auto" else chunksize  # as long as nothing has ended
+
+    def elements() -> Iterator[int]:
+        for n in itertools.count():
+            read.append(n)
+            yield n
+
+    refs: Map[int] = gated.map(elements(), chunksize=chunksize)
+    assert read == []
+    seen = [next(refs) for _ in range(4 * size)]
+    assert len(read) == 4 * size  # two CPUs: four tasks
+
+    async def cannot_go_on() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(refs), 0.01)
+
+    asyncio.run(cannot_go_on())
+    gate.set()
+    seen += itertools.islice(refs, 100)
+    assert ray.get(seen) == list(range(len(seen)))
+    assert len(seen) == 4 * size + 100
+
+
+def test_a_long_map_holds_only_what_is_ahead_of_its_reader() -> None:
+    place = context.current()
+    assert place is not None
+    table = place.core.owner.refs.table
+    total, most, largest = 0, 0, 1
+    refs = square.map(range(10_000))
+    for count, ref in enumerate(refs):
+        total += ray.get(ref)
+        if count % 100 == 0:
+            most = max(most, len(table))
+            largest = max(largest, refs._pace.size)
+    assert total == sum(n * n for n in range(10_000))
+    assert refs._pace.size > 1
+    # Those under way, those ahead, and those let go of that the loop has not seen yet.
+    assert most < 4 * refs._pace.limit * largest
+
+
+def test_the_elements_before_an_error_of_the_iterable_come_first() -> None:
+    def elements() -> Iterator[int]:
+        yield from range(5)
+        raise OSError("no more lines")
+
+    for chunksize in SIZES:
+        seen = []
+        with pytest.raises(OSError, match="no more lines"):
+            seen.extend(square.map(elements(), chunksize=chunksize))
+        refs: Any = square.map(elements(), chunksize=chunksize)
+        seen = [next(refs) for _ in range(5)]
+        assert ray.get(seen) == [0, 1, 4, 9, 16]
+        with pytest.raises(OSError, match="no more lines"):
+            next(refs)
+        assert list(refs) == []  # it has ended
+
+
+def test_an_element_that_cannot_be_pickled_ends_the_map_at_its_place() -> None:
+    refs = add.map([1, 2, threading.Lock(), 4], chunksize=3)
+    assert ray.get([next(refs), next(refs)]) == [11, 12]
+    with pytest.raises(TypeError, match="Could not serialize the argument"):
+        next(refs)
+    with pytest.raises(StopIteration):
+        next(refs)
+
+
+def test_references_among_the_elements_become_values_and_their_errors_stay_their_own() -> None:
+    for chunksize in SIZES:
+        failed = divide.remote(1, 0)
+        elements = [1, ray.put(2), 3, failed, 4]
+        refs = list(add.map(elements, chunksize=chunksize))
+        assert ray.get([refs[n] for n in (0, 1, 2, 4)]) == [11, 12, 13, 14]
+        with pytest.raises(RayTaskError):
+            ray.get(refs[3])
+
+
+def test_large_elements_and_results_arrive() -> None:
+    elements = [bytes([n]) * 300_000 for n in range(6)]
+    assert ray.get(list(add.map(elements, elements, chunksize=4))) == [e + e for e in elements]
+
+
+def test_a_map_that_was_closed_or_let_go_of_reads_no_more(gate: threading.Event) -> None:
+    read = []
+
+    def elements() -> Iterator[int]:
+        for n in range(100):
+            read.append(n)
+            yield n
+
+    refs: Map[int] = gated.map(elements(), chunksize=2)
+    first = next(refs)
+    refs.close()
+    assert list(refs) == []
+    assert len(read) == 8
+    gate.set()
+    assert ray.get(first) == 0
+    for ref in gated.map(itertools.count()):
+        assert ray.get(ref) == 0
+        break
+    gc.collect()
+
+
+def test_options_hold_for_a_map_and_its_function_is_sent_once() -> None:
+    place = context.current()
+    assert place is not None
+    before = len(place.core.submitter.definitions)
+    for _ in range(3):
+        named = add.options(num_cpus=0.5, name="sum")
+        refs = list(named.map(range(4), chunksize=2))
+        assert ray.get(refs) == [10, 11, 12, 13]
+    assert len(place.core.submitter.definitions) - before <= 1
+
+
+def test_what_is_about_single_calls_makes_each_a_task() -> None:
+    attempts = []
+
+    def flaky(n: int) -> int:
+        attempts.append(n)
+        if attempts.count(n) < 3:
+            raise ValueError
+        return n
+
+    globals()["flaky"] = flaky
+    flaky.__qualname__ = "flaky"
+    retried = ray.remote(retry_exceptions=True, max_retries=3)(flaky)
+    refs = list(retried.map(range(3)))
+    assert [ray.get(ref) for ref in refs] == [0, 1, 2]
+    with pytest.raises(ValueError, match="chunksize=2 with retry_exceptions"):
+        retried.map([1], chunksize=2)
+
+
+def test_what_makes_no_sense_is_refused_where_it_is_written() -> None:
+    with pytest.raises(TypeError, match="at least one iterable"):
+        square.map()
+    with pytest.raises(TypeError, match="too many positional arguments"):
+        square.map([1], [2])
+    with pytest.raises(TypeError, match=r"is not iterable|must support iteration"):
+        square.map(1)
+    for wrong in (0, -1, 1.5, "many"):
+        with pytest.raises(ValueError, match="chunksize must be"):
+            square.map([1], chunksize=wrong)
+    with pytest.raises(ValueError, match="a function with one result"):
+        square.options(num_returns=2).map([1])
