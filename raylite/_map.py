@@ -157,9 +157,7 @@ class Map(Generic[T]):
 
     def _begin(self, place: Place, total: Mapping[str, float]) -> None:
         self._place = place
-        demand = TaskOptions.of(self._call._options).demand()
-        slots = [total.get(name, 0.0) / each for name, each in demand.items() if each]
-        self._pace = Pace(min(slots, default=total.get("CPU", 1.0)), self._size)
+        self._pace = Pace(TaskOptions.of(self._call._options).slots(total), self._size)
 
     def _advance(self) -> Core | None:
         """Begin what there is room for, and take up the references that come next, if there are.

@@ -509,3 +509,8 @@ class TaskOptions(Struct, frozen=True):
         if self.accelerator_type is not None:
             demand[f"accelerator_type:{self.accelerator_type}"] = 0.001
         return {name: quantity for name, quantity in demand.items() if quantity}
+
+    def slots(self, total: Mapping[str, float]) -> float:
+        """How many such tasks can run at once on nodes that have so much together."""
+        shares = [total.get(name, 0.0) / each for name, each in self.demand().items()]
+        return min(shares, default=total.get("CPU", 1.0))

@@ -66,6 +66,10 @@ OUTSIDE_THE_KERNEL = {
     ("raylite/_types/ids.py", "secrets"): "ids made by users' code, which has no seeded source",
     ("raylite/_wire/generate.py", "subprocess"): "a developer's tool: runs the proto compiler",
     ("raylite/cli/microbenchmark.py", "time"): "measures",
+    (
+        "raylite/util/executor.py",
+        "threading",
+    ): "runs users' code on a thread of its own, as others do",
     ("raylite/cluster_utils.py", "time"): "counts down a timeout on the thread that waits",
 }
 
