@@ -65,7 +65,10 @@ def _make_remote(target: Any, options: Mapping[str, Any]) -> Any:
             "The @raylite.remote decorator must be applied to either a function or a class."
         )
     validate_task_options(
-        options, in_options=False, is_generator=inspect.isgeneratorfunction(target)
+        options,
+        in_options=False,
+        is_generator=inspect.isgeneratorfunction(target),
+        is_async=inspect.iscoroutinefunction(target),
     )
     return RemoteFunction(target, options)
 

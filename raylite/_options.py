@@ -72,6 +72,15 @@ def _count(name: str, *, infinite: bool) -> Check:
     return check
 
 
+def _positive(name: str) -> Check:
+    def check(value: int | None) -> str | None:
+        if value is None or value > 0:
+            return None
+        return f"The keyword '{name}' only accepts None or a positive integer."
+
+    return check
+
+
 def _resources(resources: Mapping[object, object] | None) -> str | None:
     if resources is None:
         return None
@@ -292,6 +301,7 @@ _TASK: dict[str, Option] = {
     for option in [
         *_common(1, None, _not_for_tasks),
         Option("max_calls", _INT, 0, _count("max_calls", infinite=False), only_decorator=True),
+        Option("max_concurrency", _INT, check=_positive("max_concurrency")),
         Option("max_retries", _INT, 3, _count("max_retries", infinite=True)),
         Option("num_returns", (int, str, _NoneType), check=_num_returns),
         Option("retry_exceptions", (bool, list, tuple), False, _retry_exceptions),
@@ -348,7 +358,11 @@ def decorator_error() -> str:
 
 
 def validate_task_options(
-    options: Mapping[str, object], in_options: bool, *, is_generator: bool | None = None
+    options: Mapping[str, object],
+    in_options: bool,
+    *,
+    is_generator: bool | None = None,
+    is_async: bool = False,
 ) -> None:
     """Raise a ValueError or a TypeError for the first option that a task cannot have.
 
@@ -356,6 +370,7 @@ def validate_task_options(
         options: What the user gave.
         in_options: Whether in ``.options()``, which takes less than the decorator.
         is_generator: Whether the function yields, if known.
+        is_async: Whether it is an ``async def``.
     """
     _validate(options, _TASK, "remote functions", in_options)
     num_returns = options.get("num_returns")
@@ -370,6 +385,13 @@ def validate_task_options(
         raise ValueError(
             f"num_returns='{num_returns}' can only be used with generator functions (functions "
             "that use 'yield'). The decorated function is not a generator function."
+        )
+    # Ray: has no such option for tasks.
+    if options.get("max_concurrency") is not None and not is_async:
+        raise ValueError(
+            "The keyword 'max_concurrency' is for 'async def' functions, whose tasks overlap in a "
+            "worker. The decorated function is not one: its tasks run one after another in each of "
+            "several workers. Leave the keyword out, or write 'async def'."
         )
 
 
@@ -426,6 +448,7 @@ class TaskOptions(Struct, frozen=True):
     max_retries: int = 3
     retry_exceptions: bool | tuple[type[BaseException], ...] = False
     max_calls: int = 0
+    max_concurrency: int = 1000  # as Ray's asynchronous actors have
     name: str | None = None
     runtime_env: Mapping[str, Any] | None = None
     scheduling_strategy: Any = None
@@ -483,6 +506,7 @@ class TaskOptions(Struct, frozen=True):
             retry_exceptions=retried if isinstance(retried, bool) else tuple(retried),
             # A process that has used a GPU may keep its memory, so by default it ends.
             max_calls=given.get("max_calls", 1 if num_gpus else 0),
+            max_concurrency=given.get("max_concurrency", 1000),
             name=given.get("name"),
             runtime_env=given.get("runtime_env"),
             scheduling_strategy=strategy,

@@ -57,6 +57,7 @@ class _Submission:
         environment: bytes,
         name: str,
         options: TaskOptions,
+        overlaps: bool,
     ) -> None:
         self.core = core
         self.depth = depth
@@ -65,9 +66,12 @@ class _Submission:
         demand = Resources.from_mapping(options.demand(), exact=False)
         wanted = placement_of(options, demand)
         is_scattered = isinstance(wanted.strategy, SpreadStrategy)
+        slots = options.max_concurrency if overlaps and not is_scattered else 0
         # A process that has used a GPU, or may have, runs nothing that has no share of one.
         workers = core.job + environment + (b"GPU" if "GPU" in demand else b"")
-        self.key = LaneKey(demand, workers, depth, placement.encode(wanted), is_scattered)
+        self.key = LaneKey(
+            demand, workers, depth, placement.encode(wanted), is_scattered, b"", slots
+        )
         self.returns = _count(options.num_returns)
         self.retries = options.max_retries
         self.retry_on = b"" if not self.retries else _retry_on(options.retry_exceptions)
@@ -87,11 +91,8 @@ class RemoteFunction(Generic[P, T]):
         signature: Signature | None = None,
         exported: "_Exported | None" = None,
     ) -> None:
-        if inspect.iscoroutinefunction(function):
-            raise ValueError(
-                "'async def' should not be used for remote tasks. You can wrap the async function "
-                "with `asyncio.run(f())`. See more at: docs/quickstart"
-            )
+        # Ray: refuses them; `asyncio.run(f())` in a plain function is what it has instead.
+        self._overlaps = inspect.iscoroutinefunction(function)
         self._function = function
         self._options = dict(options)
         self._signature = signature or Signature.of(function)
@@ -118,7 +119,7 @@ class RemoteFunction(Generic[P, T]):
         Example:
             >>> f.options(num_cpus=2, name="big").remote(1)  # doctest: +SKIP
         """
-        validate_task_options(options, in_options=True)
+        validate_task_options(options, in_options=True, is_async=self._overlaps)
         merged = update_options(self._options, options)
         other = RemoteFunction(self._function, merged, self._signature, self._exported)
         other._chunked = self._chunked
@@ -214,6 +215,11 @@ class RemoteFunction(Generic[P, T]):
             os.environ.get("RAYLITE_TASK_MAX_RETRIES", os.environ.get("RAY_TASK_MAX_RETRIES", "3"))
         )
         options = TaskOptions.of(self._options, max_retries=default)
+        if inspect.isasyncgenfunction(self._function):
+            raise NotImplementedError(
+                f"{self._name} is an asynchronous generator function, which a task cannot be yet: "
+                "return a list, or write it as a generator without async"
+            )
         if options.num_returns is None and inspect.isgeneratorfunction(self._function):
             raise NotImplementedError(
                 f"{self._name} is a generator function: streaming its items is not supported yet; "
@@ -229,9 +235,13 @@ class RemoteFunction(Generic[P, T]):
             numbers = self._exported[core] = {environment: self._export(core, config)}
         elif environment not in numbers:
             known = core.submitter.definitions[next(iter(numbers.values()))]
-            numbers[environment] = core.define(known.function, known.name, known.title, config)
+            numbers[environment] = core.define(
+                known.function, known.name, known.title, config, self._overlaps
+            )
         number = numbers[environment]
-        return _Submission(core, depth, number, environment, options.name or "", options)
+        return _Submission(
+            core, depth, number, environment, options.name or "", options, self._overlaps
+        )
 
     def _export(self, core: Core, config: hot.JobConfig) -> int:
         captured: list[object] = []
@@ -261,7 +271,7 @@ class RemoteFunction(Generic[P, T]):
         for ref in captured:
             if isinstance(ref, ObjectRef):
                 core.pin_for_ever(ref._entry)
-        return core.define(data, self._name, self._function.__name__, config)
+        return core.define(data, self._name, self._function.__name__, config, self._overlaps)
 
     def _pickle(
         self, core: Core, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -58,6 +58,7 @@ OUTSIDE_THE_KERNEL = {
     ("raylite/_runtime/output.py", "threading"): "prints on a thread, for a terminal can block",
     ("raylite/_services/worker/chunk.py", "time"): "measures user code on a thread of its own",
     ("raylite/_services/worker/core.py", "time"): "counts down a timeout on the thread that waits",
+    ("raylite/_services/worker/coroutines.py", "time"): "measures user code on a loop of its own",
     (
         "raylite/_services/worker/outcomes.py",
         "time",

@@ -160,6 +160,11 @@ def _begin(
     task.add_done_callback(finish)
 
 
+def new_loop() -> asyncio.AbstractEventLoop:
+    """Return an event loop of the kind that raylite's processes run on."""
+    return uvloop.new_event_loop()
+
+
 class LoopThread:
     """A running event loop that other threads submit coroutines to.
 
@@ -170,7 +175,7 @@ class LoopThread:
     def __init__(
         self,
         name: str,
-        make_loop: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop,
+        make_loop: Callable[[], asyncio.AbstractEventLoop] = new_loop,
     ) -> None:
         processes.occupy_stdio()
         self.loop = make_loop()

@@ -9,6 +9,10 @@ tasks do not wait for a round trip each. Nothing is sent behind a slow task on p
 sent and not started can come back: a worker that blocks gives it back by itself, and one that makes
 no progress is asked to, so a pipeline never waits behind a sleeper.
 
+Tasks that overlap have lanes of their own: a worker has as many of them at a time as the lane's key
+says, and nothing is asked back. All workers of the lane have equally many. Those of a batch that are
+the share of workers still to come are kept for them for a moment, and then go to those that are there.
+
 Leases are kept a while after the last task. While others wait for them, an idle one goes back at
 once, and one in use when its turn is over: who has much to do must not starve who has little.
 """
@@ -19,6 +23,7 @@ from enum import Enum
 
 from msgspec import Struct
 
+from raylite._machines.slots import shares
 from raylite._types.keys import LeaseID, TaskKey, WorkerKey
 from raylite._types.resources import UNIT, Resources
 
@@ -31,6 +36,9 @@ REFUSED_SECONDS = 1.0  # how long a lane makes do with its workers after a lease
 EARLY_SECONDS = 0.001  # alarms may ring early, by a rounding error or the clock's resolution
 SCATTERED_REQUESTS = 10  # at a time, of tasks each of which is to be placed by itself
 FUNCTIONS_KNOWN = 1000  # run times remembered
+OVERLAPPING_TURN_SECONDS = 1.0  # the same as TURN_SECONDS; a worker is emptied at a turn's end
+SPREAD_SECONDS = 0.1  # how long tasks that overlap are kept for workers still to come
+SPREAD_AGAIN_SECONDS = 1.0  # how long they are not, after that was in vain
 
 
 class Pending:
@@ -60,6 +68,8 @@ class LaneKey(Struct, frozen=True):
     scattered: bool = False
     #: The node that has most of the tasks' arguments, if that is another than their owner's.
     near: bytes = b""
+    #: How many of them overlap in a worker; 0 for those that run one after another.
+    slots: int = 0
 
 
 class RequestLease(Struct, frozen=True):
@@ -123,20 +133,22 @@ class _Worker:
         self.sent: dict[TaskKey, Pending] = {}
         self.pace = _Pace.FLOWING
         self.progress_at = self.idle_since = now
-        self.turn_ends = now + TURN_SECONDS
+        self.turn_ends = now + (OVERLAPPING_TURN_SECONDS if lane.key.slots else TURN_SECONDS)
         self.is_spent = False  # it has done all that it is to do
 
     def takes_more(self, now: float) -> bool:
         """Say whether it idles, or makes progress: nothing is sent behind a sleeper."""
         if not self.sent:
             return not self.is_spent
+        if slots := self.lane.key.slots:
+            return len(self.sent) < slots
         return self.pace is _Pace.FLOWING and now < self.progress_at + STALLED_SECONDS
 
     def due(self) -> float | None:
         """When it is to be given back, or asked to give back; None while it does well."""
         if not self.sent:
             return self.idle_since + LINGER_SECONDS
-        if len(self.sent) > 1 and self.pace is not _Pace.ASKED:
+        if len(self.sent) > 1 and self.pace is not _Pace.ASKED and not self.lane.key.slots:
             return self.progress_at + STALLED_SECONDS
         return None
 
@@ -144,7 +156,7 @@ class _Worker:
 class _Lane:
     """One kind of need: the queue and the workers leased for it."""
 
-    __slots__ = ("key", "limit", "queue", "requested", "workers")
+    __slots__ = ("key", "limit", "queue", "requested", "spread_again", "workers")
 
     def __init__(self, key: LaneKey, limit: int) -> None:
         self.key = key
@@ -152,6 +164,7 @@ class _Lane:
         self.queue: deque[Pending] = deque()
         self.requested: dict[LeaseID, None] = {}
         self.workers: dict[WorkerKey, _Worker] = {}
+        self.spread_again = 0.0  # before then, nothing is kept for workers to come
 
 
 class Submitter:
@@ -170,6 +183,7 @@ class Submitter:
         self._workers: dict[WorkerKey, _Worker] = {}
         self._requests: dict[LeaseID, _Lane] = {}
         self._paused: dict[_Lane, float] = {}  # lanes that ask for no lease until then
+        self._spreading: dict[_Lane, float] = {}  # lanes that keep tasks for workers, until then
         self._run_time: dict[int, float] = {}
         self._is_wanted = False
 
@@ -240,7 +254,9 @@ class Submitter:
 
         A worker runs what it is sent in order, so everything up to the task it started last may
         have run, and nothing after it has. None is for a worker that nobody can say this of, since
-        its whole node is gone: then any of them may have begun.
+        its whole node is gone: then any of them may have begun. Tasks that overlap begin in order,
+        too, but may end in any: if the last to start is not among those sent, it has ended, or none
+        has begun, and nobody knows how many had.
         """
         known = self._workers.pop(worker, None)
         if known is None:
@@ -248,7 +264,7 @@ class Submitter:
         lane = known.lane
         del lane.workers[worker]
         sent = list(known.sent.values())
-        begun = len(sent) if last_task is None else 0
+        begun = len(sent) if last_task is None or lane.key.slots else 0
         for position, task in enumerate(sent):
             task.worker = None
             if task.id == last_task:
@@ -313,6 +329,10 @@ class Submitter:
         for lane in [lane for lane, until in self._paused.items() if until <= soon]:
             del self._paused[lane]
             lanes[lane] = None
+        for lane in [lane for lane, until in self._spreading.items() if until <= soon]:
+            del self._spreading[lane]
+            lane.spread_again = now + SPREAD_AGAIN_SECONDS
+            lanes[lane] = None
         return effects + self._advance(lanes, now)
 
     def next_expiry(self, now: float) -> float | None:
@@ -322,9 +342,9 @@ class Submitter:
             due = known.due()
             if due is not None and (earliest is None or due < earliest):
                 earliest = due
-        if self._paused:
-            paused = min(self._paused.values())
-            return paused if earliest is None else min(earliest, paused)
+        for until in (*self._paused.values(), *self._spreading.values()):
+            if earliest is None or until < earliest:
+                earliest = until
         return earliest
 
     def backlog(self) -> dict[Resources, int]:
@@ -377,6 +397,9 @@ class Submitter:
             if known.takes_more(now) and not (self._is_wanted and now >= known.turn_ends)
         ]
         takers.sort(key=_load)
+        if lane.key.slots:
+            self._share(lane, takers, effects, now)
+            return
         left = len(takers)
         for known in takers:
             if not queue:
@@ -408,6 +431,34 @@ class Submitter:
                 tasks.append(task)
             effects.append(Push(known.key, tasks))
 
+    def _share(self, lane: _Lane, takers: list[_Worker], effects: list[Effect], now: float) -> None:
+        """Share out a queue of tasks that overlap: all workers are to have equally many.
+
+        A batch that is no smaller than what runs already is worth more workers, if there may be.
+        """
+        queue, there = lane.queue, len(lane.workers)
+        is_growing = there < lane.limit and lane not in self._paused
+        if not is_growing:
+            self._spreading.pop(lane, None)
+        elif lane not in self._spreading and now >= lane.spread_again and len(queue) > 1:
+            if len(queue) >= sum(map(_load, lane.workers.values())):
+                self._spreading[lane] = now + SPREAD_SECONDS
+        coming = min(lane.limit - there, len(queue)) if lane in self._spreading else 0
+        for known, count in zip(
+            takers,
+            shares(list(map(_load, takers)), len(queue), lane.key.slots, coming),
+            strict=True,
+        ):
+            if not count:
+                continue
+            tasks = [queue.popleft() for _ in range(count)]
+            for task in tasks:
+                task.worker = known.key
+                known.sent[task.id] = task
+            effects.append(Push(known.key, tasks))
+        if not queue:
+            self._spreading.pop(lane, None)
+
     def _room(self, sent: dict[TaskKey, Pending], function: int) -> int:
         """How many tasks of a function to send after these; none until it is worth a message."""
         depth = self._depth(function)
@@ -438,8 +489,16 @@ class Submitter:
         requested = lane.requested
         wished = 0
         if lane.queue and not (lane.workers and lane in self._paused):
-            depth = 1 if lane.key.scattered else self._depth(lane.queue[0].function)
-            wished = min(-(-len(lane.queue) // depth), lane.limit)
+            limit = lane.limit
+            if not lane.key.slots:
+                depth = 1 if lane.key.scattered else self._depth(lane.queue[0].function)
+            elif not lane.workers or lane in self._spreading:
+                depth, limit = 1, limit - len(lane.workers)
+            else:
+                depth = lane.key.slots
+            wished = min(-(-len(lane.queue) // depth), limit)
+        elif self._spreading and not lane.queue:
+            self._spreading.pop(lane, None)
         while len(requested) < wished:
             self._leases += 1
             lease = LeaseID(self._prefix + self._leases.to_bytes(8, "big"))
@@ -453,6 +512,7 @@ class Submitter:
         if not (lane.queue or lane.workers):
             self._lanes.pop(lane.key, None)
             self._paused.pop(lane, None)
+            self._spreading.pop(lane, None)
 
     def _return_idle(self, lane: _Lane, effects: list[Effect]) -> None:
         for known in list(lane.workers.values()):
@@ -493,6 +553,7 @@ class Submitter:
         assert self._workers == {key: w for lane in lanes for key, w in lane.workers.items()}
         assert self._requests == {lease: lane for lane in lanes for lease in lane.requested}
         assert self._paused.keys() <= set(lanes)
+        assert all(lane.queue and lane.key.slots for lane in self._spreading)
         tasks = [task.id for lane in lanes for task in lane.queue]
         tasks += [id for known in self._workers.values() for id in known.sent]
         assert len(tasks) == len(set(tasks)), "a task is in two places"

@@ -9,7 +9,7 @@ from raylite._runtime import presence
 from raylite._services.worker import objects
 from raylite._services.worker.core import Core
 from raylite._services.worker.objects import ObjectRef
-from raylite._services.worker.runner import Runner, RunningTask
+from raylite._services.worker.runner import Runner, RunningTask, overlapping
 from raylite._wire import hot
 
 
@@ -31,7 +31,8 @@ class Place:
     @property
     def task(self) -> RunningTask | None:
         """The task being run here, None in a driver."""
-        return self.runner.current if self.runner is not None else None
+        runner = self.runner
+        return None if runner is None else runner.current or overlapping.get()
 
     @property
     def holding(self) -> hot.Holding | None:

@@ -31,8 +31,8 @@ from raylite._runtime.variables import Variables
 from raylite._runtime.workers import ForkedWorkers
 from raylite._services.gcs.certificates import CertificateService
 from raylite._services.gcs.storage import StorageError, open_storage
+from raylite._services.worker.coroutines import AsyncRunner
 from raylite._services.worker.execute import QueueExecutor
-from raylite._services.worker.runner import Runner
 from raylite._types import board
 from raylite._wire import hot
 
@@ -180,7 +180,7 @@ def worker(inherited: Inherited, network_of: NetworkOf = networks.network_of) ->
 
     teller, variables = _Teller(), Variables(os.environ)
     ip = inherited.config.ip
-    runner = Runner(
+    runner = AsyncRunner(
         executor, core, note, teller.tell, leave, ip, teller.idle, begin, variables.hold
     )  # fmt: skip
     place = context.Place(core, attachment.node_id, runner)

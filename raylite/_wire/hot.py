@@ -56,6 +56,7 @@ class Definition(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     `number` is the sender's name for it; `name` has the module, `title` (what tracebacks, process
     titles and output show) has not; `owner` is the sender, who will own what its tasks return.
+    `overlaps` says that it is an `async def`: the tasks that a worker has of it run at the same time.
     """
 
     number: int
@@ -65,6 +66,7 @@ class Definition(msgspec.Struct, array_like=True, frozen=True, gc=False):
     owner: bytes
     title: str
     config: JobConfig = JobConfig()
+    overlaps: bool = False
 
 
 class Input(msgspec.Struct, array_like=True, frozen=True, gc=False):

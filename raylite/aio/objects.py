@@ -168,6 +168,7 @@ class AsCompleted(AsyncIterator[ObjectRef[T]], Generic[T]):
         limit = asyncio.timeout_at(self._deadline)
         try:
             async with limit:
+                self._core.awaits(self._arrivals.future)
                 await self._arrivals.future
         except TimeoutError:
             if not self._here:

@@ -615,6 +615,7 @@ class _Stored:
     """A worker's values, as the runner wants them. Room for results is got before it asks."""
 
     task_thread = 0
+    on_await: Callable[[asyncio.Future[None]], None] | None = None
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -629,6 +630,9 @@ class _Stored:
             if size > hot.INLINE_LIMIT:
                 id = arena_key(task, index)
                 self._room[id] = await self._core.allocate(id, owner, size)
+
+    async def store_soon(self, id: bytes, owner: bytes, pickled: pickling.Pickled) -> Value:
+        return self.store_result(id, owner, pickled)
 
     def store_result(self, id: bytes, owner: bytes, pickled: pickling.Pickled) -> Value:
         return self._core.write(owner, self._room.pop(id), pickled)

@@ -12,8 +12,8 @@ from raylite._runtime import context
 from raylite._runtime.attach import Attachment, attach_worker
 from raylite._runtime.context import Place
 from raylite._services.raylet.pool import OutputListener, SourceListener
+from raylite._services.worker.coroutines import AsyncRunner
 from raylite._services.worker.execute import QueueExecutor
-from raylite._services.worker.runner import Runner
 from raylite._wire import hot
 from raylite.exceptions import RuntimeEnvSetupError
 
@@ -94,7 +94,7 @@ class ThreadWorkers:
         place = Place(attachment.core, attachment.node_id)
         place.namespace = self._namespace
         place.gcs_address = attachment.gcs_address
-        runner = Runner(
+        runner = AsyncRunner(
             executor, attachment.core, worker.note, _quiet, worker.leave, "127.0.0.1",
             on_config=_refuse_environment,
         )  # fmt: skip

@@ -53,6 +53,7 @@ def test_tasks_and_actors_have_their_keywords_and_defaults() -> None:
     assert {name: option.default for name, option in TASK_OPTIONS.items()} == COMMON | {
         "num_cpus": 1,
         "max_calls": 0,
+        "max_concurrency": None,
         "max_retries": 3,
         "num_returns": None,
         "retry_exceptions": False,

@@ -338,15 +338,6 @@ def test_a_remote_function_cannot_be_called_directly() -> None:
         echo(1)
 
 
-def test_an_async_function_is_refused_at_decoration() -> None:
-    async def coroutine() -> None: ...
-
-    with pytest.raises(ValueError, match="'async def' should not be used for remote tasks"):
-        ray.remote(coroutine)
-    with pytest.raises(ValueError, match="'async def' should not be used for remote tasks"):
-        ray.remote(num_cpus=1)(coroutine)
-
-
 def test_a_class_is_refused_with_a_clear_word() -> None:
     class Actor: ...
 

@@ -304,6 +304,100 @@ def test_lanes_do_not_share_workers() -> None:
     assert [e.key for e in effects if isinstance(e, RequestLease)] == [deep]
 
 
+# ---- tasks that overlap --------------------------------------------------------------------
+
+SLOTTED = LaneKey(LANE.demand, b"", 0, slots=10)
+
+
+def make_overlapping(count: int, first: int = 0) -> list[Pending]:
+    return [make(number, key=SLOTTED) for number in range(first, first + count)]
+
+
+def test_a_worker_has_as_many_overlapping_tasks_as_slots() -> None:
+    owner = Owner(cpus=1)
+    tasks = make_overlapping(25)
+    owner.submit(tasks)
+    assert pushes(owner.grant(0)) == {0: list(range(10))}
+    assert pushes(owner.result(0, [tasks[7], tasks[3]])) == {0: [10, 11]}
+
+
+def test_nothing_is_asked_back_of_a_worker_whose_tasks_overlap() -> None:
+    owner = Owner(cpus=1)
+    owner.submit(make_overlapping(10))
+    owner.grant(0)
+    assert owner.machine.next_expiry(0.0) is None
+    owner.now = 100 * limits.STALLED_SECONDS
+    owner.result(0, make_overlapping(1))
+    assert pushes(owner.submit(make_overlapping(1, first=10))) == {0: [10]}
+
+
+def test_a_batch_is_kept_for_a_moment_for_the_workers_that_are_to_come() -> None:
+    owner = Owner(cpus=4)
+    assert len(requests(owner.submit(make_overlapping(16)))) == 4
+    assert pushes(owner.grant(0)) == {0: [0, 1, 2, 3]}
+    assert pushes(owner.grant(1)) == {1: [4, 5, 6, 7]}
+    assert owner.machine.next_expiry(0.0) == limits.SPREAD_SECONDS
+    effects = owner.expire(limits.SPREAD_SECONDS)
+    assert pushes(effects) == {0: [8, 9, 10, 11], 1: [12, 13, 14, 15]}
+    assert len(returns(effects)) == 2
+
+
+def test_after_workers_did_not_come_nothing_is_kept_for_them_for_a_while() -> None:
+    owner = Owner(cpus=2)
+    tasks = make_overlapping(10)
+    owner.submit(tasks)
+    owner.grant(0)
+    owner.expire(limits.SPREAD_SECONDS)
+    owner.result(0, tasks)
+    assert pushes(owner.submit(tasks)) == {0: list(range(10))}
+    owner.result(0, tasks)
+    owner.now = limits.SPREAD_SECONDS + limits.SPREAD_AGAIN_SECONDS
+    effects = owner.submit(tasks)
+    assert pushes(effects) == {0: [0, 1, 2, 3, 4]}
+    assert len(requests(effects)) == 1
+
+
+def test_one_task_more_goes_to_the_worker_that_is_there() -> None:
+    owner = Owner(cpus=4)
+    owner.submit(make_overlapping(1))
+    owner.grant(0)
+    effects = owner.submit(make_overlapping(1, first=1))
+    assert (pushes(effects), requests(effects)) == ({0: [1]}, [])
+
+
+def test_more_tasks_than_slots_ask_for_more_workers_than_there_are_cpus() -> None:
+    """One of those that run may wait for one that is queued."""
+    owner = Owner(cpus=1)
+    owner.submit(make_overlapping(25))
+    assert len(requests(owner.grant(0))) == 1
+    assert pushes(owner.grant(1)) == {1: list(range(10, 20))}
+
+
+@pytest.mark.parametrize(("last", "begun"), [(1, 2), (9, 4), (None, 4)])
+def test_after_a_loss_those_that_may_have_begun_are_told(last: int | None, begun: int) -> None:
+    """The last to start is known, unless it has ended; then any of the others may have started."""
+    owner = Owner(cpus=1)
+    tasks = make_overlapping(4)
+    owner.submit(tasks)
+    owner.grant(0)
+    lost, _ = owner.machine.lost(
+        WorkerKey(b"0"), None if last is None else TaskKey(b"%d" % last), 0.0
+    )
+    assert numbers(lost) == numbers(tasks[:begun])
+
+
+def test_a_worker_of_overlapping_tasks_takes_turns_with_others() -> None:
+    owner = Owner(cpus=1)
+    tasks = make_overlapping(30)
+    owner.submit(tasks)
+    owner.grant(0)
+    owner.perform(owner.machine.wanted(True))
+    assert pushes(owner.result(0, tasks[:1])) == {0: [10]}
+    owner.now = limits.OVERLAPPING_TURN_SECONDS
+    assert pushes(owner.result(0, tasks[1:10])) == {}
+    assert returns(owner.result(0, tasks[10:11])) == [owner.leases[0]]
+
+
 # ---- giving back ---------------------------------------------------------------------------
 
 
@@ -518,6 +612,7 @@ def test_lanes_and_run_times_do_not_pile_up() -> None:
 SECONDS = {1: 2e-5, 2: 1e-3, 3: 0.4}  # by function
 KINDS = ("plain", "plain", "plain", "plain", "sleeper", "blocker", "flaky")
 CPUS = 3
+FEW = LaneKey(LANE.demand, b"", 0, slots=4)
 
 
 @dataclass(eq=False)
@@ -531,25 +626,37 @@ class SimTask:
     def takes_long(self) -> bool:
         return self.kind in ("sleeper", "blocker")
 
+    @property
+    def overlaps(self) -> bool:
+        return self.pending.key.slots > 0
+
 
 @dataclass(eq=False)
 class SimWorker:
-    """A worker process: runs its queue in order; messages wait in `inbox` and `outbox`."""
+    """A worker process: begins its queue in order; messages wait in `inbox` and `outbox`."""
 
     key: WorkerKey
     inbox: deque[list[tuple[SimTask, int]] | None] = field(default_factory=deque)  # None: give back
     queue: deque[tuple[SimTask, int]] = field(default_factory=deque)
     outbox: deque[tuple[str, SimTask, int]] = field(default_factory=deque)
-    running: tuple[SimTask, int] | None = None
+    running: list[tuple[SimTask, int]] = field(default_factory=list)
     board: tuple[TaskKey, int] = (NO_TASK, 0)
     is_blocked: bool = False
+
+    @property
+    def may_start(self) -> bool:
+        return bool(self.queue) and (not self.running or self.queue[0][0].overlaps)
+
+    @property
+    def has_overlapping(self) -> bool:
+        return bool(self.running) and self.running[0][0].overlaps
 
 
 class World(RuleBasedStateMachine):
     """An owner, a raylet and workers; every message between them may take any time.
 
-    A sleeper runs until it is woken, and so does a blocker, which gives back what is behind it and
-    lends its CPU. At the end they are woken only when nobody else can do anything.
+    A sleeper runs until it is woken, and so does a blocker, which lends its CPU, and gives back what
+    is behind it unless that overlaps. At the end they are woken only when nobody else can do anything.
     """
 
     def __init__(self) -> None:
@@ -574,7 +681,7 @@ class World(RuleBasedStateMachine):
         kinds=st.lists(
             st.tuples(st.sampled_from(KINDS), st.integers(1, 3)), min_size=1, max_size=8
         ),
-        lane=st.sampled_from([LANE, LANE, LaneKey(LANE.demand, b"", 1), FREE]),
+        lane=st.sampled_from([LANE, LANE, LaneKey(LANE.demand, b"", 1), FREE, FEW, FEW]),
         copies=st.sampled_from([1, 1, 30]),
     )
     def submit(self, kinds: list[tuple[str, int]], lane: LaneKey, copies: int) -> None:
@@ -615,7 +722,7 @@ class World(RuleBasedStateMachine):
     @rule(choice=st.integers(0, 1000))
     def a_sleeper_wakes(self, choice: int) -> None:
         if sleeping := self.sleeping():
-            self.wake(sleeping[choice % len(sleeping)])
+            self.wake(*sleeping[choice % len(sleeping)])
 
     @rule()
     def a_blocker_computes_on(self) -> None:
@@ -667,7 +774,7 @@ class World(RuleBasedStateMachine):
             elif sleeping := self.sleeping():
                 waiting = len(self.unfinished) - len(sleeping)
                 assert not waiting or self.free_cpus() <= 0, "tasks starve"
-                self.wake(sleeping[0])
+                self.wake(*sleeping[0])
             else:
                 break
         assert not self.unfinished, "tasks were lost"
@@ -702,10 +809,13 @@ class World(RuleBasedStateMachine):
                 acts.append(partial(self.worker_hears, worker))
             if worker.outbox:
                 acts.append(partial(self.owner_hears, worker))
-            if worker.running is None and worker.queue:
+            if worker.may_start:
                 acts.append(partial(self.start, worker))
-            if worker.running is not None and not worker.running[0].takes_long:
-                acts.append(partial(self.finish, worker))
+            acts += [
+                partial(self.finish, worker, each)
+                for each in worker.running
+                if not each[0].takes_long
+            ]
         return acts
 
     def perform(self, effects: list[Effect]) -> None:
@@ -737,7 +847,7 @@ class World(RuleBasedStateMachine):
             self.demands[ask.lease] = self.waiting[ask.lease] = ask.key
         elif ask.lease in self.lent:
             worker = self.workers[self.lent.pop(ask.lease)]
-            assert worker.running is None, "a lease in use is returned"
+            assert not worker.running, "a lease in use is returned"
             assert not worker.queue
             assert not worker.outbox
         else:
@@ -775,7 +885,9 @@ class World(RuleBasedStateMachine):
         message = worker.inbox.popleft()
         if message is not None:
             worker.queue.extend(message)
-        if message is None or worker.is_blocked:
+            keys = [*worker.queue, *worker.running]
+            assert len(keys) <= FEW.slots or not keys[0][0].overlaps, "more than slots"
+        if message is None or (worker.is_blocked and not worker.has_overlapping):
             self.hand_back(worker)
 
     def hand_back(self, worker: SimWorker) -> None:
@@ -783,27 +895,28 @@ class World(RuleBasedStateMachine):
         worker.queue.clear()
 
     def start(self, worker: SimWorker) -> None:
-        task, attempt = worker.running = worker.queue.popleft()
+        task, attempt = worker.queue.popleft()
+        worker.running.append((task, attempt))
         assert (task.pending.id, attempt) not in self.started, "an attempt began twice"
         assert task.pending.id in self.unfinished, "a task that has ended runs again"
         self.started.add((task.pending.id, attempt))
         worker.board = (task.pending.id, attempt)
         if task.kind == "blocker":
             worker.is_blocked = True
-            self.hand_back(worker)
+            if not task.overlaps:
+                self.hand_back(worker)
 
-    def finish(self, worker: SimWorker) -> None:
-        assert worker.running is not None
-        worker.outbox.append(("result", *worker.running))
-        worker.running = None
-        worker.is_blocked = False
+    def finish(self, worker: SimWorker, ended: tuple[SimTask, int]) -> None:
+        worker.running.remove(ended)
+        worker.outbox.append(("result", *ended))
+        worker.is_blocked = any(task.kind == "blocker" for task, _ in worker.running)
 
-    def sleeping(self) -> list[SimWorker]:
+    def sleeping(self) -> list[tuple[SimWorker, tuple[SimTask, int]]]:
         workers = self.workers.values()
-        return [w for w in workers if w.running is not None and w.running[0].takes_long]
+        return [(w, each) for w in workers for each in w.running if each[0].takes_long]
 
-    def wake(self, worker: SimWorker) -> None:
-        self.finish(worker)
+    def wake(self, worker: SimWorker, ended: tuple[SimTask, int]) -> None:
+        self.finish(worker, ended)
 
     # ---- the owner
 
@@ -838,7 +951,8 @@ class World(RuleBasedStateMachine):
         for task in begun:
             has_begun = (task.id, task.attempt) in self.started
             # The board cannot tell two attempts on one worker apart: then one retry is wasted.
-            assert has_begun or self.tasks[last].pending.attempt != attempt
+            # Of tasks that overlap, those that were on their way count as begun when it is not known.
+            assert has_begun or task.key.slots or self.tasks[last].pending.attempt != attempt
             task.attempt += 1
         assert self.machine.lost(worker.key, last, self.now) == ([], [])
         self.perform(self.machine.submit(begun, self.now))

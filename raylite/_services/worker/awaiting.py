@@ -142,6 +142,7 @@ async def _arrive(core: Core, entries: list[Entry], waiter: Countdown, *, only_l
         if only_looks:
             await core.ask(_settle, core, waiter)
         else:
+            core.awaits(waiter.future)
             await waiter.future
     finally:
         core.end_wait(entries, waiter, is_task=False)

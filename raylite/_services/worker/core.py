@@ -20,6 +20,7 @@ from raylite._kernel.link import Link
 from raylite._kernel.network import Network
 from raylite._kernel.threads import acquire, await_on, refuse_to_wait_for, run_on, settled
 from raylite._protocol import raylet
+from raylite._services.worker import blocking
 from raylite._services.worker.copies import GET, Bringing, Copies
 from raylite._services.worker.locations import LocationService
 from raylite._services.worker.objects import (
@@ -119,6 +120,9 @@ class Core:
         self.on_block: Callable[[], None] | None = None
         self.on_unblock: Callable[[], None] | None = None
         self.task_thread = 0
+        #: Called with each future of a value that is awaited, where tasks overlap.
+        self.on_await: Callable[[asyncio.Future[None]], None] | None = None
+        self._has_warned = False
 
     def join(self, job: bytes, config: hot.JobConfig) -> None:
         """Belong to a job: a worker learns of it with its first task, and keeps to it."""
@@ -133,11 +137,13 @@ class Core:
 
     # ---- tasks ---------------------------------------------------------------------------
 
-    def define(self, function: bytes, name: str, title: str, config: hot.JobConfig) -> int:
+    def define(
+        self, function: bytes, name: str, title: str, config: hot.JobConfig, overlaps: bool
+    ) -> int:
         """Register a pickled function for tasks of a configuration; the number stands for both."""
         number = next(self._definition_numbers)
         self.submitter.definitions[number] = hot.Definition(
-            number, function, name, self.job, self.id, title, config
+            number, function, name, self.job, self.id, title, config, overlaps
         )
         return number
 
@@ -187,6 +193,15 @@ class Core:
         try:
             return self.write(owner, self.run(self.allocate, id, owner, pickled.size), pickled)
         except BaseException:  # interrupted: nobody will hear of the object
+            self._do(self.owner.free_value, id, Value(Form.ARENA))
+            raise
+
+    async def store_soon(self, id: bytes, owner: bytes, pickled: pickling.Pickled) -> Value:
+        """The same, on another loop than this process's own; meanwhile, that does other things."""
+        try:
+            room = await await_on(self.loop, self.allocate, id, owner, pickled.size)
+            return self.write(owner, room, pickled)
+        except BaseException:
             self._do(self.owner.free_value, id, Value(Form.ARENA))
             raise
 
@@ -337,7 +352,7 @@ class Core:
 
         A worker's task lends its CPU meanwhile. So many seconds of the caller's timeout are left.
         """
-        self.refuse_to_wait()
+        self.mind_the_loop()
         is_task = self.on_block is not None and threading.get_ident() == self.task_thread
         bringings = [self.copies.bring(group, GET) for group in groups]
         if is_task:
@@ -359,6 +374,11 @@ class Core:
         return bringings
 
     # ---- what entries ask of their process -----------------------------------------------
+
+    def awaits(self, future: "asyncio.Future[None]") -> None:
+        """Somebody is about to await this future of a value."""
+        if self.on_await is not None:
+            self.on_await(future)
 
     def watch(self, entry: Entry, waiter: Waiter) -> None:
         self._do(self._watched, entry, waiter)
@@ -398,6 +418,21 @@ class Core:
                 "the session that this belongs to has ended, or is another process's"
             )
         self._wake()
+
+    def mind_the_loop(self) -> None:
+        """Say what is wrong with blocking this thread, if it runs an event loop.
+
+        Raises:
+            RuntimeError: It runs raylite's own, or that of tasks that overlap.
+        """
+        if asyncio._get_running_loop() is None:
+            return
+        self.refuse_to_wait()
+        if self.on_await is not None and threading.get_ident() == self.task_thread:
+            raise blocking.refuse()
+        if not self._has_warned:
+            self._has_warned = True
+            blocking.warn()
 
     def refuse_to_wait(self) -> None:
         """Raise on the loop's own thread: a user's callback there would stop everything."""
@@ -549,10 +584,10 @@ class Core:
         """Block this thread until the waiter has what it waits for, or time is up."""
         if waiter.count <= 0:
             return  # values came between the caller's look and this one
-        self.refuse_to_wait()
         if timeout is not None and timeout <= 0:
             self.run(self._look, entries, waiter)
             return
+        self.mind_the_loop()
         unique = list(dict.fromkeys(entries))
         is_task = self.on_block is not None and threading.get_ident() == self.task_thread
         self.begin_wait(unique, waiter, is_task=is_task)

@@ -122,13 +122,20 @@ class ExecuteService(Service, serves=(worker.Execute,)):
         """The running task waits: lend the CPU to others, and give back what is behind it."""
         self._is_blocked = True
         self.give_back(b"")
-        if not self._raylet.is_ended:
-            self._leases.blocked(b"")
+        self.lend_cpu()
 
     def unblocked(self) -> None:
         if not self._is_blocked:
             return  # what the task waited for had come before it was taken for blocked
         self._is_blocked = False
+        self.take_back_cpu()
+
+    def lend_cpu(self) -> None:
+        """Let others have this worker's CPU; it goes on with what it has."""
+        if not self._raylet.is_ended:
+            self._leases.blocked(b"")
+
+    def take_back_cpu(self) -> None:
         if not self._raylet.is_ended:
             self._leases.unblocked(b"")
 
@@ -231,6 +238,9 @@ class QueueExecutor:
         self._is_flushing = False
         self._service: ExecuteService | None = None
         self._core: Core | None = None
+        #: Called, on the loop, when a job has come, while the thread does something else than wait
+        #: for one.
+        self.on_arrival: Callable[[], None] | None = None
 
     # ---- the loop's side -----------------------------------------------------------------
 
@@ -239,6 +249,8 @@ class QueueExecutor:
 
     def run(self, job: Job) -> None:
         self._queue.put(job)
+        if self.on_arrival is not None:
+            self.on_arrival()
 
     def take_back(self) -> list[Job]:
         """Return what the thread has not begun, in order."""
@@ -260,6 +272,8 @@ class QueueExecutor:
     def leave(self) -> None:
         """Let the thread end after what is queued."""
         self._queue.put(None)
+        if self.on_arrival is not None:
+            self.on_arrival()
 
     def flush(self) -> None:
         """Hand over what has ended since the last time."""
@@ -279,6 +293,15 @@ class QueueExecutor:
     def next(self, patience: float | None = None) -> Job | None:
         """Wait for a job; None means: leave. Raises `Empty` when patience (seconds) ends."""
         return self._queue.get(timeout=patience)
+
+    def lend_cpu(self) -> None:
+        """Let others have the CPU while what runs here waits for values."""
+        if self._service is not None:
+            self._loop.call_soon_threadsafe(self._service.lend_cpu)
+
+    def take_back_cpu(self) -> None:
+        if self._service is not None:
+            self._loop.call_soon_threadsafe(self._service.take_back_cpu)
 
     def ended(self, job: Job) -> None:
         self._ended.append(job)

@@ -32,11 +32,12 @@ class Keeper(Protocol):
     @property
     def dropped(self) -> "Callable[[Drop], object]": ...
     def watch(self, entry: "Entry", waiter: "Waiter") -> None: ...
+    def awaits(self, future: "asyncio.Future[None]") -> None: ...
     def load(self, entry: "Entry") -> Any: ...
     def bring(self, entry: "Entry") -> "concurrent.futures.Future[Views] | None": ...
     def need(self, entry: "Entry") -> None: ...
     def pin_for_ever(self, entry: "Entry") -> None: ...
-    def refuse_to_wait(self) -> None: ...
+    def mind_the_loop(self) -> None: ...
 
 
 class Waiter(Protocol):
@@ -263,6 +264,7 @@ class ObjectRef(Generic[T]):
         if entry.value is None:
             waiter = LoopFuture()
             entry.keeper.watch(entry, waiter)
+            entry.keeper.awaits(waiter.future)
             yield from waiter.future
         if entry.is_in_arena and (bringing := entry.keeper.bring(entry)) is not None:
             views = yield from asyncio.wrap_future(bringing)
@@ -371,7 +373,7 @@ class RefFuture(concurrent.futures.Future[T]):
 
     def _wait(self, timeout: float | None) -> None:
         if not self.done():
-            self._ref._entry.keeper.refuse_to_wait()
+            self._ref._entry.keeper.mind_the_loop()
             settled = threading.Lock()
             settled.acquire()
             self.add_done_callback(lambda future: settled.release())

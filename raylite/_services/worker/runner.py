@@ -4,7 +4,9 @@ import logging
 import os
 import sys
 import threading
+from asyncio import Future
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from queue import Empty
 from time import perf_counter
 from types import GeneratorType
@@ -40,10 +42,12 @@ class Values(Protocol):
     """What the runner needs of its process: see `Core`."""
 
     task_thread: int
+    on_await: Callable[[Future[None]], None] | None
 
     def hold(self, entries: tuple[Entry, ...]) -> None: ...
     def read(self, value: Value, entry: Entry | None) -> Any: ...
     def store_result(self, id: bytes, owner: bytes, pickled: pickling.Pickled) -> Value: ...
+    async def store_soon(self, id: bytes, owner: bytes, pickled: pickling.Pickled) -> Value: ...
     def find(self, id: bytes) -> Entry | None: ...
 
 
@@ -56,6 +60,10 @@ class RunningTask(Struct, frozen=True):
     function: str
     depth: int
     attempt: int
+
+
+#: The same, where several tasks run at a time on one thread: see `AsyncRunner`.
+overlapping: ContextVar[RunningTask | None] = ContextVar("overlapping", default=None)
 
 
 class Runner:
@@ -118,11 +126,17 @@ class Runner:
                 patience = None
                 continue
             patience = IDLE_AFTER
+            if job is not None and job.definition.overlaps:
+                job = self._overlap(job)
             if job is None:
                 return
             self._run(job)
             executor.ended(job)
             del job
+
+    def _overlap(self, job: Job) -> Job | None:
+        """Run this job, and what overlaps with it, and return the next that does not."""
+        raise NotImplementedError
 
     def _run(self, job: Job) -> None:
         task = job.task
@@ -135,34 +149,43 @@ class Runner:
         started = perf_counter()
         retry = False
         try:
-            if job.definition.config is not self._config:
-                self._adopt(job.definition.config)
-            if self._executor.holding is not self.holding:
-                self.holding = self._executor.holding
-                self._on_holding(self.holding)
+            config = job.definition.config
+            if config is not self._config or self._executor.holding is not self.holding:
+                self._adopt(config)
             values = self._call(job)
         except SystemExit as error:
-            self._on_exit(_exit_code(error))
+            self._on_exit(exit_code(error))
             raise
-        except BadArgument as bad:
-            values = (pack_error(bad.error),)
-        except Unfinished as unfinished:
-            retry = is_retried(task.retry_on, unfinished.error)
-            values = (*unfinished.values, self._error(unfinished.error, job, name))
-            values += values[-1:] * (task.returns - len(values))
         except BaseException as error:  # a task may raise anything; none of it is the worker's
-            retry = is_retried(task.retry_on, error)
-            values = (self._error(error, job, name),)
+            values, retry = self._failed(error, job, name)
         self.current = None
-        _flush_output()
+        flush_output()
         job.result = hot.Result(task.id, task.attempt, perf_counter() - started, values, (), retry)
 
+    def _failed(self, error: BaseException, job: Job, name: str) -> tuple[tuple[Value, ...], bool]:
+        """Return the results of a task that did not end well, and whether it is to run again."""
+        task = job.task
+        match error:
+            case BadArgument():
+                return (pack_error(error.error),), False
+            case Unfinished():
+                values = (*error.values, self._error(error.error, job, name))
+                values += values[-1:] * (task.returns - len(values))
+                return values, is_retried(task.retry_on, error.error)
+            case _:
+                return (self._error(error, job, name),), is_retried(task.retry_on, error)
+
     def _adopt(self, config: hot.JobConfig) -> None:
-        try:
-            self._on_config(config)
-        except RuntimeEnvSetupError as error:
-            raise BadArgument(error) from error
-        self._config = config
+        """Be what the next task's job wants, and know what its lease holds."""
+        if config is not self._config:
+            try:
+                self._on_config(config)
+            except RuntimeEnvSetupError as error:
+                raise BadArgument(error) from error
+            self._config = config
+        if self._executor.holding is not self.holding:
+            self.holding = self._executor.holding
+            self._on_holding(self.holding)
 
     def _call(self, job: Job) -> tuple[Value, ...]:
         task = job.task
@@ -259,21 +282,23 @@ class Runner:
 
     def _pack(self, result: Any, task: hot.Task, index: int, job: Job) -> Value:
         if result is None:
-            return _NONE
+            return NONE
         pickled = pickling.dumps(result)
-        contained: tuple[hot.Contained, ...] = ()
-        if pickled.contained:
-            entries = tuple(ref._entry for ref in pickled.contained if isinstance(ref, ObjectRef))
-            contained = tuple(
-                hot.Contained(entry.id, entry.owner or entry.keeper.address) for entry in entries
-            )
-            job.handed += entries
-            self._values.hold(entries)
+        contained = self._hand_over(pickled, job) if pickled.contained else ()
         if pickled.size <= hot.INLINE_LIMIT:
             return Value(Form.INLINE, pickled.to_bytes(), 0, 0, contained)
         key = arena_key(task, index)
         stored = self._values.store_result(key, job.definition.owner, pickled)
         return Value(Form.ARENA, b"", stored.offset, stored.size, contained, key, stored.node)
+
+    def _hand_over(self, pickled: pickling.Pickled, job: Job) -> tuple[hot.Contained, ...]:
+        """Hold the references in a result until its owner holds them."""
+        entries = tuple(ref._entry for ref in pickled.contained if isinstance(ref, ObjectRef))
+        job.handed += entries
+        self._values.hold(entries)
+        return tuple(
+            hot.Contained(entry.id, entry.owner or entry.keeper.address) for entry in entries
+        )
 
     def _error(self, error: BaseException, job: Job, name: str) -> Value:
         if isinstance(error, KeyboardInterrupt):
@@ -334,7 +359,7 @@ def _exhaust(results: Iterator[Any], returns: int) -> None:
         )
 
 
-_NONE = Value(Form.INLINE, pickling.dumps(None).to_bytes())
+NONE = Value(Form.INLINE, pickling.dumps(None).to_bytes())
 
 
 def is_retried(retry_on: bytes, error: BaseException) -> bool:
@@ -345,7 +370,7 @@ def is_retried(retry_on: bytes, error: BaseException) -> bool:
     return isinstance(error, tuple(pickling.loads(retry_on)))
 
 
-def _flush_output() -> None:
+def flush_output() -> None:
     """What a task printed is seen when it has ended, its last unfinished line too."""
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -354,7 +379,7 @@ def _flush_output() -> None:
             continue
 
 
-def _exit_code(error: SystemExit) -> int:
+def exit_code(error: SystemExit) -> int:
     if error.code is None:
         return 0
     if isinstance(error.code, int):

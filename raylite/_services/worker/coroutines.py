@@ -1,0 +1,283 @@
+"""Coroutines: `async def` tasks, of which many run at a time on a loop of the task thread."""
+
+import asyncio
+import contextvars
+from collections.abc import Coroutine, Generator
+from contextlib import suppress
+from contextvars import ContextVar
+from queue import Empty
+from time import perf_counter
+from types import GeneratorType
+from typing import Any
+
+from raylite._kernel.alarm import Alarm
+from raylite._kernel.seams import now
+from raylite._kernel.threads import new_loop
+from raylite._services.worker.execute import Job
+from raylite._services.worker.runner import (
+    IDLE_AFTER,
+    NONE,
+    Runner,
+    RunningTask,
+    Unfinished,
+    arena_key,
+    exit_code,
+    flush_output,
+    overlapping,
+)
+from raylite._wire import hot, pickling
+from raylite._wire.hot import Form, Value
+from raylite.exceptions import TaskCancelledError
+
+LAST_SECONDS = 1.0  # for what is cancelled as the worker ends
+
+_Begun = set[asyncio.Task[Any]]
+_begun: ContextVar[_Begun | None] = ContextVar("begun", default=None)
+"""What the code of a task began on the loop, and what has not ended of it."""
+
+
+class AsyncRunner(Runner):
+    """A runner that runs `async def` tasks as well, many at a time.
+
+    They share an event loop, which runs on the task thread while there are only such; each has a
+    context of its own. A job of the other kind waits until all that run have ended. What a task
+    begins on the loop and leaves behind is cancelled, and waited for, as `asyncio.run` does.
+
+    While one of them waits for a value, the CPU is lent to others, for it may take that CPU to make
+    the value. The rest goes on meanwhile.
+    """
+
+    _loop: asyncio.AbstractEventLoop | None = None
+    _bug: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            super().run()
+        finally:
+            self._close()
+
+    def _overlap(self, job: Job) -> Job | None:
+        loop = self._loop or self._make_loop()
+        self._next: Job | None = None
+        self._has_next = self._is_leaving = self._is_woken = False
+        self._begin(job)
+        self._executor.on_arrival = self._arrived
+        loop.call_soon(self._take)  # what came before it was known whom to tell
+        self._values.on_await = self._awaits
+        try:
+            while self._running or not self._has_next:
+                try:
+                    loop.run_forever()
+                except KeyboardInterrupt:  # it struck none of the tasks
+                    loop.call_soon(self._take)
+                if self._bug is not None:
+                    raise self._bug
+        except SystemExit as error:
+            self._on_exit(exit_code(error))
+            raise
+        finally:
+            self._executor.on_arrival = self._values.on_await = None
+        return self._next
+
+    def _make_loop(self) -> asyncio.AbstractEventLoop:
+        self._loop = loop = new_loop()
+        loop.set_task_factory(_make_task)
+        self._running: dict[asyncio.Task[None], None] = {}
+        self._awaited = 0
+        self._is_lent = False
+        self._idle = Alarm(self._on_idle)
+        return loop
+
+    # ---- jobs come -----------------------------------------------------------------------
+
+    def _arrived(self) -> None:
+        """Called on the other loop."""
+        assert self._loop is not None
+        if not self._is_woken:
+            self._is_woken = True
+            self._loop.call_soon_threadsafe(self._take)
+
+    def _take(self) -> None:
+        """Begin what has come, until something comes that does not overlap."""
+        self._is_woken = False
+        while not self._has_next:
+            try:
+                job = self._executor.next(0)
+            except Empty:
+                return
+            if job is not None and job.definition.overlaps:
+                self._begin(job)
+                continue
+            self._next, self._has_next = job, True
+            if job is None:
+                self._is_leaving = True
+                for task in self._running:
+                    task.cancel()
+        self._stop_if_done()
+
+    def _begin(self, job: Job) -> None:
+        task, definition = job.task, job.definition
+        running = RunningTask(
+            task.id, definition.job, task.name or definition.title, definition.name,
+            task.depth, task.attempt,
+        )  # fmt: skip
+        begun: _Begun = set()
+        context = contextvars.copy_context()
+        context.run(overlapping.set, running)
+        context.run(_begun.set, begun)
+        work = asyncio.Task(
+            self._work(job, running, begun), loop=self._loop, name=running.name, context=context
+        )
+        self._running[work] = None
+        work.add_done_callback(self._ended)
+        self._idle.cancel()
+
+    # ---- jobs run ------------------------------------------------------------------------
+
+    async def _work(self, job: Job, running: RunningTask, begun: _Begun) -> None:
+        self._board(running.id)
+        self._on_task(running.name)
+        started = perf_counter()
+        retry = False
+        try:
+            config = job.definition.config
+            if config is not self._config or self._executor.holding is not self.holding:
+                self._adopt(config)
+            values = await self._await(job)
+            if begun:
+                await _end(begun)
+        except (SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):
+                error = TaskCancelledError().with_traceback(error.__traceback__)
+            values, retry = self._failed(error, job, running.name)
+            if begun:
+                with suppress(asyncio.CancelledError):
+                    await _end(begun)
+        if self._is_leaving:
+            return  # who waits for the result hears that the worker is gone
+        flush_output()
+        job.result = hot.Result(
+            running.id, running.attempt, perf_counter() - started, values, (), retry
+        )
+        self._settle_cpu()
+        self._executor.ended(job)
+
+    async def _await(self, job: Job) -> tuple[Value, ...]:
+        task = job.task
+        if job.brought is not None:
+            with suppress(Exception):  # it is raised again where it is read
+                await asyncio.wrap_future(job.brought)
+        function = self._function(job.definition)
+        args, kwargs = self._arguments(job)
+        result = await function(*args, **kwargs)
+        del args, kwargs
+        if task.returns == 1 and type(result) is not GeneratorType:
+            return (await self._pack_soon(result, task, 0, job),)
+        if not isinstance(result, list | tuple) or len(result) != task.returns:
+            return self._pack_each(result, task, job)
+        values: list[Value] = []
+        try:
+            for index, each in enumerate(result):
+                values.append(await self._pack_soon(each, task, index, job))
+        except Exception as error:
+            raise Unfinished(tuple(values), error) from error
+        return tuple(values)
+
+    async def _pack_soon(self, result: Any, task: hot.Task, index: int, job: Job) -> Value:
+        """The same as `_pack`, but others go on while there is no room for a large value."""
+        if result is None:
+            return NONE
+        pickled = pickling.dumps(result)
+        contained = self._hand_over(pickled, job) if pickled.contained else ()
+        if pickled.size <= hot.INLINE_LIMIT:
+            return Value(Form.INLINE, pickled.to_bytes(), 0, 0, contained)
+        key = arena_key(task, index)
+        stored = await self._values.store_soon(key, job.definition.owner, pickled)
+        return Value(Form.ARENA, b"", stored.offset, stored.size, contained, key, stored.node)
+
+    # ---- jobs end ------------------------------------------------------------------------
+
+    def _ended(self, work: "asyncio.Task[None]") -> None:
+        assert self._loop is not None
+        del self._running[work]
+        if not work.cancelled() and not self._is_leaving:
+            self._bug = work.exception()
+            if self._bug is not None:
+                self._loop.stop()
+        if not self._running and not self._has_next:
+            self._idle.set(now() + IDLE_AFTER)
+        self._stop_if_done()
+
+    def _stop_if_done(self) -> None:
+        assert self._loop is not None
+        if self._has_next and not self._running:
+            self._loop.stop()
+
+    def _close(self) -> None:
+        """Give what still runs a moment to clean up, as `asyncio.run` does."""
+        if (loop := self._loop) is None:
+            return
+        self._is_leaving = True
+        for work in self._running:
+            if work.done() and not work.cancelled():
+                work.exception()  # what ended the worker: nobody is to be told of it again
+        cleaning = asyncio.Task(_clean_up(asyncio.all_tasks(loop)), loop=loop)
+        cleaning.add_done_callback(lambda cleaning: loop.stop())
+        while not cleaning.done():  # uvloop stops once more after an exception that ended it
+            with suppress(SystemExit, KeyboardInterrupt):
+                loop.run_forever()
+        loop.close()
+
+    # ---- the CPU -------------------------------------------------------------------------
+
+    def _awaits(self, future: "asyncio.Future[None]") -> None:
+        assert self._loop is not None
+        if future.get_loop() is self._loop:
+            self._awaited += 1
+            future.add_done_callback(self._got)
+            if not self._is_lent:
+                self._settle_cpu()
+
+    def _got(self, future: "asyncio.Future[None]") -> None:
+        assert self._loop is not None
+        self._awaited -= 1
+        if not self._awaited:
+            self._loop.call_soon(self._settle_cpu)  # the task may well wait for the next at once
+
+    def _settle_cpu(self) -> None:
+        if self._is_lent != bool(self._awaited):
+            self._is_lent = not self._is_lent
+            if self._is_lent:
+                self._executor.lend_cpu()
+            else:
+                self._executor.take_back_cpu()
+
+
+def _make_task(
+    loop: asyncio.AbstractEventLoop,
+    work: Coroutine[Any, Any, Any] | Generator[Any, None, Any],
+    **options: Any,
+) -> "asyncio.Task[Any]":
+    """Make an asyncio task, and note whose it is."""
+    made: asyncio.Task[Any] = asyncio.Task(work, loop=loop, **options)
+    begun = _begun.get()
+    if begun is not None:
+        begun.add(made)
+        made.add_done_callback(begun.discard)
+    return made
+
+
+async def _end(begun: _Begun) -> None:
+    for each in begun:
+        each.cancel()
+    await asyncio.wait(begun)
+
+
+async def _clean_up(tasks: set[asyncio.Task[Any]]) -> None:
+    for each in tasks:
+        each.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=LAST_SECONDS)
+    await asyncio.get_running_loop().shutdown_asyncgens()
