@@ -1,11 +1,12 @@
 """The public functions: long docstrings, short bodies."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import TIMEOUT_MAX
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, Never, ParamSpec, TypeVar, Unpack, overload
 
+from raylite._decorators import Decorator, DecoratorTo
 from raylite._init import init
 from raylite._options import decorator_error, validate_task_options
 from raylite._remote import RemoteFunction, show
@@ -14,19 +15,49 @@ from raylite._services.worker.core import Core
 from raylite._services.worker.objects import ObjectRef, unknown_owner
 from raylite._services.worker.outcomes import outcomes
 from raylite._types.address import NodeAddress, TcpAddress, UnixAddress, parse_address
+from raylite._types.keywords import DecoratorKeywords, Several
 from raylite._wire import pickling
 from raylite._wire.messages import gcs as msg
 from raylite.exceptions import RayError, RaySystemError
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _ONLY_REFS = {ObjectRef}
 
 
 @overload
-def remote(function: Callable[..., Any], /) -> Any: ...
+def remote(function: Callable[P, Never], /) -> RemoteFunction[Callable[P, Any], ObjectRef[Any]]: ...
 @overload
-def remote(**options: Any) -> Callable[[Callable[..., Any]], Any]: ...
+def remote(
+    function: Callable[P, Iterator[T] | AsyncIterator[T]], /
+) -> RemoteFunction[Callable[P, Any], Any]: ...
+@overload
+def remote(
+    function: Callable[P, Coroutine[Any, Any, T]], /
+) -> RemoteFunction[Callable[P, Any], ObjectRef[T]]: ...
+@overload
+def remote(function: Callable[P, T], /) -> RemoteFunction[Callable[P, T], ObjectRef[T]]: ...
+@overload
+def remote(**options: Unpack[DecoratorKeywords]) -> Decorator: ...
+@overload
+def remote(*, num_returns: None, **options: Unpack[DecoratorKeywords]) -> Decorator: ...
+@overload
+def remote(
+    *, num_returns: Literal[0], **options: Unpack[DecoratorKeywords]
+) -> DecoratorTo[None]: ...
+@overload
+def remote(
+    *, num_returns: Several, **options: Unpack[DecoratorKeywords]
+) -> DecoratorTo[list[ObjectRef[Any]]]: ...
+@overload
+def remote(
+    *, num_returns: Literal[1, "dynamic"], **options: Unpack[DecoratorKeywords]
+) -> DecoratorTo[ObjectRef[Any]]: ...
+@overload
+def remote(
+    *, num_returns: int | str | None, **options: Unpack[DecoratorKeywords]
+) -> DecoratorTo[Any]: ...
 def remote(*args: Any, **options: Any) -> Any:
     """Turn a function into a remote one, whose calls run in the cluster's workers.
 
@@ -184,12 +215,12 @@ def put(value: T) -> ObjectRef[T]:
 
 
 def wait(
-    refs: list[ObjectRef[Any]],
+    refs: list[ObjectRef[T]],
     *,
     num_returns: int = 1,
     timeout: float | None = None,
     fetch_local: bool = True,
-) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
+) -> tuple[list[ObjectRef[T]], list[ObjectRef[T]]]:
     """Split references into those whose objects are there and the rest.
 
     Blocks until `num_returns` are there or time is up. At most `num_returns` are returned as ready,
@@ -235,7 +266,7 @@ def check_refs(refs: object) -> None:
         )
 
 
-def check_wait(refs: list[ObjectRef[Any]], num_returns: int, timeout: float | None) -> None:
+def check_wait(refs: Sequence[ObjectRef[Any]], num_returns: int, timeout: float | None) -> None:
     """Raise what `wait` raises for arguments that it cannot take."""
     if type(refs) is not list and (wrong := _not_a_list(refs)):
         raise TypeError(

@@ -5,7 +5,18 @@ import inspect
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, cast
+from typing import (
+    Any,
+    Concatenate,
+    Generic,
+    Literal,
+    ParamSpec,
+    TypeAlias,
+    TypeVar,
+    Unpack,
+    cast,
+    overload,
+)
 
 from raylite._machines.submitter import LaneKey
 from raylite._map import Chunked, Map
@@ -18,6 +29,7 @@ from raylite._services.worker.runner import ANY
 from raylite._services.worker.submit import OwnedTask
 from raylite._types.environment import variables_of
 from raylite._types.keys import ObjectKey, TaskKey
+from raylite._types.keywords import HasStrategy, Several, TaskKeywords
 from raylite._types.resources import Resources
 from raylite._types.signature import Signature
 from raylite._types.strategies import (
@@ -32,7 +44,22 @@ from raylite._wire import environments, hot, pickling, placement
 logger = logging.getLogger("raylite")
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
 T = TypeVar("T")
+F = TypeVar("F", covariant=True)  # a remote function's function
+R = TypeVar("R", covariant=True)  # what its calls return
+# Its arguments.
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+D = TypeVar("D")
+E = TypeVar("E")
+G = TypeVar("G")
+H = TypeVar("H")
+J = TypeVar("J")
+
+Given: TypeAlias = T | ObjectRef[T]
+"""An argument of a call: a task gets the value of a reference."""
 
 _NO_ARGUMENTS = pickling.dumps(((), {})).to_bytes()
 _FIRST = (1).to_bytes(4, "little")  # the index of a task's first return
@@ -77,16 +104,21 @@ class _Submission:
         self.retry_on = b"" if not self.retries else _retry_on(options.retry_exceptions)
 
 
-class RemoteFunction(Generic[P, T]):
+class RemoteFunction(Generic[F, R]):
     """A function whose calls are tasks: ``f.remote(...)`` returns an `ObjectRef` at once.
 
     Made by `remote`. The function is pickled at its first call in a session, so globals defined
     after it are seen; a call pickles its arguments and returns without waiting for anything.
+
+    To type checkers it is a ``RemoteFunction[Callable[[int], str], ObjectRef[str]]``: of what it
+    calls, and what a call returns.
     """
+
+    __name__: str
 
     def __init__(
         self,
-        function: Callable[P, T],
+        function: Callable[..., Any],
         options: Mapping[str, Any],
         signature: Signature | None = None,
         exported: "_Exported | None" = None,
@@ -100,18 +132,35 @@ class RemoteFunction(Generic[P, T]):
         self._name = f"{function.__module__}.{function.__name__}"
         self._submission: _Submission | None = None
         self._chunked: dict[int, Chunked] = {}  # for `map`, by the number of arguments
-        functools.update_wrapper(self, function)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError(
-            "Remote functions cannot be called directly. Instead of running "
-            f"'{self._name}()', try '{self._name}.remote()'."
-        )
+        wrapper: Any = self
+        functools.update_wrapper(wrapper, function)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RemoteFunction, (self._function, self._options)
 
-    def options(self, **options: Any) -> "RemoteFunction[P, T]":
+    @overload
+    def options(self, **options: Unpack[TaskKeywords]) -> "RemoteFunction[F, R]": ...
+    @overload
+    def options(
+        self, *, num_returns: None, **options: Unpack[TaskKeywords]
+    ) -> "RemoteFunction[F, R]": ...
+    @overload
+    def options(
+        self, *, num_returns: Literal[0], **options: Unpack[TaskKeywords]
+    ) -> "RemoteFunction[F, None]": ...
+    @overload
+    def options(
+        self, *, num_returns: Several, **options: Unpack[TaskKeywords]
+    ) -> "RemoteFunction[F, list[ObjectRef[Any]]]": ...
+    @overload
+    def options(
+        self, *, num_returns: Literal[1, "dynamic"], **options: Unpack[TaskKeywords]
+    ) -> "RemoteFunction[F, ObjectRef[Any]]": ...
+    @overload
+    def options(
+        self, *, num_returns: int | str | None, **options: Unpack[TaskKeywords]
+    ) -> "RemoteFunction[F, Any]": ...
+    def options(self, **options: Any) -> "RemoteFunction[F, Any]":
         """Return this function with other options, for the calls made through what is returned.
 
         Takes what `remote` takes, except ``max_calls``.
@@ -121,11 +170,110 @@ class RemoteFunction(Generic[P, T]):
         """
         validate_task_options(options, in_options=True, is_async=self._overlaps)
         merged = update_options(self._options, options)
+        other: RemoteFunction[F, Any]
         other = RemoteFunction(self._function, merged, self._signature, self._exported)
         other._chunked = self._chunked
         return other
 
-    def remote(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
+    # First the arguments as the function has them; then with references for the first one, two, ...
+    # that are given by position. Type checkers cannot be told the same of keywords.
+    @overload
+    def remote(
+        self: "RemoteFunction[Callable[P, Any], R]", /, *args: P.args, **kwargs: P.kwargs
+    ) -> R: ...
+    @overload
+    def remote(
+        self: "RemoteFunction[Callable[Concatenate[A, Q], Any], R]",
+        a: Given[A],
+        /,
+        *args: Q.args,
+        **kwargs: Q.kwargs,
+    ) -> R: ...
+    @overload
+    def remote(
+        self: "RemoteFunction[Callable[Concatenate[A, B, Q], Any], R]",
+        a: Given[A],
+        b: Given[B],
+        /,
+        *args: Q.args,
+        **kwargs: Q.kwargs,
+    ) -> R: ...
+    @overload
+    def remote(
+        self: "RemoteFunction[Callable[Concatenate[A, B, C, Q], Any], R]",
+        a: Given[A],
+        b: Given[B],
+        c: Given[C],
+        /,
+        *args: Q.args,
+        **kwargs: Q.kwargs,
+    ) -> R: ...
+    @overload
+    def remote(
+        self: "RemoteFunction[Callable[Concatenate[A, B, C, D, Q], Any], R]",
+        a: Given[A],
+        b: Given[B],
+        c: Given[C],
+        d: Given[D],
+        /,
+        *args: Q.args,
+        **kwargs: Q.kwargs,
+    ) -> R: ...
+    @overload
+    def remote(
+        self: "RemoteFunction[Callable[Concatenate[A, B, C, D, E, Q], Any], R]",
+        a: Given[A],
+        b: Given[B],
+        c: Given[C],
+        d: Given[D],
+        e: Given[E],
+        /,
+        *args: Q.args,
+        **kwargs: Q.kwargs,
+    ) -> R: ...
+    @overload
+    def remote(
+        self: "RemoteFunction[Callable[Concatenate[A, B, C, D, E, G, Q], Any], R]",
+        a: Given[A],
+        b: Given[B],
+        c: Given[C],
+        d: Given[D],
+        e: Given[E],
+        g: Given[G],
+        /,
+        *args: Q.args,
+        **kwargs: Q.kwargs,
+    ) -> R: ...
+    @overload
+    def remote(
+        self: "RemoteFunction[Callable[Concatenate[A, B, C, D, E, G, H, Q], Any], R]",
+        a: Given[A],
+        b: Given[B],
+        c: Given[C],
+        d: Given[D],
+        e: Given[E],
+        g: Given[G],
+        h: Given[H],
+        /,
+        *args: Q.args,
+        **kwargs: Q.kwargs,
+    ) -> R: ...
+    @overload
+    def remote(
+        self: "RemoteFunction[Callable[Concatenate[A, B, C, D, E, G, H, J, Q], Any], R]",
+        a: Given[A],
+        b: Given[B],
+        c: Given[C],
+        d: Given[D],
+        e: Given[E],
+        g: Given[G],
+        h: Given[H],
+        j: Given[J],
+        /,
+        *args: Q.args,
+        **kwargs: Q.kwargs,
+    ) -> R: ...
+    def remote(self, /, *args: Any, **kwargs: Any) -> Any:
         """Submit a call and return a reference to its result: a list of them for several returns.
 
         References among the arguments are replaced by their values before the function runs;
@@ -139,7 +287,10 @@ class RemoteFunction(Generic[P, T]):
         return self._submit(place, args, kwargs)
 
     def map(
-        self, /, *iterables: Iterable[Any], chunksize: int | Literal["auto"] = "auto"
+        self: "RemoteFunction[Callable[..., T], Any]",
+        /,
+        *iterables: Iterable[Any],
+        chunksize: int | Literal["auto"] = "auto",
     ) -> Map[T]:
         """Call it for each element of an iterable, and return an iterator of the references.
 
@@ -170,9 +321,8 @@ class RemoteFunction(Generic[P, T]):
 
     def _remote(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Ray's older spelling of ``.options(...).remote(...)``."""
-        return (self.options(**options) if options else self).remote(
-            *(args or ()), **(kwargs or {})
-        )
+        function: RemoteFunction[Any, Any] = self.options(**options) if options else self
+        return function.remote(*(args or ()), **(kwargs or {}))
 
     def _submit(self, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         core = place.core
@@ -320,6 +470,18 @@ class RemoteFunction(Generic[P, T]):
         return f"Could not serialize the arguments for a task or actor {self._name}."
 
 
+def _refuse_call(function: RemoteFunction[Any, Any], *args: object, **kwargs: object) -> None:
+    name = function._name
+    raise TypeError(
+        "Remote functions cannot be called directly. Instead of running "
+        f"'{name}()', try '{name}.remote()'."
+    )
+
+
+# Not in the class, where type checkers would take it for something that can be called.
+setattr(RemoteFunction, "__call__", _refuse_call)  # noqa: B010
+
+
 def show(value: object) -> str:
     """Return the value's `repr` for a message: not too long, and never an error itself."""
     try:
@@ -358,12 +520,6 @@ def _put_large(
     return stored
 
 
-class _HasStrategy(Protocol):
-    """The classes of `raylite.util.scheduling_strategies`."""
-
-    def to_strategy(self) -> Strategy: ...
-
-
 def placement_of(options: TaskOptions, demand: Resources) -> Placement:
     """Return what a task needs of its node, as the options say."""
     named = options.scheduling_strategy
@@ -377,7 +533,7 @@ def placement_of(options: TaskOptions, demand: Resources) -> Placement:
                 '["DEFAULT" | "SPREAD" | NodeAffinitySchedulingStrategy '
                 "| NodeLabelSchedulingStrategy]"
             )
-        strategy = cast(_HasStrategy, named).to_strategy()
+        strategy = cast(HasStrategy, named).to_strategy()
     selectors = [
         Labels.parse(each.get("label_selector") or {}) for each in options.fallback_strategy
     ]

@@ -86,6 +86,7 @@ LONG_MODULES: dict[str, str] = {
     "raylite/_machines/pulls.py": "one machine: an object's way here, from the wish to the last chunk",
     "raylite/_machines/submitter.py": "one machine: lanes, pipelines and leases decide together",
     "raylite/_options.py": "one table of all keywords",
+    "raylite/_remote.py": "a third of it says to type checkers what one method takes",
     "raylite/_runtime/node.py": "all that the processes of a node say to each other, and what of it",
     "raylite/_runtime/forkserver.py": "one process, without imports that would start threads",
     "raylite/_services/worker/core.py": "one facade: what threads ask and what the loop does for it",

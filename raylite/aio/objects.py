@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
-from typing import Any, Generic, Self, TypeVar, overload
+from typing import Any, Generic, Literal, Self, TypeVar, overload
 
 from raylite import _api
 from raylite._kernel.threads import in_thread
@@ -12,6 +12,7 @@ from raylite._runtime.context import Place
 from raylite._services.worker import awaiting
 from raylite._services.worker.core import Core, timed_out
 from raylite._services.worker.objects import Entry, ObjectRef
+from raylite.exceptions import RayError
 
 T = TypeVar("T")
 
@@ -21,12 +22,23 @@ _SHORT = 1000  # characters or bytes that are pickled faster than a thread wakes
 
 @overload
 async def get(
-    refs: ObjectRef[T], *, timeout: float | None = None, return_exceptions: bool = False
+    refs: ObjectRef[T], *, timeout: float | None = None, return_exceptions: Literal[False] = False
 ) -> T: ...
 @overload
 async def get(
-    refs: list[ObjectRef[T]], *, timeout: float | None = None, return_exceptions: bool = False
+    refs: list[ObjectRef[T]],
+    *,
+    timeout: float | None = None,
+    return_exceptions: Literal[False] = False,
 ) -> list[T]: ...
+@overload
+async def get(
+    refs: ObjectRef[T], *, timeout: float | None = None, return_exceptions: bool
+) -> T | RayError: ...
+@overload
+async def get(
+    refs: list[ObjectRef[T]], *, timeout: float | None = None, return_exceptions: bool
+) -> list[T | RayError]: ...
 async def get(refs: Any, *, timeout: float | None = None, return_exceptions: bool = False) -> Any:
     """Return the value of one object, or the list of values of several; `raylite.get`, awaited.
 
@@ -57,7 +69,11 @@ async def get(refs: Any, *, timeout: float | None = None, return_exceptions: boo
     return await awaiting.get(_api.home(refs), refs, timeout, raises=raises)
 
 
-async def gather(*refs: ObjectRef[T], return_exceptions: bool = False) -> list[T]:
+@overload
+async def gather(*refs: ObjectRef[T], return_exceptions: Literal[False] = False) -> list[T]: ...
+@overload
+async def gather(*refs: ObjectRef[T], return_exceptions: bool) -> list[T | RayError]: ...
+async def gather(*refs: ObjectRef[Any], return_exceptions: bool = False) -> list[Any]:
     """Return the values of these objects, in order: `asyncio.gather` for references.
 
     The same as `get` of a list. ``asyncio.gather(*refs)`` works too, with a task for each.
@@ -76,12 +92,12 @@ async def gather(*refs: ObjectRef[T], return_exceptions: bool = False) -> list[T
 
 
 async def wait(
-    refs: list[ObjectRef[Any]],
+    refs: list[ObjectRef[T]],
     *,
     num_returns: int = 1,
     timeout: float | None = None,
     fetch_local: bool = True,
-) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
+) -> tuple[list[ObjectRef[T]], list[ObjectRef[T]]]:
     """Split references into those whose objects are there and the rest; `raylite.wait`, awaited.
 
     To take many one by one as they come, `as_completed` is what costs the same for each.

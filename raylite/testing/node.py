@@ -279,7 +279,7 @@ class SimProcess:
         self.place = Place(self.core, attachment.node_id)
         self.is_dead = False
         self.on_kill: Callable[[], object] = _nothing
-        self._functions: dict[tuple[Any, ...], RemoteFunction[..., Any]] = {}
+        self._functions: dict[tuple[Any, ...], RemoteFunction[Callable[..., Any], Any]] = {}
         node.watch(attachment.running, lambda: self.is_dead)
 
     def submit(self, body: Callable[..., Awaitable[Any]], *args: Any, **options: Any) -> Any:

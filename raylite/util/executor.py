@@ -68,7 +68,13 @@ class Executor(concurrent.futures.Executor):
         self._lock = threading.Lock()
         self._is_shut_down = False
 
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
+    def submit(
+        self,
+        fn: Callable[P, T] | RemoteFunction[Callable[P, T], Any],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> "Future[T]":
         """Call a function in a worker; return the future of its result at once.
 
         What cannot be pickled is an error of the future.
@@ -79,7 +85,8 @@ class Executor(concurrent.futures.Executor):
         with self._lock:
             if self._is_shut_down:
                 raise RuntimeError("cannot schedule new futures after shutdown")
-            call = _Call(auto.place(), fn, args, kwargs)
+            function: Any = fn
+            call = _Call(auto.place(), function, args, kwargs)
             if self._sender is None or self._sender.pid != os.getpid():  # forked since
                 self._sender = _Sender(self._max_workers, self._options)
                 weakref.finalize(self, self._sender.end).atexit = False
@@ -206,8 +213,8 @@ class _Sender:
         self._options = options
         self._pending: deque[_Call] = deque()
         self._sent: dict[_Sent, None] = {}
-        self._functions: dict[Callable[..., Any], RemoteFunction[..., Any]] = {}
-        self._call = RemoteFunction(_call, options)
+        self._functions: dict[Callable[..., Any], RemoteFunction[Any, Any]] = {}
+        self._call: RemoteFunction[Any, Any] = RemoteFunction(_call, options)
         #: What has ended, and None: look at what is pending.
         self._events: SimpleQueue[_Sent | None] = SimpleQueue()
         self._is_woken = False
@@ -277,7 +284,7 @@ class _Sender:
         self._sent[sent] = None
         call.place.core.watch(ref._entry, sent)
 
-    def _remote_of(self, fn: Callable[..., Any]) -> RemoteFunction[..., Any]:
+    def _remote_of(self, fn: Any) -> RemoteFunction[Any, Any]:
         """Return what calls the function: itself, sent once, if it will be there the next time."""
         if isinstance(fn, RemoteFunction):
             return fn

@@ -425,7 +425,7 @@ def test_max_concurrency_is_positive(value: int) -> None:
     with pytest.raises(ValueError, match="'max_concurrency' only accepts None or a positive"):
         echo.options(max_concurrency=value)
     with pytest.raises(TypeError, match="max_concurrency"):
-        echo.options(max_concurrency="5")
+        echo.options(max_concurrency="5")  # type: ignore[call-overload]
 
 
 def test_an_asynchronous_generator_is_refused() -> None:

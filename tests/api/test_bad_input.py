@@ -93,7 +93,7 @@ def test_one_and_a_half_gpus_are_refused_at_the_call() -> None:
 
 def test_max_calls_is_refused_in_options() -> None:
     with pytest.raises(ValueError, match="max_calls"):
-        echo.options(max_calls=1)
+        echo.options(max_calls=1)  # type: ignore[call-overload]
 
 
 # --- Things that cannot be pickled ---

@@ -182,7 +182,7 @@ def test_references_of_an_earlier_session_are_refused() -> None:
             lambda: ray.get([ref]),  # noqa: B023
             lambda: ray.wait([ref]),  # noqa: B023
             lambda: double.remote(ref),  # noqa: B023
-            lambda: double.remote([ref]),  # noqa: B023
+            lambda: double.remote([ref]),  # type: ignore[call-overload]  # noqa: B023
         ]
         for use in uses:
             with pytest.raises(ValueError, match=r"Ray object\(s\) whose owner is unknown"):

@@ -145,7 +145,7 @@ def test_the_elements_before_an_error_of_the_iterable_come_first() -> None:
         raise OSError("no more lines")
 
     for chunksize in SIZES:
-        seen = []
+        seen: list[Any] = []
         with pytest.raises(OSError, match="no more lines"):
             seen.extend(square.map(elements(), chunksize=chunksize))
         refs: Any = square.map(elements(), chunksize=chunksize)
@@ -236,9 +236,9 @@ def test_what_makes_no_sense_is_refused_where_it_is_written() -> None:
     with pytest.raises(TypeError, match="too many positional arguments"):
         square.map([1], [2])
     with pytest.raises(TypeError, match=r"is not iterable|must support iteration"):
-        square.map(1)
+        square.map(1)  # type: ignore[arg-type]
     for wrong in (0, -1, 1.5, "many"):
         with pytest.raises(ValueError, match="chunksize must be"):
-            square.map([1], chunksize=wrong)
+            square.map([1], chunksize=wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="a function with one result"):
         square.options(num_returns=2).map([1])

@@ -16,6 +16,7 @@ from raylite._options import (
     validate_actor_options,
     validate_task_options,
 )
+from raylite._types.keywords import DecoratorKeywords, TaskKeywords
 
 COMMON = {
     "label_selector": None,
@@ -383,3 +384,11 @@ def test_what_is_valid_can_be_demanded(num_cpus: float, resources: dict[str, flo
     task(num_cpus=num_cpus, resources=custom)
     demand = TaskOptions.of({"num_cpus": num_cpus, "resources": custom}).demand()
     assert demand == {"CPU": num_cpus, **custom}
+
+
+def test_type_checkers_know_the_options_that_there_are() -> None:
+    in_options = {name for name, option in TASK_OPTIONS.items() if not option.only_decorator}
+    always_refused = {"object_store_memory"}
+    known = set(TaskKeywords.__annotations__) | {"num_returns"}
+    assert known == in_options - always_refused
+    assert set(DecoratorKeywords.__annotations__) | known == set(TASK_OPTIONS) - always_refused

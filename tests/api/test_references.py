@@ -95,7 +95,7 @@ def test_a_failed_task_is_done_and_has_its_exception() -> None:
     ref = fail.remote()
     ray.wait([ref])
     assert ref.done()
-    error = ref.exception()
+    error: Any = ref.exception()
     assert isinstance(error, ValueError)
     assert isinstance(error, RayTaskError)
     assert error.object_ref is ref

@@ -41,7 +41,7 @@ def add(a: Any, b: Any) -> Any:
 
 
 @ray.remote
-def describe(a: int, b: int = 2, *rest: int, c: int = 3, **named: int) -> list[Any]:
+def describe(a: int, b: Any = 2, *rest: Any, c: Any = 3, **named: Any) -> list[Any]:
     return [a, b, rest, c, named]
 
 
@@ -335,7 +335,7 @@ def test_a_remote_function_cannot_be_called_directly() -> None:
         f"Instead of running '{name}()', try '{name}.remote()'."
     )
     with pytest.raises(TypeError, match=re.escape(message)):
-        echo(1)
+        echo(1)  # type: ignore[operator]
 
 
 def test_a_class_is_refused_with_a_clear_word() -> None:

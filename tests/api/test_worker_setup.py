@@ -63,7 +63,7 @@ def test_references_are_expanded_where_the_task_runs() -> None:
 
 
 def test_subprocesses_and_c_code_see_the_variables() -> None:
-    @ray.remote(**env(OVEN="hot"))
+    @ray.remote(runtime_env={"env_vars": {"OVEN": "hot"}})
     def look() -> tuple[str, bytes]:
         getenv = ctypes.CDLL(None).getenv
         getenv.restype = ctypes.c_char_p

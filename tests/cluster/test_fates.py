@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -51,7 +52,7 @@ def cluster() -> Iterator["ray.RayContext"]:
 
 
 @ray.remote
-def rest(path: str) -> None:
+def rest(path: Any) -> None:
     """Say that it has begun, by making a file, and stay."""
     Path(path).write_text(str(os.getpid()))
     time.sleep(1000)

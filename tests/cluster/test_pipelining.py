@@ -9,7 +9,7 @@ import pickle
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def one() -> Iterator[None]:
 
 
 @ray.remote
-def step(number: int, told: str = "") -> int:
+def step(number: Any, told: str = "") -> Any:
     """Return the number; first, when told where, note in a file that this ran."""
     if told:
         note(told, number)
@@ -61,7 +61,7 @@ def note(path: str, what: object) -> None:
         file.write(f"{what}\n".encode())
 
 
-def train(function: RemoteFunction[..., Any]) -> None:
+def train(function: RemoteFunction[Callable[..., Any], Any]) -> None:
     """Let the run time of a function become known as short."""
     for _ in range(3):
         ray.get([function.remote(n) for n in range(100)], timeout=SOON)

@@ -40,7 +40,7 @@ def where() -> tuple[int, str]:
 
 
 @ray.remote
-def doubled(array: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> object:
+def doubled(array: Any) -> Any:
     return array * 2
 
 

@@ -6,7 +6,7 @@ However many objects somebody waits for, the loop is woken once, and nothing is 
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from raylite._services.worker.copies import GET
 from raylite._services.worker.core import Core, timed_out
@@ -14,6 +14,8 @@ from raylite._services.worker.objects import Entry, Fetching, LoopFuture, Object
 from raylite._services.worker.ready import has_ready, never, split
 from raylite._wire import pickling
 from raylite.exceptions import RaySystemError
+
+T = TypeVar("T")
 
 
 class Countdown(LoopFuture):
@@ -112,12 +114,12 @@ async def get(
 
 async def wait(
     core: Core,
-    refs: list[ObjectRef[Any]],
+    refs: list[ObjectRef[T]],
     count: int,
     seconds: float | None,
     *,
     fetch_local: bool,
-) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
+) -> tuple[list[ObjectRef[T]], list[ObjectRef[T]]]:
     """Split references into at most `count` whose objects are there, and the rest."""
     away = core.is_away if fetch_local else never
     if has_ready(refs, count, away):

@@ -316,12 +316,12 @@ class Core:
 
     def wait(
         self,
-        refs: list[ObjectRef[Any]],
+        refs: list[ObjectRef[T]],
         count: int,
         timeout: float | None,
         *,
         fetch_local: bool = True,
-    ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
+    ) -> tuple[list[ObjectRef[T]], list[ObjectRef[T]]]:
         """Split references into at most `count` whose values are there, and the rest.
 
         With `fetch_local`, they are there when they are on this node.

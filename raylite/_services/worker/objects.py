@@ -21,7 +21,8 @@ from raylite._wire.hot import Form, Value
 from raylite._wire.pickling import note_contained
 from raylite.exceptions import RayError
 
-T = TypeVar("T")
+T = TypeVar("T", covariant=True)
+V = TypeVar("V")
 
 
 class Keeper(Protocol):
@@ -344,10 +345,10 @@ _Wakes = dict[asyncio.AbstractEventLoop, "list[asyncio.Future[None]]"]
 _wakes: dict[int, _Wakes] = {}
 
 
-class RefFuture(concurrent.futures.Future[T]):
+class RefFuture(concurrent.futures.Future[V]):
     """A `concurrent.futures.Future` that unpickles in the thread that asks for the result."""
 
-    def __init__(self, ref: ObjectRef[T]) -> None:
+    def __init__(self, ref: ObjectRef[V]) -> None:
         super().__init__()
         self._ref = ref
         self._brought: concurrent.futures.Future[Views] | None = None
@@ -364,7 +365,7 @@ class RefFuture(concurrent.futures.Future[T]):
         if self.set_running_or_notify_cancel():
             self.set_result(None)  # type: ignore[arg-type]
 
-    def result(self, timeout: float | None = None) -> T:
+    def result(self, timeout: float | None = None) -> V:
         self._wait(timeout)
         entry = self._ref._entry
         if self._brought is not None:

@@ -1,9 +1,11 @@
 """Which of some objects are there: what a `wait` looks at before and after it waits."""
 
-from collections.abc import Callable, Container
-from typing import Any
+from collections.abc import Callable, Container, Sequence
+from typing import Any, TypeVar
 
 from raylite._services.worker.objects import Entry, ObjectRef
+
+T = TypeVar("T")
 
 
 def never(entry: Entry) -> bool:
@@ -11,7 +13,7 @@ def never(entry: Entry) -> bool:
     return False
 
 
-def has_ready(refs: list[ObjectRef[Any]], count: int, away: Callable[[Entry], bool]) -> bool:
+def has_ready(refs: Sequence[ObjectRef[Any]], count: int, away: Callable[[Entry], bool]) -> bool:
     """Whether so many objects are there."""
     for ref in refs:
         if (value := ref._entry.value) is not None and not (value.node and away(ref._entry)):
@@ -22,16 +24,16 @@ def has_ready(refs: list[ObjectRef[Any]], count: int, away: Callable[[Entry], bo
 
 
 def split(
-    refs: list[ObjectRef[Any]],
+    refs: list[ObjectRef[T]],
     count: int,
     here: Container[Entry],
     away: Callable[[Entry], bool],
-) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
+) -> tuple[list[ObjectRef[T]], list[ObjectRef[T]]]:
     """Split references into the first `count` of which the objects are there, and the rest.
 
     Those that were `away` and came are `here`.
     """
-    ready: list[ObjectRef[Any]] = []
+    ready: list[ObjectRef[T]] = []
     for position, ref in enumerate(refs):
         entry = ref._entry
         value = entry.value

@@ -1,0 +1,110 @@
+"""What type checkers must take, and what they must find: read by mypy and pyright, never run."""
+
+from collections.abc import Callable
+from typing import Any, NoReturn, assert_type
+
+import raylite as ray
+from raylite import ObjectRef
+from raylite._remote import RemoteFunction
+from raylite.exceptions import RayError
+from raylite.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+
+@ray.remote
+def weigh(item: int, unit: str = "g", *, scale: float = 1.0) -> int:
+    return item
+
+
+@ray.remote(num_cpus=2, max_calls=3, resources={"disk": 1})
+def name(item: int) -> str:
+    return str(item)
+
+
+@ray.remote
+def total(*items: int, **named: str) -> float:
+    return sum(items)
+
+
+@ray.remote
+def nothing() -> None: ...
+
+
+@ray.remote
+def refuse(item: int) -> NoReturn:
+    raise ValueError(item)
+
+
+@ray.remote
+def whatever(item: Any) -> Any:
+    return item
+
+
+@ray.remote
+def rows(items: list[int], size: int | None = None) -> list[list[int]]:
+    return [items]
+
+
+@ray.remote(num_returns=2)
+def halves(items: list[int]) -> tuple[list[int], list[int]]:
+    return items, items
+
+
+@ray.remote(num_returns=0)
+def silent(item: int) -> None: ...
+
+
+one, text, numbers = ray.put(1), ray.put("kg"), ray.put([1])
+assert_type(one, ObjectRef[int])
+
+# Calls, by place and by name.
+assert_type(weigh.remote(1), ObjectRef[int])
+assert_type(weigh.remote(1, "kg", scale=2), ObjectRef[int])
+assert_type(weigh.remote(item=1, unit="kg"), ObjectRef[int])
+assert_type(name.remote(1), ObjectRef[str])
+assert_type(total.remote(), ObjectRef[float])
+assert_type(total.remote(1, 2, 3, unit="kg"), ObjectRef[float])
+assert_type(nothing.remote(), ObjectRef[None])
+assert_type(rows.remote([1, 2]), ObjectRef[list[list[int]]])
+assert_type(rows.remote([1, 2], None), ObjectRef[list[list[int]]])
+assert_type(ray.remote(len).remote([1]), ObjectRef[int])
+refuse.remote(1)
+whatever.remote(object())
+
+# References where the function takes their values.
+assert_type(weigh.remote(one), ObjectRef[int])
+assert_type(weigh.remote(one, "kg"), ObjectRef[int])
+assert_type(weigh.remote(1, text), ObjectRef[int])
+assert_type(weigh.remote(weigh.remote(1), name.remote(one), scale=2.0), ObjectRef[int])
+assert_type(total.remote(1, one, 3, one), ObjectRef[float])
+assert_type(rows.remote(numbers, one), ObjectRef[list[list[int]]])
+
+# Results.
+assert_type(ray.get(weigh.remote(1)), int)
+assert_type(ray.get([weigh.remote(1) for _ in range(3)], timeout=1), list[int])
+assert_type(ray.get(one, return_exceptions=True), int | RayError)
+assert_type(ray.get([one], return_exceptions=True), list[int | RayError])
+assert_type(ray.wait([one, one]), tuple[list[ObjectRef[int]], list[ObjectRef[int]]])
+assert_type(one.exception(), RayError | None)
+assert_type(one.size, int | None)
+assert_type(one.future().result(), int)
+wider: ObjectRef[object] = one
+
+
+async def read() -> None:
+    assert_type(await weigh.remote(1), int)
+
+
+# Several results, and none.
+assert_type(halves.remote([1]), list[ObjectRef[Any]])
+assert_type(silent.remote(1), None)
+left, right = halves.remote([1])
+
+# Options keep the types.
+assert_type(weigh.options(num_cpus=2, name="heavy").remote(1, "kg"), ObjectRef[int])
+assert_type(weigh.options(scheduling_strategy="SPREAD").remote(one), ObjectRef[int])
+node = NodeAffinitySchedulingStrategy("0" * 56, soft=False)
+assert_type(weigh.options(scheduling_strategy=node).remote(1), ObjectRef[int])
+assert_type(weigh.options(num_returns=2).remote(1), list[ObjectRef[Any]])
+assert_type(weigh.options(num_returns=0).remote(1), None)
+assert_type(name.options(retry_exceptions=[ValueError], max_retries=-1).remote(1), ObjectRef[str])
+kinds: RemoteFunction[Callable[[int], str], ObjectRef[str]] = name
