@@ -10,6 +10,12 @@ from raylite.exceptions import ProtocolError
 encode_msgpack = msgspec.msgpack.Encoder().encode
 
 
+class Encoded(NamedTuple):
+    """A message whose bytes are made already: what a feed yields that many read."""
+
+    body: bytes
+
+
 class Codec(NamedTuple):
     """`encode` turns a message into bytes; `decode` turns bytes back or raises ProtocolError."""
 

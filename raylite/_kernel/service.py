@@ -17,6 +17,7 @@ from functools import cached_property, partial
 from typing import Any, ClassVar, NamedTuple, TypeVar, overload
 
 from raylite._kernel import interface
+from raylite._kernel.codec import Encoded
 from raylite._kernel.deadlines import cancel_scope
 from raylite._kernel.interface import Interface, Route
 from raylite._kernel.link import Link, Message
@@ -58,7 +59,9 @@ def handles(
 @overload
 def handles(
     route: interface.feed[Q, R],
-) -> Callable[[Callable[[S, Q], AsyncIterator[R]]], Callable[[S, Q], AsyncIterator[R]]]: ...
+) -> Callable[
+    [Callable[[S, Q], AsyncIterator[R | Encoded]]], Callable[[S, Q], AsyncIterator[R | Encoded]]
+]: ...
 @overload
 def handles(
     route: interface.batch[Q],
@@ -269,7 +272,7 @@ class Service:
         items = handler.method(self, request)
         try:
             async for item in items:
-                await link.item(call, encode(item))
+                await link.item(call, item.body if type(item) is Encoded else encode(item))
         finally:
             await items.aclose()
         link.end(call)

@@ -16,7 +16,7 @@ class Nodes(Interface):
     heartbeat = post(msg.Heartbeat)  # every second; silence is how a node dies
     sync = call(msg.Heartbeat, msg.Synced)  # a heartbeat that asks whether it was one of a member
     list = call(msg.ListNodes, msg.NodeList)
-    watch = feed(msg.WatchNodes, msg.NodeEvent)  # the present members, then every change
+    watch = feed(msg.WatchNodes, msg.NodeEvent)  # all nodes, dead ones too, then what changes
 
 
 class Views(Interface):
@@ -41,7 +41,7 @@ class Workers(Interface):
 
     report = post(msg.ReportWorkers)  # those that began or ended; all of them in a new epoch
     list = call(msg.ListWorkers, msg.WorkerList)
-    watch = feed(msg.WatchWorkers, msg.WorkerEvent)
+    watch = feed(msg.WatchWorkers, msg.WorkerEvent)  # those that ended, and then whoever ends
 
 
 class Certificates(Interface):

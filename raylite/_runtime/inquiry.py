@@ -78,9 +78,9 @@ def wait_alive(gcs: str, keys: Keys, expected: set[str], timeout: float) -> set[
 
     async def watch(link: Link) -> None:
         async for event in Nodes(link).watch(msg.WatchNodes()):
-            if event.node is not None:
-                change = alive.add if event.node.alive else alive.discard
-                change(event.node.node_id.hex())
+            for row in event.nodes:
+                change = alive.add if row.alive else alive.discard
+                change(row.node_id.hex())
             if alive == expected:
                 return
 
@@ -125,14 +125,9 @@ def wait_registered(node: NodeProcess) -> msg.Node:
 
 async def _row_of(link: Link, node: NodeProcess) -> msg.Node:
     async for event in Nodes(link).watch(msg.WatchNodes()):
-        row = event.node
-        if (
-            row is not None
-            and row.alive
-            and row.pid == node.raylet_pid
-            and row.ip == node.config.ip
-        ):
-            return row
+        for row in event.nodes:
+            if row.alive and row.pid == node.raylet_pid and row.ip == node.config.ip:
+                return row
     raise ConnectionError("the GCS ended while the node was joining")
 
 

@@ -47,7 +47,9 @@ class World:
         self.delays: dict[tuple[str, str], float] = {}  # between machines, where it is another
         self.clocks: dict[str, Clock] = {}  # of machines whose clock is not the world's
         self.networks: dict[str, SimNetwork] = {}
-        self.on_packet: Callable[[str, str], None] = _ignore  # one has landed: from whom, at whom
+        self.on_packet: Callable[[str, str, int], None] = (
+            _ignore  # landed: from, at, how many bytes
+        )
         self._cuts: dict[tuple[str, str], bool] = {}  # from, to: whether nobody is told
         self._wires: dict[SimWire, None] = {}  # every end that is not broken
         self._wires_made = 0
@@ -180,7 +182,7 @@ def _concerns(cut: tuple[str, str], one: str, other: str) -> bool:
     return (_is_at(one, a) and _is_at(other, b)) or (_is_at(one, b) and _is_at(other, a))
 
 
-def _ignore(one: str, other: str) -> None: ...
+def _ignore(one: str, other: str, size: int) -> None: ...
 
 
 class SimNetwork(Network):
@@ -279,7 +281,7 @@ class SimWire(MemoryWire):
         if not self.peer.is_broken and not self.is_blocked:
             with self._world.at(self.peer.host):
                 self.peer.arrive(item)
-            self._world.on_packet(self.host, self.peer.host)
+            self._world.on_packet(self.host, self.peer.host, len(item or b""))
 
     def _break(self, reason: str) -> None:
         super()._break(reason)

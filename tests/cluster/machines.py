@@ -98,7 +98,7 @@ def until_a_death(head: NodeRecord, act: Callable[[], object]) -> float:
             if not began:  # the first event: the feed is there
                 act()
                 began = time.monotonic()
-            elif event.node is not None and not event.node.alive:
+            elif not all(row.alive for row in event.nodes):
                 break
         return time.monotonic() - began
 

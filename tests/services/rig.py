@@ -82,6 +82,13 @@ def node(node_id: bytes = b"n", incarnation: int = 1, address: str = "") -> msg.
     )
 
 
+async def nodes_of(feed: AsyncIterator[msg.NodeEvent]) -> AsyncIterator[msg.Node]:
+    """Read the rows of a feed of nodes one by one; those of one message come in its order."""
+    async for event in feed:
+        for row in event.nodes:
+            yield row
+
+
 async def take(feed: AsyncIterator[T], count: int) -> list[T]:
     """Read some items of a feed."""
     return [await anext(feed) for _ in range(count)]

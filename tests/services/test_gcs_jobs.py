@@ -52,12 +52,12 @@ async def test_a_job_ends_by_its_drivers_word_or_with_it() -> None:
         added = await one.jobs.add(driver(b"one"))
         await two.jobs.add(driver(b"two"))
         events = aiter(watcher.jobs.watch(msg.WatchJobs()))
-        await take(events, 2)
+        assert len((await anext(events)).jobs) == 2
         await one.jobs.finish(msg.FinishJob(added.job_id))
         await one.jobs.finish(msg.FinishJob(added.job_id))
         await one.leave()
         await two.leave()
-        seen = [event.job for event in await take(events, 2) if event.job is not None]
+        seen = [job for event in await take(events, 2) for job in event.jobs]
         assert [row.state for row in seen] == [SUCCEEDED, DEAD]
         assert await states(watcher) == [SUCCEEDED, DEAD]
         assert all(row.finished and row.finished_at > 0 for row in seen)

@@ -14,7 +14,7 @@ from raylite._wire.messages import gcs as msg
 from raylite.exceptions import NodeDiedError, UnavailableError
 from raylite.testing.loop import SimLoop
 from raylite.testing.sim import SimNetwork, World
-from tests.services.rig import Client, life, node, simulated, take
+from tests.services.rig import Client, life, node, nodes_of, simulated, take
 from tests.services.storages import GatedStorage
 
 
@@ -55,12 +55,12 @@ async def test_a_watcher_sees_the_members_and_then_every_change() -> None:
     async with life(MemoryStorage()) as gcs:
         raylet, watcher = gcs.client(), gcs.client()
         await raylet.nodes.register(node(b"a"))
-        events = aiter(watcher.nodes.watch(msg.WatchNodes()))
+        events = nodes_of(watcher.nodes.watch(msg.WatchNodes()))
         second = gcs.client()
-        assert (await anext(events)).node == (await rows(raylet))[b"a"]
+        assert await anext(events) == (await rows(raylet))[b"a"]
         await second.nodes.register(node(b"b"))
         await second.leave()
-        seen = [event.node for event in await take(events, 2) if event.node is not None]
+        seen = await take(events, 2)
         assert [(row.node_id, row.alive) for row in seen] == [(b"b", True), (b"b", False)]
         assert seen[1].death_reason == "its raylet ended the session"
         assert seen[1].left
@@ -72,10 +72,10 @@ async def test_a_new_incarnation_follows_the_death_of_the_old() -> None:
     async with life(MemoryStorage()) as gcs:
         raylet = gcs.client()
         await raylet.nodes.register(node(incarnation=1, address="old"))
-        events = aiter(raylet.nodes.watch(msg.WatchNodes()))
+        events = nodes_of(raylet.nodes.watch(msg.WatchNodes()))
         first = await anext(events)
         await raylet.nodes.register(node(incarnation=2, address="new"))
-        seen = [e.node for e in [first, *await take(events, 2)] if e.node is not None]
+        seen = [first, *await take(events, 2)]
         told = [(row.address, row.alive) for row in seen]
         assert told == [("old", True), ("old", False), ("new", True)]
         assert seen[1].death_reason == "it was replaced by a new incarnation"
@@ -98,7 +98,7 @@ async def test_a_silent_node_dies_after_ten_seconds() -> None:
         await raylet.nodes.register(node())
         await beat(raylet, 30)
         last = now() - 1
-        events = aiter(raylet.nodes.watch(msg.WatchNodes()))
+        events = nodes_of(raylet.nodes.watch(msg.WatchNodes()))
         await take(events, 2)
         assert 10 <= now() - last <= 10.6
         row = (await rows(raylet))[b"n"]
@@ -135,16 +135,14 @@ async def test_a_death_is_told_once_the_storage_takes_it() -> None:
     async with life(storage) as gcs:
         raylet, watcher = gcs.client(), gcs.client()
         await raylet.nodes.register(node())
-        events = aiter(watcher.nodes.watch(msg.WatchNodes()))
+        events = nodes_of(watcher.nodes.watch(msg.WatchNodes()))
         await anext(events)
         storage.fails = True
         await raylet.leave()
         await anyio.sleep(3)
         assert (await rows(watcher))[b"n"].alive
         storage.fails = False
-        event = await anext(events)
-        assert event.node is not None
-        assert not event.node.alive
+        assert not (await anext(events)).alive
 
 
 @simulated
@@ -229,15 +227,13 @@ async def test_a_member_that_registers_again_after_a_restart_is_not_replaced() -
         await gcs.client().nodes.register(node())
     async with life(storage) as gcs:
         raylet, watcher = gcs.client(), gcs.client()
-        events = aiter(watcher.nodes.watch(msg.WatchNodes()))
+        events = nodes_of(watcher.nodes.watch(msg.WatchNodes()))
         before = await anext(events)
         await raylet.nodes.register(node())
         after = await anext(events)
         assert before == after
         await raylet.leave()
-        ended = await anext(events)
-        assert ended.node is not None
-        assert not ended.node.alive
+        assert not (await anext(events)).alive
 
 
 @simulated
@@ -275,13 +271,11 @@ def test_a_silent_partition_is_declared_after_ten_seconds(seed: int) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(beats)
             await anyio.sleep(20 + seed / 7)
-            events = aiter(watcher.watch(msg.WatchNodes()))
+            events = nodes_of(watcher.watch(msg.WatchNodes()))
             await anext(events)
             world.cut("raylet", "gcs", silently=True)
             began = now()
-            event = await anext(events)
-            assert event.node is not None
-            assert not event.node.alive
+            assert not (await anext(events)).alive
             took = now() - began
             tasks.cancel_scope.cancel()
         host.stop()
@@ -305,14 +299,12 @@ def test_a_raylet_that_refuses_connections_is_dead_and_a_silent_one_may_live(
         running = host.start("gcs")
         await Nodes(its.connect("gcs")).register(node(address="raylet:1"))
         watcher = Nodes(SimNetwork(world, "watcher").connect("gcs"))
-        events = aiter(watcher.watch(msg.WatchNodes()))
+        events = nodes_of(watcher.watch(msg.WatchNodes()))
         await anext(events)
         began = now()
         if not listens:
             world.kill("raylet:1")
-        event = await anext(events)
-        assert event.node is not None
-        assert not event.node.alive
+        assert not (await anext(events)).alive
         took = now() - began
         host.stop()
         await running

@@ -3,16 +3,19 @@
 import asyncio
 from collections.abc import Awaitable
 
+import msgspec
 import pytest
 
 from raylite._kernel.link import LinkConfig
 from raylite._protocol import gcs
+from raylite._wire import hot
 from raylite._wire.messages import gcs as msg
 from raylite.testing.loop import SimLoop
 from raylite.testing.node import GCS, TaskContext
 from raylite.testing.sim import SimNetwork, World
 from raylite.testing.simcluster import SimCluster
 from raylite.testing.simgcs import SimDisk
+from tests.sim import scale
 from tests.sim.invariants import WAITING
 from tests.sim.workload import quiet_collector
 
@@ -96,3 +99,25 @@ async def _hundred() -> None:
 def test_a_hundred_raylets_know_one_another_and_spread_work() -> None:
     with quiet_collector():
         SimLoop().run(_hundred(), within=600.0)
+
+
+@pytest.mark.timeout(300)  # ten seconds of a core, which may be shared
+def test_what_a_node_costs_the_gcs_grows_no_faster_than_what_there_is_to_say() -> None:
+    few, many = scale.measure(20), scale.measure(80)
+    for figures in (few, many):
+        assert figures.storm_messages < 20
+        assert figures.rest_messages < 2 * figures.nodes
+        assert figures.busy_messages < 25 * figures.nodes
+        assert figures.lease_worst < 0.1
+    assert many.storm_bytes < 5 * few.storm_bytes  # four times as many rows
+    assert many.memory < few.memory
+    assert many.row().count("|") == len(scale.HEADINGS) + 1
+
+
+def test_hollow_nodes_count_what_they_do_not_decode() -> None:
+    rows = [msg.Node(node_id=bytes(28), address="x" * length) for length in (1, 100, 300)]
+    assert scale.rows_in(bytes(msg.NodeEvent(rows, complete=True))) == 3
+    for count in (0, 15, 16, 70_000):
+        delta = hot.ViewDelta(b"n", 1, 0, 1, None, None)
+        body = msgspec.msgpack.encode(hot.ViewDeltas((delta,) * count))
+        assert scale.deltas_in(body) == count

@@ -48,7 +48,7 @@ class Steps:
         cluster.world.on_packet = self._packet
         cluster.gcs.disk.on_write.append(self._written)
 
-    def _packet(self, one: str, other: str) -> None:
+    def _packet(self, one: str, other: str, size: int) -> None:
         if any(host.startswith(self._victim) for host in (one, other)):
             self._step()
 

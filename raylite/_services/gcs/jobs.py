@@ -2,13 +2,16 @@
 
 import logging
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import replace
 
+from raylite._kernel.codec import Encoded
 from raylite._kernel.link import Link
 from raylite._kernel.seams import now, wall
 from raylite._kernel.service import Service, every, handles
 from raylite._protocol import gcs
 from raylite._services.gcs.epoch import Epoch
+from raylite._services.gcs.news import TableNews
 from raylite._services.gcs.storage import Storage, StorageError, Write
 from raylite._services.gcs.table import Change, Table
 from raylite._wire.messages import gcs as msg
@@ -31,6 +34,7 @@ class JobService(Service, serves=(gcs.Jobs,)):
         self._storage = storage
         self._epoch = epoch
         self._table = Table(storage, "jobs", msg.Job.parse, lambda row: row.finished)
+        self._news = TableNews(self._table, lambda row: bytes(msg.JobEvent([row])))
         self._last = 0
         self._links: dict[bytes, Link] = {}
         self._gone: dict[bytes, None] = {}  # jobs whose driver is, and whose row does not say so
@@ -40,6 +44,7 @@ class JobService(Service, serves=(gcs.Jobs,)):
     async def started(self) -> None:
         await self._epoch.begin()
         await self._table.load()
+        self.spawn(self._news.run(), "tell of jobs")
         table, key = _COUNTER
         counter = (await self._storage.load(table)).get(key, b"")
         numbers = [int.from_bytes(job_id, "little") for job_id in self._table.rows]
@@ -79,11 +84,10 @@ class JobService(Service, serves=(gcs.Jobs,)):
         return msg.JobList([*self._table.rows.values()], self._epoch.message)
 
     @handles(gcs.Jobs.watch)
-    async def watch(self, request: msg.WatchJobs) -> AsyncIterator[msg.JobEvent]:
-        present = [Change(job_id, row) for job_id, row in self._table.rows.items()]
-        with self._table.changes.subscribe(present) as changes:
-            async for change in changes:
-                yield msg.JobEvent(change.row)
+    async def watch(self, request: msg.WatchJobs) -> AsyncIterator[Encoded]:
+        async with aclosing(self._news.messages()) as messages:
+            async for message in messages:
+                yield message
 
     @every(seconds=1.0)
     async def sweep(self) -> None:

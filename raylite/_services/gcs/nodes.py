@@ -3,8 +3,10 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import replace
 
+from raylite._kernel.codec import Encoded
 from raylite._kernel.link import Link
 from raylite._kernel.seams import now, wall
 from raylite._kernel.service import Service, every, handles
@@ -18,6 +20,7 @@ from raylite._machines.nodes import (
 )
 from raylite._protocol import gcs
 from raylite._services.gcs.epoch import Epoch
+from raylite._services.gcs.news import TableNews
 from raylite._services.gcs.storage import Storage, StorageError
 from raylite._services.gcs.table import Change, Table
 from raylite._wire.messages import gcs as msg
@@ -50,6 +53,11 @@ class NodeService(Service, serves=(gcs.Nodes,)):
         self.loaded = asyncio.Event()
         self._epoch = epoch
         self._table = Table(storage, "nodes", msg.Node.parse, lambda row: not row.alive)
+        self._news = TableNews(
+            self._table,
+            lambda row: bytes(msg.NodeEvent([row])),
+            first=bytes(msg.NodeEvent(complete=True)),
+        )
         self._available: dict[bytes, dict[str, float]] = {}  # by heartbeat, so not worth keeping
         self._reasons: dict[bytes, str] = {}
         self._goodbyes: dict[bytes, None] = {}  # of those that left in order
@@ -77,6 +85,7 @@ class NodeService(Service, serves=(gcs.Nodes,)):
                 self.membership.restored(node_id, row.incarnation, now())
             else:
                 self.membership.restored_dead(node_id, row.incarnation, row.death_reason)
+        self.spawn(self._news.run(), "tell of nodes")
         self.loaded.set()
 
     @handles(gcs.Nodes.register)
@@ -116,13 +125,10 @@ class NodeService(Service, serves=(gcs.Nodes,)):
         return msg.NodeList(nodes, self._epoch.message)
 
     @handles(gcs.Nodes.watch)
-    async def watch(self, request: msg.WatchNodes) -> AsyncIterator[msg.NodeEvent]:
-        rows = self._table.rows
-        present = [Change(node_id, row) for node_id, row in rows.items() if row.alive]
-        with self._table.changes.subscribe(present) as changes:
-            async for change in changes:
-                if change.row is not None:
-                    yield msg.NodeEvent(self._current(change.row))
+    async def watch(self, request: msg.WatchNodes) -> AsyncIterator[Encoded]:
+        async with aclosing(self._news.messages()) as messages:
+            async for message in messages:
+                yield message
 
     @every(seconds=SWEEP)
     async def sweep(self) -> None:

@@ -55,6 +55,7 @@ class Table(Generic[R]):
         self._rows: dict[bytes, R] = {}
         self._over: dict[bytes, None] = {}
         self._submitted: dict[bytes, tuple[R | None, asyncio.Future[None]]] = {}
+        self.on_change: list[Callable[[Change[R]], None]] = []  # also of what is read or forgotten
         self.changes: Topic[Change[R]] = Topic()
 
     async def load(self) -> None:
@@ -135,7 +136,9 @@ class Table(Generic[R]):
         self._over.pop(change.key, None)
         if change.row is None:
             self._rows.pop(change.key, None)
-            return
-        self._rows[change.key] = change.row
-        if self._is_over(change.row):
-            self._over[change.key] = None
+        else:
+            self._rows[change.key] = change.row
+            if self._is_over(change.row):
+                self._over[change.key] = None
+        for listener in self.on_change:
+            listener(change)

@@ -1,18 +1,22 @@
 """The View service: every node's resources, collected from the raylets and handed on to them."""
 
-import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 
+import msgspec
+
+from raylite._kernel.bulletin import Bulletin
+from raylite._kernel.codec import Encoded, encode_msgpack
 from raylite._kernel.seams import now
 from raylite._kernel.service import Service, handles
 from raylite._machines import demand
 from raylite._machines.views import AskFull, ResourceViews
 from raylite._protocol import gcs, views as wire
 from raylite._services.gcs.nodes import NodeService
-from raylite._types.strategies import NodeKey
+from raylite._types.strategies import NodeKey, NodeView
 from raylite._wire import hot
 
-GATHER = 0.05  # seconds between two messages of a feed: what changes meanwhile makes one
+LONGEST = 5.0  # seconds that a change may wait, however much has to be said
 
 
 class ViewService(Service, serves=(gcs.Views,)):
@@ -22,11 +26,14 @@ class ViewService(Service, serves=(gcs.Views,)):
         self._nodes = nodes
         self._views = ResourceViews()
         self._incarnations: dict[bytes, int] = {}
-        self._news = asyncio.Event()
+        self._bulletin = Bulletin(self._all, self._changes, LONGEST)
+        self._told = 0  # the revision up to which it has told
+        self._encoded: dict[NodeKey, tuple[NodeView, msgspec.Raw]] = {}
 
     async def started(self) -> None:
         await self._nodes.loaded.wait()
-        self._nodes.follow(self._joined, self._left)
+        self._nodes.follow(self._member_joined, self._member_left)
+        self.spawn(self._bulletin.run(), "tell of views")
 
     @property
     def views(self) -> ResourceViews:
@@ -38,7 +45,7 @@ class ViewService(Service, serves=(gcs.Views,)):
         if self._incarnations.get(delta.node) != delta.incarnation:
             return hot.ViewWanted(is_full=True)  # it has not registered yet, or not again
         effects = self._views.apply(wire.decode(delta), now())
-        self._news.set()
+        self._bulletin.changed()
         return hot.ViewWanted(any(isinstance(effect, AskFull) for effect in effects))
 
     @handles(gcs.Views.demand)
@@ -47,21 +54,42 @@ class ViewService(Service, serves=(gcs.Views,)):
         return hot.Demand(wire.encode_shapes(pending), wire.encode_shapes(infeasible))
 
     @handles(gcs.Views.watch)
-    async def watch(self, request: hot.WatchViews) -> AsyncIterator[hot.ViewDeltas]:
-        revision = 0
-        while True:
-            deltas, revision = self._views.since(revision), self._views.revision
-            if deltas:
-                yield hot.ViewDeltas(tuple(wire.encode(delta) for delta in deltas))
-                await asyncio.sleep(GATHER)
-            else:
-                self._news.clear()
-                await self._news.wait()
+    async def watch(self, request: hot.WatchViews) -> AsyncIterator[Encoded]:
+        async with aclosing(self._bulletin.messages()) as messages:
+            async for message in messages:
+                yield message
 
-    def _joined(self, node_id: bytes, incarnation: int) -> None:
+    def _changes(self) -> bytes:
+        deltas, self._told = self._views.since(self._told), self._views.revision
+        return _joined([_raw(wire.encode(delta)) for delta in deltas]) if deltas else b""
+
+    def _all(self) -> bytes:
+        return _joined([self._full(node) for node in self._views.nodes()])
+
+    def _full(self, node: NodeKey) -> msgspec.Raw:
+        view = self._views.nodes()[node]
+        known = self._encoded.get(node)
+        if known is None or known[0] is not view:
+            delta = self._views.full(node)
+            assert delta is not None, "a node with a view has a whole one"
+            known = self._encoded[node] = view, _raw(wire.encode(delta))
+        return known[1]
+
+    def _member_joined(self, node_id: bytes, incarnation: int) -> None:
         self._incarnations[node_id] = incarnation
         self._views.joined(NodeKey(node_id), incarnation, now())
 
-    def _left(self, node_id: bytes) -> None:
+    def _member_left(self, node_id: bytes) -> None:
         if (incarnation := self._incarnations.pop(node_id, None)) is not None:
             self._views.died(NodeKey(node_id), incarnation)
+            self._encoded.pop(NodeKey(node_id), None)
+            self._bulletin.changed()  # what a newcomer is told is another
+
+
+def _raw(delta: hot.ViewDelta) -> msgspec.Raw:
+    return msgspec.Raw(encode_msgpack(delta))
+
+
+def _joined(deltas: Sequence[msgspec.Raw]) -> bytes:
+    """Return the bytes of a `hot.ViewDeltas`, of deltas that are encoded already."""
+    return encode_msgpack((deltas,))

@@ -2,12 +2,15 @@
 
 import logging
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import replace
 
+from raylite._kernel.codec import Encoded
 from raylite._kernel.seams import wall
 from raylite._kernel.service import Service, every, handles
 from raylite._protocol import gcs
 from raylite._services.gcs.epoch import Epoch
+from raylite._services.gcs.news import TableNews
 from raylite._services.gcs.nodes import NodeService
 from raylite._services.gcs.storage import Storage, StorageError
 from raylite._services.gcs.table import Change, Table
@@ -27,11 +30,15 @@ class WorkerService(Service, serves=(gcs.Workers,)):
         self._epoch = epoch
         self._nodes = nodes
         self._table = Table(storage, "workers", msg.Worker.parse, lambda row: not row.alive)
+        self._news = TableNews(
+            self._table, lambda row: bytes(msg.WorkerEvent([row])), lambda row: not row.alive
+        )
 
     async def started(self) -> None:
         await self._epoch.begin()
         await self._nodes.loaded.wait()
         await self._table.load()
+        self.spawn(self._news.run(), "tell of workers")
 
     @handles(gcs.Workers.report)
     async def report(self, report: msg.ReportWorkers) -> None:
@@ -56,11 +63,10 @@ class WorkerService(Service, serves=(gcs.Workers,)):
         return msg.WorkerList([*self._table.rows.values()], self._epoch.message)
 
     @handles(gcs.Workers.watch)
-    async def watch(self, request: msg.WatchWorkers) -> AsyncIterator[msg.WorkerEvent]:
-        present = [Change(worker_id, row) for worker_id, row in self._table.rows.items()]
-        with self._table.changes.subscribe(present) as changes:
-            async for change in changes:
-                yield msg.WorkerEvent(change.row)
+    async def watch(self, request: msg.WatchWorkers) -> AsyncIterator[Encoded]:
+        async with aclosing(self._news.messages()) as messages:
+            async for message in messages:
+                yield message
 
     @every(seconds=1.0)
     async def sweep(self) -> None:

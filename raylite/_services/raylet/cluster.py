@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -121,21 +121,18 @@ class ClusterService(Service):
     async def _watch_nodes(self) -> None:
         nodes = gcs.Nodes(self._network.connect(self._gcs))
         events: AsyncIterator[msg.NodeEvent] = nodes.watch(msg.WatchNodes())
-        is_listed = False
         async for event in events:
-            if not is_listed:  # before, what died after the list and before the watch went unheard
-                is_listed = True
-                await self._list_nodes(nodes)
-            if event.node is None:
+            if event.complete:
+                self._take_all(event.nodes)
                 continue
-            if event.node.alive:
-                self._joined(event.node)
-            else:
-                self._ended(event.node)
+            for row in event.nodes:
+                if row.alive:
+                    self._joined(row)
+                else:
+                    self._ended(row)
 
-    async def _list_nodes(self, nodes: gcs.Nodes) -> None:
-        """Hear also of those that are members no more: a watch does not begin with them."""
-        listed = (await nodes.list(msg.ListNodes())).nodes
+    def _take_all(self, listed: Sequence[msg.Node]) -> None:
+        """Know exactly these nodes: the living, and as dead those that are remembered."""
         alive = {NodeKey(row.node_id): row for row in listed if row.alive}
         for node, (incarnation, _) in list(self._raylets.items()):
             if node not in alive or alive[node].incarnation != incarnation:
@@ -161,25 +158,25 @@ class ClusterService(Service):
         workers = gcs.Workers(self._network.connect(self._gcs))
         events: AsyncIterator[msg.WorkerEvent] = workers.watch(msg.WatchWorkers())
         async for event in events:
-            row = event.worker
-            if row is not None and not row.alive:
+            for row in event.workers:
                 self._process_died(row.worker_id, row.address, row.exit_cause)
 
     async def _watch_jobs(self) -> None:
         jobs = gcs.Jobs(self._network.connect(self._gcs))
         events: AsyncIterator[msg.JobEvent] = jobs.watch(msg.WatchJobs())
         async for event in events:
-            row = event.job
-            if row is None:
-                continue
-            if row.finished:
-                self.drivers.pop(row.job_id, None)
-                self._process_died(row.driver_id, row.driver_address, "the driver has exited")
-                self._pool.job_ended(row.job_id)
-            else:
-                self.drivers[row.job_id] = row.driver_address
-            for listener in self.on_driver_ended if row.finished else self.on_driver:
-                listener(row.job_id)
+            for row in event.jobs:
+                self._take_job(row)
+
+    def _take_job(self, row: msg.Job) -> None:
+        if row.finished:
+            self.drivers.pop(row.job_id, None)
+            self._process_died(row.driver_id, row.driver_address, "the driver has exited")
+            self._pool.job_ended(row.job_id)
+        else:
+            self.drivers[row.job_id] = row.driver_address
+        for listener in self.on_driver_ended if row.finished else self.on_driver:
+            listener(row.job_id)
 
     def _process_died(self, id: bytes, address: str, cause: str) -> None:
         """A process has ended: if it was another node's, nobody here need wait for it any more."""

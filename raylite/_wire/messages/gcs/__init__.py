@@ -230,7 +230,7 @@ default_message_pool.register_message("raylite.gcs", "JobAdded", JobAdded)
 
 @dataclass(eq=False, repr=False)
 class JobEvent(betterproto2.Message):
-    job: "Job | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
+    jobs: "list[Job]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
 
 
 default_message_pool.register_message("raylite.gcs", "JobEvent", JobEvent)
@@ -449,9 +449,15 @@ default_message_pool.register_message("raylite.gcs", "Node", Node)
 
 @dataclass(eq=False, repr=False)
 class NodeEvent(betterproto2.Message):
-    node: "Node | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
+    """
+    The first says complete: all members, and the dead that are remembered. The others, what changed.
+    """
+
+    nodes: "list[Node]" = betterproto2.field(
+        1, betterproto2.TYPE_MESSAGE, repeated=True
     )
+
+    complete: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
 
 
 default_message_pool.register_message("raylite.gcs", "NodeEvent", NodeEvent)
@@ -619,8 +625,12 @@ default_message_pool.register_message("raylite.gcs", "Worker", Worker)
 
 @dataclass(eq=False, repr=False)
 class WorkerEvent(betterproto2.Message):
-    worker: "Worker | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
+    """
+    Of those that ended; which workers live is of no use to a watcher, and there are many.
+    """
+
+    workers: "list[Worker]" = betterproto2.field(
+        1, betterproto2.TYPE_MESSAGE, repeated=True
     )
 
 
