@@ -8,7 +8,7 @@ from typing import Any, Literal, Never, ParamSpec, TypeVar, Unpack, overload
 
 from raylite._decorators import Decorator, DecoratorTo
 from raylite._init import init
-from raylite._options import decorator_error, validate_task_options
+from raylite._options import decorated, decorator_error, validate_task_options
 from raylite._remote import RemoteFunction, show
 from raylite._runtime import auto, context, session
 from raylite._services.worker.core import Core
@@ -101,7 +101,7 @@ def _make_remote(target: Any, options: Mapping[str, Any]) -> Any:
         is_generator=inspect.isgeneratorfunction(target),
         is_async=inspect.iscoroutinefunction(target),
     )
-    return RemoteFunction(target, options)
+    return RemoteFunction(target, decorated(options))
 
 
 @overload

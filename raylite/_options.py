@@ -425,6 +425,16 @@ def _validate(
         option.refuse(value, in_options=in_options)
 
 
+def decorated(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a task's options as its decorator has them: a process that has used a GPU ends after it.
+
+    For it may go on holding the GPU's memory.
+    """
+    if options.get("num_gpus") and options.get("max_calls") is None:
+        return {**options, "max_calls": 1}
+    return dict(options)
+
+
 def update_options(original: Mapping[str, object], new: Mapping[str, object]) -> dict[str, object]:
     """The options of ``.options(**new)`` on something that has `original`: the new ones win.
 
@@ -447,7 +457,6 @@ class TaskOptions(Struct, frozen=True):
     num_returns: int | Literal["streaming", "dynamic"] | None = None
     max_retries: int = 3
     retry_exceptions: bool | tuple[type[BaseException], ...] = False
-    max_calls: int = 0
     max_concurrency: int = 1000  # as Ray's asynchronous actors have
     name: str | None = None
     runtime_env: Mapping[str, Any] | None = None
@@ -504,8 +513,6 @@ class TaskOptions(Struct, frozen=True):
             num_returns=given.get("num_returns"),
             max_retries=given.get("max_retries", max_retries),
             retry_exceptions=retried if isinstance(retried, bool) else tuple(retried),
-            # A process that has used a GPU may keep its memory, so by default it ends.
-            max_calls=given.get("max_calls", 1 if num_gpus else 0),
             max_concurrency=given.get("max_concurrency", 1000),
             name=given.get("name"),
             runtime_env=given.get("runtime_env"),

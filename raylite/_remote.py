@@ -386,7 +386,7 @@ class RemoteFunction(Generic[F, R]):
         elif environment not in numbers:
             known = core.submitter.definitions[next(iter(numbers.values()))]
             numbers[environment] = core.define(
-                known.function, known.name, known.title, config, self._overlaps
+                known.function, known.name, known.title, config, self._overlaps, known.max_calls
             )
         number = numbers[environment]
         return _Submission(
@@ -421,7 +421,9 @@ class RemoteFunction(Generic[F, R]):
         for ref in captured:
             if isinstance(ref, ObjectRef):
                 core.pin_for_ever(ref._entry)
-        return core.define(data, self._name, self._function.__name__, config, self._overlaps)
+        max_calls = self._options.get("max_calls") or 0
+        name = self._function.__name__
+        return core.define(data, self._name, name, config, self._overlaps, max_calls)
 
     def _pickle(
         self, core: Core, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -104,7 +104,7 @@ class _Worker(Struct):
     state: _State = _State.IDLE
     lease: LeaseID | None = None
     load: int = 0
-    #: Its key is no longer in use: not to become idle again.
+    #: It is spent, or its key is no longer in use: not to become idle again.
     last_lease: bool = False
 
 
@@ -285,20 +285,15 @@ class Pool:
 
         return effects + self._grow(now)
 
-    def returned(
-        self, worker: WorkerKey, lease: LeaseID, now: float, *, spent: bool = False
-    ) -> list[Effect]:
-        """The lease is over; its worker serves the next one, or is idle and warm.
-
-        A `spent` worker (it reached ``max_calls``, or its holder died) is retired instead.
-        """
+    def returned(self, worker: WorkerKey, lease: LeaseID, now: float) -> list[Effect]:
+        """The lease is over; its worker serves the next one, or is idle and warm."""
         known = self._workers.get(worker)
         if known is None or known.lease != lease:
             return []
 
         self._end_lease(known)
         effects: list[Effect] = []
-        if spent or known.last_lease:
+        if known.last_lease:
             effects.append(self._retire(worker))
         else:
             self._set_idle(worker, now)
@@ -307,6 +302,15 @@ class Pool:
                 effects.append(self._serve(worker, known.key))
 
         return effects + self._grow(now)
+
+    def spent(self, worker: WorkerKey, now: float) -> list[Effect]:
+        """The worker runs nothing more (``max_calls``): it is retired when its lease is over."""
+        known = self._workers.get(worker)
+        if known is None or known.state is _State.RETIRING:
+            return []
+
+        known.last_lease = True
+        return [self._retire(worker), *self._grow(now)] if known.lease is None else []
 
     def withdraw(self, lease: LeaseID, now: float) -> list[Effect]:
         """The lease is over: forget that it waits, or take back its worker."""

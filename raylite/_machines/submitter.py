@@ -141,7 +141,7 @@ class _Worker:
         if not self.sent:
             return not self.is_spent
         if slots := self.lane.key.slots:
-            return len(self.sent) < slots
+            return len(self.sent) < slots and not self.is_spent
         return self.pace is _Pace.FLOWING and now < self.progress_at + STALLED_SECONDS
 
     def due(self) -> float | None:
@@ -156,7 +156,9 @@ class _Worker:
 class _Lane:
     """One kind of need: the queue and the workers leased for it."""
 
-    __slots__ = ("key", "limit", "queue", "requested", "spread_again", "workers")
+    __slots__ = (
+        "has_leavers", "key", "limit", "queue", "requested", "spread_again", "workers",
+    )  # fmt: skip
 
     def __init__(self, key: LaneKey, limit: int) -> None:
         self.key = key
@@ -165,6 +167,7 @@ class _Lane:
         self.requested: dict[LeaseID, None] = {}
         self.workers: dict[WorkerKey, _Worker] = {}
         self.spread_again = 0.0  # before then, nothing is kept for workers to come
+        self.has_leavers = False  # workers that start nothing more and have yet to end something
 
 
 class Submitter:
@@ -223,7 +226,8 @@ class Submitter:
         if known is not None and known.sent.pop(task.id, None) is not None:
             task.worker = None
             known.progress_at = now
-            known.is_spent = known.lane.key.scattered
+            if known.lane.key.scattered:
+                known.is_spent = True
             if not known.sent:
                 known.idle_since = now
 
@@ -246,6 +250,15 @@ class Submitter:
         if not known.sent:
             known.idle_since = now
         return self._advance([lane], now)
+
+    def leaving(self, worker: WorkerKey, now: float) -> list[Effect]:
+        """A worker starts nothing more. Its lease goes back when what it was sent has come back."""
+        known = self._workers.get(worker)
+        if known is None:
+            return []
+        known.is_spent = known.lane.has_leavers = True
+        known.pace = _Pace.STUCK
+        return self._advance([known.lane], now)
 
     def lost(
         self, worker: WorkerKey, last_task: TaskKey | None, now: float
@@ -381,6 +394,8 @@ class Submitter:
         """Send what can be sent, and wish for, keep and forget what follows from that."""
         effects: list[Effect] = []
         for lane in lanes:
+            if lane.has_leavers:
+                self._see_off(lane, effects)
             if lane.queue and lane.workers:
                 self._fill(lane, effects, now)
             self._settle(lane, effects)
@@ -520,6 +535,14 @@ class Submitter:
                 self._give_up(known, effects)
         self._settle(lane, effects)
 
+    def _see_off(self, lane: _Lane, effects: list[Effect]) -> None:
+        """Give the leases of workers that leave back, except those that have something to end."""
+        leaving = [known for known in lane.workers.values() if known.is_spent]
+        for known in leaving:
+            if not known.sent:
+                self._give_up(known, effects)
+        lane.has_leavers = any(known.sent for known in leaving)
+
     def _give_up(self, known: _Worker, effects: list[Effect]) -> None:
         del self._workers[known.key]
         del known.lane.workers[known.key]
@@ -548,6 +571,8 @@ class Submitter:
             for known in lane.workers.values():
                 assert known.lane is lane
                 assert known.sent or not (lane.queue or self._is_wanted), "a worker idles"
+                assert known.sent or not known.is_spent, "a worker that leaves is kept"
+                assert not known.is_spent or lane.has_leavers or key.scattered
                 assert all(task.worker == known.key for task in known.sent.values())
         lanes = self._lanes.values()
         assert self._workers == {key: w for lane in lanes for key, w in lane.workers.items()}

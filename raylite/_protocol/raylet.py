@@ -23,6 +23,7 @@ class Leases(Interface):
     backlog = post(hot.Backlog)  # from an owner, to its own raylet: once a second, if it changed
     blocked = post(bytes)  # from a worker: its task waits in `get`, lend its CPU to others
     unblocked = post(bytes)
+    spent = post(bytes)  # from a worker: it runs nothing more, and is to end
     resources = call(msg.GetResources, msg.ResourceView)
 
 

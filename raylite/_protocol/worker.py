@@ -20,6 +20,7 @@ class Submit(Interface):
 
     results = batch(hot.Result, bulk=False)
     given_back = batch(hot.GivenBack, bulk=False)
+    leaving = post(bytes)  # this worker runs nothing more: its lease is of no use
 
 
 class Owner(Interface):

@@ -67,6 +67,7 @@ class Definition(msgspec.Struct, array_like=True, frozen=True, gc=False):
     title: str
     config: JobConfig = JobConfig()
     overlaps: bool = False
+    max_calls: int = 0  # after how many a worker ends; 0 is never
 
 
 class Input(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -13,6 +13,7 @@ This module is longer than most because a node, its processes and what runs in t
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from queue import Empty
 from typing import Any, TypeVar
 
 from raylite._kernel.arena import HeapArena
@@ -560,7 +561,10 @@ class SimExecutor(QueueExecutor):
         while self._queue.empty():
             self._arrived.clear()
             await self._arrived.wait()
-        return self.next()
+        try:
+            return self.next()
+        except Empty:  # a worker that is spent runs nothing more
+            return await self.arrival()
 
 
 class SimRunner(Runner):

@@ -11,6 +11,7 @@ from raylite._options import (
     ACTOR_OPTIONS,
     TASK_OPTIONS,
     TaskOptions,
+    decorated,
     decorator_error,
     update_options,
     validate_actor_options,
@@ -320,7 +321,6 @@ def test_options_are_taken_over() -> None:
         num_returns=3,
         max_retries=-1,
         retry_exceptions=(ValueError,),
-        max_calls=5,
         name="n",
         runtime_env={"env_vars": {}},
         scheduling_strategy="SPREAD",
@@ -339,9 +339,9 @@ def test_the_callers_default_of_retries_gives_way_to_the_tasks() -> None:
 
 
 def test_a_process_that_used_a_gpu_ends_with_its_task() -> None:
-    assert TaskOptions.of({"num_gpus": 0.5}).max_calls == 1
-    assert TaskOptions.of({"num_gpus": 0.5, "max_calls": 0}).max_calls == 0
-    assert TaskOptions.of({"num_gpus": 0}).max_calls == 0
+    assert decorated({"num_gpus": 0.5}) == {"num_gpus": 0.5, "max_calls": 1}
+    for options in ({"num_gpus": 0.5, "max_calls": 0}, {"num_gpus": 0}, {"num_gpus": None}, {}):
+        assert decorated(options) == options
 
 
 @pytest.mark.parametrize(

@@ -111,8 +111,24 @@ def test_an_idle_worker_of_another_key_makes_room() -> None:
 def test_a_spent_worker_is_retired() -> None:
     pool = Pool(soft_limit=2)
     busy(pool, 1)
-    assert pool.returned(worker(1), lease(1), 0.0, spent=True) == [Retire(worker(1))]
+    assert pool.spent(worker(1), 0.0) == []
+    assert pool.returned(worker(1), lease(1), 0.0) == [Retire(worker(1))]
+    assert pool.spent(worker(1), 0.0) == pool.spent(worker(9), 0.0) == []
     assert pool.lend(lease(2), "a", 0.0) == [Start(StartToken(2), "a")]
+
+
+def test_a_worker_that_is_spent_after_its_lease_is_retired_too() -> None:
+    pool = Pool(soft_limit=2)
+    busy(pool, 1)
+    assert pool.returned(worker(1), lease(1), 0.0) == []
+    assert pool.spent(worker(1), 0.0) == [Retire(worker(1))]
+    busy(pool, 2)
+    pool.returned(worker(2), lease(2), 0.0)
+    pool.lend(lease(3), "a", 0.0)  # it was lent again before anybody knew
+    assert pool.spent(worker(2), 0.0) == []
+    assert pool.returned(worker(2), lease(3), 0.0) == [Retire(worker(2))]
+    assert pool.spent(worker(2), 0.0) == []
+    pool.check()
 
 
 def test_a_withdrawn_lease_is_not_served() -> None:
@@ -441,7 +457,9 @@ class PoolModel(RuleBasedStateMachine):
         lent = self.alive[given]
         assert lent is not None
         self.alive[given] = None
-        effects = self.pool.returned(given, lent.lease, self.now, spent=spent)
+        if spent:
+            self.perform(self.pool.spent(given, self.now))
+        effects = self.pool.returned(given, lent.lease, self.now)
         assert not spent or effects[0] == Retire(given)
         self.perform(effects)
         self.perform(self.pool.returned(given, lent.lease, self.now))  # said twice
@@ -458,6 +476,15 @@ class PoolModel(RuleBasedStateMachine):
     def block(self, data: st.DataObject, block: bool) -> None:
         some = data.draw(st.sampled_from(sorted(self.alive)))
         self.perform(self.pool.blocked(some, self.now) if block else self.pool.unblocked(some))
+
+    @precondition(lambda self: self.alive)
+    @rule(data=st.data())
+    def spend(self, data: st.DataObject) -> None:
+        some = data.draw(st.sampled_from(sorted(self.alive)))
+        self.perform(self.pool.spent(some, self.now))
+        if self.alive[some] is None:
+            assert some in self.retired
+        self.ended.add(some)
 
     @rule()
     def end_key(self, key: str = "a") -> None:

@@ -610,7 +610,7 @@ def test_lanes_and_run_times_do_not_pile_up() -> None:
 # ---- the model -----------------------------------------------------------------------------
 
 SECONDS = {1: 2e-5, 2: 1e-3, 3: 0.4}  # by function
-KINDS = ("plain", "plain", "plain", "plain", "sleeper", "blocker", "flaky")
+KINDS = ("plain", "plain", "plain", "plain", "sleeper", "blocker", "flaky", "last")
 CPUS = 3
 FEW = LaneKey(LANE.demand, b"", 0, slots=4)
 
@@ -642,6 +642,8 @@ class SimWorker:
     running: list[tuple[SimTask, int]] = field(default_factory=list)
     board: tuple[TaskKey, int] = (NO_TASK, 0)
     is_blocked: bool = False
+    is_leaving: bool = False
+    is_spent: bool = False  # and the raylet knows
 
     @property
     def may_start(self) -> bool:
@@ -654,6 +656,9 @@ class SimWorker:
 
 class World(RuleBasedStateMachine):
     """An owner, a raylet and workers; every message between them may take any time.
+
+    After a task of the kind `last` a worker starts nothing more, and ends when its lease is over; the
+    raylet may lend it again before it knows.
 
     A sleeper runs until it is woken, and so does a blocker, which lends its CPU, and gives back what
     is behind it unless that overlaps. At the end they are woken only when nobody else can do anything.
@@ -674,6 +679,7 @@ class World(RuleBasedStateMachine):
         self.workers: dict[WorkerKey, SimWorker] = {}
         self.others_wait = self.is_told = False
         self.worker_count = 0
+        self.nothing = SimTask(make(-1), ""), 0
 
     # ---- what may happen -------------------------------------------------------------------
 
@@ -756,6 +762,7 @@ class World(RuleBasedStateMachine):
         worker, lease = WorkerKey(b"unknown"), LeaseID(b"unknown")
         assert self.machine.granted(lease, worker, self.now) == [ReturnLease(lease)]
         assert self.machine.advance([worker], self.now) == []
+        assert self.machine.leaving(worker, self.now) == []
         assert self.machine.lost(worker, NO_TASK, self.now) == ([], [])
 
     @invariant()
@@ -809,6 +816,8 @@ class World(RuleBasedStateMachine):
                 acts.append(partial(self.worker_hears, worker))
             if worker.outbox:
                 acts.append(partial(self.owner_hears, worker))
+            if worker.is_leaving and not worker.is_spent:
+                acts.append(partial(self.raylet_hears_of_leaving, worker))
             if worker.may_start:
                 acts.append(partial(self.start, worker))
             acts += [
@@ -849,7 +858,9 @@ class World(RuleBasedStateMachine):
             worker = self.workers[self.lent.pop(ask.lease)]
             assert not worker.running, "a lease in use is returned"
             assert not worker.queue
-            assert not worker.outbox
+            assert worker.is_leaving or not worker.outbox
+            if worker.is_spent:
+                del self.workers[worker.key]
         else:
             self.waiting.pop(ask.lease, None)
 
@@ -865,7 +876,8 @@ class World(RuleBasedStateMachine):
         lease = self.grantable()
         assert lease is not None
         del self.waiting[lease]
-        idle = [key for key in self.workers if key not in self.lent.values()]
+        lent = self.lent.values()
+        idle = [key for key, w in self.workers.items() if key not in lent and not w.is_spent]
         if idle:
             key = idle[0]
         else:
@@ -879,6 +891,11 @@ class World(RuleBasedStateMachine):
         self.is_told = is_wanted = not self.is_told
         self.news.append(lambda: self.perform(self.machine.wanted(is_wanted)))
 
+    def raylet_hears_of_leaving(self, worker: SimWorker) -> None:
+        worker.is_spent = True
+        if worker.key not in self.lent.values():
+            del self.workers[worker.key]
+
     # ---- workers
 
     def worker_hears(self, worker: SimWorker) -> None:
@@ -887,8 +904,11 @@ class World(RuleBasedStateMachine):
             worker.queue.extend(message)
             keys = [*worker.queue, *worker.running]
             assert len(keys) <= FEW.slots or not keys[0][0].overlaps, "more than slots"
-        if message is None or (worker.is_blocked and not worker.has_overlapping):
+        is_blocked = worker.is_blocked and not worker.has_overlapping
+        if message is None or is_blocked or worker.is_leaving:
             self.hand_back(worker)
+        if worker.is_leaving:
+            worker.outbox.append(("leaving", *self.nothing))
 
     def hand_back(self, worker: SimWorker) -> None:
         worker.outbox.extend(("back", task, attempt) for task, attempt in worker.queue)
@@ -910,6 +930,10 @@ class World(RuleBasedStateMachine):
         worker.running.remove(ended)
         worker.outbox.append(("result", *ended))
         worker.is_blocked = any(task.kind == "blocker" for task, _ in worker.running)
+        if ended[0].kind == "last":
+            worker.is_leaving = True
+            self.hand_back(worker)
+            worker.outbox.append(("leaving", *self.nothing))
 
     def sleeping(self) -> list[tuple[SimWorker, tuple[SimTask, int]]]:
         workers = self.workers.values()
@@ -921,6 +945,10 @@ class World(RuleBasedStateMachine):
     # ---- the owner
 
     def owner_hears(self, worker: SimWorker) -> None:
+        if worker.outbox[0][0] == "leaving":
+            worker.outbox.popleft()
+            self.perform(self.machine.leaving(worker.key, self.now))
+            return
         back: list[Pending] = []
         while worker.outbox and worker.outbox[0][0] == "back":
             _, task, attempt = worker.outbox.popleft()

@@ -81,6 +81,9 @@ class PlayedRaylet(Service, serves=(raylet.Leases, raylet.Objects, raylet.Copies
     @handles(raylet.Leases.unblocked)
     def unblocked(self, nothing: bytes) -> None: ...
 
+    @handles(raylet.Leases.spent)
+    def spent(self, nothing: bytes) -> None: ...
+
     @handles(raylet.Leases.resources)
     def resources(self, request: msg.GetResources) -> msg.ResourceView:
         raise AssertionError("nobody asks this here")

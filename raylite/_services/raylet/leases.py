@@ -141,6 +141,10 @@ class LeaseService(Service, serves=(raylet.Leases,)):
             self._pool.unblocked(member)
             self._perform(self._leases.unblocked(lease))
 
+    @handles(raylet.Leases.spent)
+    def spent(self, nothing: bytes) -> None:
+        self._pool.spent(self._pool.member(self.caller))
+
     @handles(raylet.Leases.resources)
     async def resources(self, request: msg.GetResources) -> msg.ResourceView:
         await self._cluster.wait_known(map(NodeKey, request.nodes))

@@ -205,6 +205,9 @@ class PoolService(Service, serves=(raylet.Pool,)):
     def unblocked(self, member: Member) -> None:
         self._perform(self._pool.unblocked(WorkerKey(member.id)))
 
+    def spent(self, member: Member) -> None:
+        self._perform(self._pool.spent(WorkerKey(member.id), now()))
+
     def end(self, worker: bytes, cause: str, reason: LossReason = LossReason.DIED) -> None:
         """Kill a worker: what it does is nobody's any more, or has to begin again."""
         member = self._workers.get(worker)

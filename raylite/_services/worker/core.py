@@ -138,12 +138,18 @@ class Core:
     # ---- tasks ---------------------------------------------------------------------------
 
     def define(
-        self, function: bytes, name: str, title: str, config: hot.JobConfig, overlaps: bool
+        self,
+        function: bytes,
+        name: str,
+        title: str,
+        config: hot.JobConfig,
+        overlaps: bool,
+        max_calls: int = 0,
     ) -> int:
         """Register a pickled function for tasks of a configuration; the number stands for both."""
         number = next(self._definition_numbers)
         self.submitter.definitions[number] = hot.Definition(
-            number, function, name, self.job, self.id, title, config, overlaps
+            number, function, name, self.job, self.id, title, config, overlaps, max_calls
         )
         return number
 

@@ -12,6 +12,8 @@ from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
+from msgspec.structs import replace
+
 from raylite._kernel.link import Link
 from raylite._kernel.service import Service, handles
 from raylite._protocol import raylet, worker
@@ -23,6 +25,8 @@ from raylite._types.resources import ONE_CPU
 from raylite._wire import hot
 from raylite._wire.hot import Form
 
+#: What a worker's start takes; of a function that ends its worker, each run costs a share of that.
+START_SECONDS = 0.02
 UNTOLD = hot.Holding(ONE_CPU.to_units())
 
 
@@ -66,6 +70,7 @@ class ExecuteService(Service, serves=(worker.Execute,)):
         self._definitions: dict[tuple[Link, int], hot.Definition] = {}
         self._submitters: dict[Link, worker.Submit] = {}  # who sends tasks here
         self._is_blocked = False
+        self._is_spent = False
         self._holdings: dict[Link, hot.Holding] = {}  # what owners have told of their leases
         self._lessee: Link | None = None  # whose lease it is
 
@@ -101,13 +106,32 @@ class ExecuteService(Service, serves=(worker.Execute,)):
             if task.inputs or task.contained:
                 self._hold_arguments(job)
             self._executor.run(job)
+        if self._is_spent:
+            self.spent()
 
     @handles(worker.Execute.give_back)
     def give_back(self, nothing: bytes) -> None:
         for job in self._executor.take_back():
-            if not job.link.is_ended:
-                self._submitters[job.link].given_back(hot.GivenBack(job.task.id, job.task.attempt))
-            self._let_go(job)
+            self.refuse(job)
+
+    def refuse(self, job: Job) -> None:
+        """Give a job back to its owner."""
+        if not job.link.is_ended:
+            self._submitters[job.link].given_back(hot.GivenBack(job.task.id, job.task.attempt))
+        self._let_go(job)
+
+    def spent(self) -> None:
+        """Run nothing more: a function has been run as often as a worker may (``max_calls``).
+
+        The raylet and the owner are told, in whatever order they hear of it; who sends more, for it has
+        not heard, gets it back.
+        """
+        self.give_back(b"")
+        if not self._is_spent and not self._raylet.is_ended:
+            self._leases.spent(b"")
+        self._is_spent = True
+        if self._lessee is not None and not self._lessee.is_ended:
+            self._submitters[self._lessee].leaving(b"")
 
     def settled(self) -> None:
         """The raylet has said which node this is, which the first owner's tasks may have outrun.
@@ -236,6 +260,8 @@ class QueueExecutor:
         self._queue: SimpleQueue[Job | None] = SimpleQueue()
         self._ended: list[Job] = []
         self._is_flushing = False
+        self._calls: Counter[bytes] = Counter()  # of functions that have `max_calls`
+        self._is_spent = False
         self._service: ExecuteService | None = None
         self._core: Core | None = None
         #: Called, on the loop, when a job has come, while the thread does something else than wait
@@ -285,14 +311,27 @@ class QueueExecutor:
             departures.hold()
             try:
                 self._service.done(ended)
+                if self._is_spent:
+                    self._service.spent()
             finally:
                 departures.flush()
+
+    def _refuse(self, job: Job) -> None:
+        if self._service is not None:
+            self._service.refuse(job)
 
     # ---- the thread's side ---------------------------------------------------------------
 
     def next(self, patience: float | None = None) -> Job | None:
-        """Wait for a job; None means: leave. Raises `Empty` when patience (seconds) ends."""
-        return self._queue.get(timeout=patience)
+        """Wait for a job; None means: leave.
+
+        Raises `Empty` when patience (seconds) ends, or what has come is not to be run.
+        """
+        job = self._queue.get(timeout=patience)
+        if self._is_spent and job is not None:
+            self._loop.call_soon_threadsafe(self._refuse, job)
+            raise Empty
+        return job
 
     def lend_cpu(self) -> None:
         """Let others have the CPU while what runs here waits for values."""
@@ -304,7 +343,19 @@ class QueueExecutor:
             self._loop.call_soon_threadsafe(self._service.take_back_cpu)
 
     def ended(self, job: Job) -> None:
+        if job.definition.max_calls:
+            self._count(job)
         self._ended.append(job)
         if not self._is_flushing:
             self._is_flushing = True
             self._loop.call_soon_threadsafe(self.flush)
+
+    def _count(self, job: Job) -> None:
+        """Note that a function which ends its worker has been run here."""
+        definition = job.definition
+        self._calls[definition.function] += 1
+        if self._calls[definition.function] >= definition.max_calls:
+            self._is_spent = True
+        assert job.result is not None
+        seconds = job.result.seconds + START_SECONDS / definition.max_calls
+        job.result = replace(job.result, seconds=seconds)

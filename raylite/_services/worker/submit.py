@@ -214,6 +214,11 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
                 tasks.append(task)
         self._perform(self._submitter.given_back(peer.key, tasks, now()))
 
+    @handles(worker.Submit.leaving)
+    def leaving(self, nothing: bytes) -> None:
+        if (peer := self._by_link.get(self.caller)) is not None:
+            self._perform(self._submitter.leaving(peer.key, now()))
+
     # ---- what the raylet says ------------------------------------------------------------
 
     @handles(raylet.Holder.granted)
