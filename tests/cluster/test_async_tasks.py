@@ -1,0 +1,82 @@
+"""`async def` tasks in worker processes: what overlaps there, and what becomes of it in a crash."""
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import raylite as ray
+from raylite.testing import LocalCluster
+
+PATIENCE = 60.0
+
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_cpu() -> Iterator[None]:
+    with LocalCluster(num_cpus=1):
+        yield
+
+
+barriers: dict[int, asyncio.Barrier] = {}
+
+
+async def _meet(count: int) -> int:
+    await barriers.setdefault(count, asyncio.Barrier(count)).wait()
+    return os.getpid()
+
+
+meet = ray.remote(_meet)
+
+
+def test_a_thousand_tasks_overlap_in_one_process() -> None:
+    pids = ray.get([meet.remote(1000) for _ in range(1000)], timeout=PATIENCE)
+    assert len(set(pids)) == 1
+
+
+async def _crash_once(number: int, begun: str) -> int:
+    file = os.open(begun, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(file, f"{number}\n".encode())
+    os.close(file)
+    count = Path(begun).read_text().count("\n")
+    if count < 50:
+        await asyncio.Event().wait()
+    if count == 50:
+        os._exit(1)
+    return number
+
+
+def test_a_crash_costs_each_of_the_tasks_that_overlap_one_retry_and_those_behind_them_none(
+    tmp_path: Path,
+) -> None:
+    begun = tmp_path / "begun"
+    crash_once = ray.remote(_crash_once).options(max_concurrency=50, max_retries=1)
+    refs = [crash_once.remote(number, str(begun)) for number in range(80)]
+    assert ray.get(refs, timeout=PATIENCE) == list(range(80))
+    counts = Counter(map(int, begun.read_text().split()))
+    assert counts == dict.fromkeys(range(50), 2) | dict.fromkeys(range(50, 80), 1)
+
+
+async def _fib(n: int) -> int:
+    return n if n < 2 else sum(await asyncio.gather(fib.remote(n - 1), fib.remote(n - 2)))
+
+
+fib = ray.remote(_fib)
+
+
+def test_a_recursion_of_processes_ends_on_one_cpu() -> None:
+    assert ray.get(fib.remote(3), timeout=PATIENCE) == 2
+
+
+async def _in_thread() -> str | None:
+    return await asyncio.to_thread(lambda: ray.get_runtime_context().get_task_name())
+
+
+def test_a_thread_that_a_task_begins_knows_the_task() -> None:
+    names = ["one", "two"]
+    in_thread = ray.remote(_in_thread)
+    assert ray.get([in_thread.options(name=name).remote() for name in names]) == names
