@@ -74,9 +74,9 @@ def _count(name: str, *, infinite: bool) -> Check:
 
 def _positive(name: str) -> Check:
     def check(value: int | None) -> str | None:
-        if value is None or value > 0:
+        if value is None or 0 < value < 2**31:
             return None
-        return f"The keyword '{name}' only accepts None or a positive integer."
+        return f"The keyword '{name}' only accepts None or a positive integer below 2**31."
 
     return check
 

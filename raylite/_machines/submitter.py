@@ -20,6 +20,7 @@ once, and one in use when its turn is over: who has much to do must not starve w
 from collections import deque
 from collections.abc import Hashable, Iterable
 from enum import Enum
+from itertools import takewhile
 
 from msgspec import Struct
 
@@ -123,7 +124,8 @@ class _Worker:
     """A leased worker and what it was sent, oldest first."""
 
     __slots__ = (
-        "idle_since", "is_spent", "key", "lane", "lease", "pace", "progress_at", "sent", "turn_ends",
+        "idle_since", "is_spent", "key", "lane", "lease", "order", "pace", "progress_at", "sent",
+        "turn_ends",
     )  # fmt: skip
 
     def __init__(self, key: WorkerKey, lease: LeaseID, lane: "_Lane", now: float) -> None:
@@ -135,6 +137,9 @@ class _Worker:
         self.progress_at = self.idle_since = now
         self.turn_ends = now + (OVERLAPPING_TURN_SECONDS if lane.key.slots else TURN_SECONDS)
         self.is_spent = False  # it has done all that it is to do
+        #: Of tasks that overlap, those sent last, for they end in any order: as many as cannot have
+        #: begun, and one that may have.
+        self.order: deque[TaskKey] = deque(maxlen=lane.key.slots + 1)
 
     def takes_more(self, now: float) -> bool:
         """Say whether it idles, or makes progress: nothing is sent behind a sleeper."""
@@ -143,6 +148,10 @@ class _Worker:
         if slots := self.lane.key.slots:
             return len(self.sent) < slots and not self.is_spent
         return self.pace is _Pace.FLOWING and now < self.progress_at + STALLED_SECONDS
+
+    def behind(self, last: TaskKey) -> int:
+        """How many of the tasks it has were sent after the one that began last."""
+        return sum(id in self.sent for id in takewhile(last.__ne__, reversed(self.order)))
 
     def due(self) -> float | None:
         """When it is to be given back, or asked to give back; None while it does well."""
@@ -247,6 +256,10 @@ class Submitter:
                 task.worker = None
                 lane.queue.appendleft(task)
                 known.pace = _Pace.STUCK  # or it would be sent the same tasks again
+        if lane.key.slots:
+            back = {task.id for task in tasks}
+            left = (id for id in known.order if id not in back)
+            known.order = deque(left, maxlen=known.order.maxlen)
         if not known.sent:
             known.idle_since = now
         return self._advance([lane], now)
@@ -267,9 +280,7 @@ class Submitter:
 
         A worker runs what it is sent in order, so everything up to the task it started last may
         have run, and nothing after it has. None is for a worker that nobody can say this of, since
-        its whole node is gone: then any of them may have begun. Tasks that overlap begin in order,
-        too, but may end in any: if the last to start is not among those sent, it has ended, or none
-        has begun, and nobody knows how many had.
+        its whole node is gone: then any of them may have begun.
         """
         known = self._workers.pop(worker, None)
         if known is None:
@@ -277,11 +288,13 @@ class Submitter:
         lane = known.lane
         del lane.workers[worker]
         sent = list(known.sent.values())
-        begun = len(sent) if last_task is None or lane.key.slots else 0
+        begun = len(sent) if last_task is None else 0
         for position, task in enumerate(sent):
             task.worker = None
             if task.id == last_task:
                 begun = position + 1
+        if lane.key.slots and last_task in known.order:
+            begun = len(sent) - known.behind(last_task)
         lane.queue.extendleft(reversed(sent[begun:]))
         return sent[:begun], self._advance([lane], now)
 
@@ -470,6 +483,7 @@ class Submitter:
             for task in tasks:
                 task.worker = known.key
                 known.sent[task.id] = task
+                known.order.append(task.id)
             effects.append(Push(known.key, tasks))
         if not queue:
             self._spreading.pop(lane, None)

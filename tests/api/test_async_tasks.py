@@ -418,7 +418,7 @@ def test_max_concurrency_of_a_function_that_is_not_async_is_refused() -> None:
         plain.options(max_concurrency=2)
 
 
-@pytest.mark.parametrize("value", [0, -1])
+@pytest.mark.parametrize("value", [0, -1, 2**31])
 def test_max_concurrency_is_positive(value: int) -> None:
     with pytest.raises(ValueError, match="'max_concurrency' only accepts None or a positive"):
         ray.remote(max_concurrency=value)(_echo)
