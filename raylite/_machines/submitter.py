@@ -293,7 +293,7 @@ class Submitter:
             task.worker = None
             if task.id == last_task:
                 begun = position + 1
-        if lane.key.slots and last_task in known.order:
+        if lane.key.slots and last_task is not None and last_task in known.order:
             begun = len(sent) - known.behind(last_task)
         lane.queue.extendleft(reversed(sent[begun:]))
         return sent[:begun], self._advance([lane], now)

@@ -61,6 +61,12 @@ def test_a_crash_costs_each_of_the_tasks_that_overlap_one_retry_and_those_behind
     assert counts == dict.fromkeys(range(50), 2) | dict.fromkeys(range(50, 80), 1)
 
 
+def test_a_worker_that_is_spent_ends_when_its_tasks_have() -> None:
+    limited = ray.remote(max_calls=5, max_concurrency=5)(_meet)
+    pids = ray.get([limited.remote(5) for _ in range(15)], timeout=PATIENCE)
+    assert sorted(Counter(pids).values()) == [5, 5, 5]
+
+
 async def _fib(n: int) -> int:
     return n if n < 2 else sum(await asyncio.gather(fib.remote(n - 1), fib.remote(n - 2)))
 

@@ -100,11 +100,11 @@ class AsyncRunner(Runner):
     def _take(self) -> None:
         """Begin what has come, until something comes that does not overlap."""
         self._is_woken = False
-        while not self._has_next:
+        while not self._has_next and not self._executor.is_empty:
             try:
                 job = self._executor.next(0)
             except Empty:
-                return
+                continue
             if job is not None and job.definition.overlaps:
                 self._begin(job)
                 continue

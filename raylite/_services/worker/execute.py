@@ -322,6 +322,10 @@ class QueueExecutor:
 
     # ---- the thread's side ---------------------------------------------------------------
 
+    @property
+    def is_empty(self) -> bool:
+        return self._queue.empty()
+
     def next(self, patience: float | None = None) -> Job | None:
         """Wait for a job; None means: leave.
 
