@@ -11,7 +11,7 @@ from importlib import import_module as _import_module
 
 _HOMES = {
     "raylite._api": (
-        "available_resources", "cluster_resources", "get", "nodes", "put", "remote", "wait",
+        "available_resources", "cancel", "cluster_resources", "get", "nodes", "put", "remote", "wait",
     ),
     "raylite._connect": ("RayContext",),
     "raylite._init": ("init", "is_initialized", "shutdown"),

@@ -6,6 +6,7 @@
 from raylite import aio as aio, exceptions as exceptions, util as util
 from raylite._api import (
     available_resources as available_resources,
+    cancel as cancel,
     cluster_resources as cluster_resources,
     get as get,
     nodes as nodes,

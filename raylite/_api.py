@@ -214,6 +214,40 @@ def put(value: T) -> ObjectRef[T]:
         ) from error
 
 
+def cancel(ref: ObjectRef[Any], *, force: bool = False, recursive: bool = True) -> None:
+    """Let the task that makes an object end early. Returns at once, without waiting for it.
+
+    A task that has not started never will. One that runs is interrupted: KeyboardInterrupt is raised
+    in it, wherever it is, also where it blocks in `get`; it can clean up. Reading its result raises
+    TaskCancelledError, and so does reading what needed that. A cancelled task is never tried again.
+
+    Nothing happens to a task that has ended: its result stays. That is so, too, of a task that
+    catches KeyboardInterrupt and returns a value. Code that does not run Python, such as a long
+    computation in C, is interrupted when it returns to Python. Cancelling again interrupts again.
+
+    Args:
+        ref: A reference to a result of the task, anybody's. For an object made by `put`, nothing
+            happens.
+        force: End the worker process, if the task runs. Tasks that were to run there after it run
+            elsewhere; none of their retries is used.
+        recursive: Cancel the tasks that it has started as well, and theirs; what they have finished
+            stays.
+
+    Raises:
+        TypeError: `ref` is not a reference; several are cancelled one by one.
+
+    Example:
+        >>> cancel(f.remote())  # doctest: +SKIP
+    """
+    context.current() or auto.place()
+    if not isinstance(ref, ObjectRef):
+        raise TypeError(
+            "raylite.cancel() only supported for object refs. For actors, try raylite.kill(). "
+            f"Got: {type(ref)}."
+        )
+    home([ref]).cancel(ref._entry, force=bool(force), recursive=bool(recursive))
+
+
 def wait(
     refs: list[ObjectRef[T]],
     *,

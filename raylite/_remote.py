@@ -343,14 +343,14 @@ class RemoteFunction(Generic[F, R]):
         if not args and not kwargs:
             owned = OwnedTask(
                 TaskKey(id), known.key, known.function, known.retries, _NO_ARGUMENTS,
-                entries, known.name, known.retry_on,
+                entries, known.name, known.retry_on, (), (), task,
             )  # fmt: skip
         else:
             # The last keeps references alive until the task holds its arguments, at the end.
             arguments, inputs, contained, _kept = self._pickle(core, args, kwargs)
             owned = OwnedTask(
                 TaskKey(id), known.key, known.function, known.retries, arguments,
-                entries, known.name, known.retry_on, inputs, contained,
+                entries, known.name, known.retry_on, inputs, contained, task,
             )  # fmt: skip
         if known.returns == 1:
             ref: ObjectRef[Any] = ObjectRef(entries[0])

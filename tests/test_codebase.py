@@ -78,6 +78,7 @@ INNER_IMPORTS: dict[str, str] = {}
 """Modules that import inside a function, and why."""
 
 LONG_MODULES: dict[str, str] = {
+    "raylite/_api.py": "the public functions, mostly their docstrings",
     "raylite/_kernel/link.py": "a link's calls, feeds, replay and end share one state",
     "raylite/_kernel/network.py": "a session's opening, from both sides, is one conversation",
     "raylite/_machines/leases.py": "one machine; its ordering rules are explained beside the code",
@@ -91,6 +92,8 @@ LONG_MODULES: dict[str, str] = {
     "raylite/_runtime/forkserver.py": "one process, without imports that would start threads",
     "raylite/_services/worker/core.py": "one facade: what threads ask and what the loop does for it",
     "raylite/_services/worker/objects.py": "references, entries and all kinds of waiters for them",
+    "raylite/_services/worker/execute.py": "one queue of tasks, from the loop's side and the thread's",
+    "raylite/_services/worker/runner.py": "one thread: a task from its job to its result, whatever it does",
     "raylite/_services/worker/submit.py": "one service: a task from submission to result",
     "raylite/_wire/hot.py": "one table: everything that travels for a task, an object or a lease",
     "raylite/_wire/pickling.py": "two picklers that must agree on what is plain, importable and large",

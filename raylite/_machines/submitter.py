@@ -99,7 +99,20 @@ class AskBack(Struct, frozen=True):
     worker: WorkerKey
 
 
-Effect = RequestLease | ReturnLease | Push | AskBack
+class Interrupt(Struct, frozen=True):
+    """Tell a worker that this task, which it was sent, is cancelled."""
+
+    worker: WorkerKey
+    task: Pending
+
+
+class Withdrawn(Struct, frozen=True):
+    """This task is cancelled, and no worker runs it or will."""
+
+    task: Pending
+
+
+Effect = RequestLease | ReturnLease | Push | AskBack | Interrupt | Withdrawn
 
 
 class SubmitterStatistics(Struct, frozen=True):
@@ -110,6 +123,7 @@ class SubmitterStatistics(Struct, frozen=True):
     sent: int
     requested: int
     leased: int
+    cancelled: int
     #: Functions whose run time is known.
     functions: int
 
@@ -197,6 +211,7 @@ class Submitter:
         self._paused: dict[_Lane, float] = {}  # lanes that ask for no lease until then
         self._spreading: dict[_Lane, float] = {}  # lanes that keep tasks for workers, until then
         self._run_time: dict[int, float] = {}
+        self._cancelled: dict[TaskKey, Pending] = {}  # of those that were sent
         self._is_wanted = False
 
     # ---- what can happen -----------------------------------------------------------------
@@ -234,6 +249,8 @@ class Submitter:
         known = self._workers.get(worker)
         if known is not None and known.sent.pop(task.id, None) is not None:
             task.worker = None
+            if self._cancelled:
+                self._cancelled.pop(task.id, None)
             known.progress_at = now
             if known.lane.key.scattered:
                 known.is_spent = True
@@ -251,9 +268,13 @@ class Submitter:
         if known is None:
             return []
         lane = known.lane
+        withdrawn: list[Effect] = []
         for task in reversed(tasks):
             if known.sent.pop(task.id, None) is not None:
                 task.worker = None
+                if self._cancelled.pop(task.id, None) is not None:
+                    withdrawn.append(Withdrawn(task))
+                    continue
                 lane.queue.appendleft(task)
                 known.pace = _Pace.STUCK  # or it would be sent the same tasks again
         if lane.key.slots:
@@ -262,7 +283,7 @@ class Submitter:
             known.order = deque(left, maxlen=known.order.maxlen)
         if not known.sent:
             known.idle_since = now
-        return self._advance([lane], now)
+        return self._advance([lane], now) + withdrawn
 
     def leaving(self, worker: WorkerKey, now: float) -> list[Effect]:
         """A worker starts nothing more. Its lease goes back when what it was sent has come back."""
@@ -276,7 +297,7 @@ class Submitter:
     def lost(
         self, worker: WorkerKey, last_task: TaskKey | None, now: float
     ) -> tuple[list[Pending], list[Effect]]:
-        """A worker died. Return the tasks it had begun; the others are queued again.
+        """A worker died. Return the tasks it had begun; the others are queued again, or withdrawn.
 
         A worker runs what it is sent in order, so everything up to the task it started last may
         have run, and nothing after it has. None is for a worker that nobody can say this of, since
@@ -295,8 +316,15 @@ class Submitter:
                 begun = position + 1
         if lane.key.slots and last_task is not None and last_task in known.order:
             begun = len(sent) - known.behind(last_task)
-        lane.queue.extendleft(reversed(sent[begun:]))
-        return sent[:begun], self._advance([lane], now)
+        withdrawn: list[Effect] = []
+        left = sent[begun:]
+        if self._cancelled:
+            withdrawn += [Withdrawn(task) for task in left if task.id in self._cancelled]
+            left = [task for task in left if task.id not in self._cancelled]
+            for task in sent:
+                self._cancelled.pop(task.id, None)
+        lane.queue.extendleft(reversed(left))
+        return sent[:begun], self._advance([lane], now) + withdrawn
 
     def refused(self, lease: LeaseID, now: float) -> tuple[list[Pending], list[Effect]]:
         """No worker can be had. Return the tasks that fail for it, unless others can run them.
@@ -325,18 +353,21 @@ class Submitter:
                 self._return_idle(lane, effects)
         return effects
 
-    def withdraw(self, task: Pending) -> tuple[bool, list[Effect]]:
-        """Take a task out of its queue; False if it is not waiting there."""
-        lane = self._lanes.get(task.key)
-        if lane is None or task.worker is not None:
-            return False, []
-        try:
-            lane.queue.remove(task)
-        except ValueError:
-            return False, []
+    def cancel(self, task: Pending) -> list[Effect]:
+        """Let a task not run, or no longer: one of ours, wherever it is, or waiting elsewhere."""
+        if task.worker is not None:
+            self._cancelled[task.id] = task
+            return [Interrupt(task.worker, task)]
         effects: list[Effect] = []
-        self._settle(lane, effects)
-        return True, effects
+        lane = self._lanes.get(task.key)
+        if lane is not None:
+            try:
+                lane.queue.remove(task)
+            except ValueError:
+                pass  # it waits for its arguments, or to be tried again
+            else:
+                self._settle(lane, effects)
+        return [*effects, Withdrawn(task)]
 
     def expire(self, now: float) -> list[Effect]:
         """Give idle leases back in time, and ask stalled pipelines for what they hold."""
@@ -389,6 +420,7 @@ class Submitter:
             sent=sum(len(known.sent) for known in self._workers.values()),
             requested=len(self._requests),
             leased=len(self._workers),
+            cancelled=len(self._cancelled),
             functions=len(self._run_time),
         )
 
@@ -596,6 +628,7 @@ class Submitter:
         tasks = [task.id for lane in lanes for task in lane.queue]
         tasks += [id for known in self._workers.values() for id in known.sent]
         assert len(tasks) == len(set(tasks)), "a task is in two places"
+        assert self._cancelled.keys() <= {id for w in self._workers.values() for id in w.sent}
         assert len(self._run_time) <= FUNCTIONS_KNOWN
 
 

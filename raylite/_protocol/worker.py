@@ -12,6 +12,7 @@ class Execute(Interface):
     define = batch(hot.Definition)
     hold = batch(hot.Holding)  # before the first task of a lease, if it is not what was told last
     run = batch(hot.Task)
+    cancel = batch(hot.Cancel)  # never before the `run` of what it cancels
     give_back = post(bytes)  # return what was not started: there are idle hands elsewhere
 
 
@@ -28,6 +29,7 @@ class Owner(Interface):
 
     fetch = call(hot.Fetch, hot.Value)  # replies when the object is ready
     borrow = call(hot.Borrow, NoneType)  # acknowledged before the lender lets go
+    cancel = call(hot.CancelTask, hot.Cancelled)  # replies when the task has ended
     give_up = batch(hot.Borrow, bulk=False)  # the borrower holds these no more
     received = batch(bytes, bulk=False)  # a value's references have found their new holder
 

@@ -9,7 +9,8 @@ from raylite._runtime import presence
 from raylite._services.worker import objects
 from raylite._services.worker.core import Core
 from raylite._services.worker.objects import ObjectRef
-from raylite._services.worker.runner import Runner, RunningTask, overlapping
+from raylite._services.worker.runner import Runner, overlapping
+from raylite._services.worker.running import RunningTask
 from raylite._wire import hot
 
 

@@ -27,6 +27,7 @@ from raylite._runtime.membership import NodeFenced
 from raylite._runtime.networks import NetworkOf
 from raylite._runtime.node import FENCED, Inherited, NodeConfig, Roles
 from raylite._runtime.pipes import MARK
+from raylite._runtime.striker import Striker
 from raylite._runtime.variables import Variables
 from raylite._runtime.workers import ForkedWorkers
 from raylite._services.gcs.certificates import CertificateService
@@ -190,6 +191,8 @@ def worker(inherited: Inherited, network_of: NetworkOf = networks.network_of) ->
     place.ip = ip
     place.variable = variables.before
     context.enter(place)
+    executor.strike = Striker(runner.strikes).strike
+    executor.die = partial(os._exit, 1)
     core.raylet_link.on_end(lambda link: os._exit(1))
     try:
         runner.run()

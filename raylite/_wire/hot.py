@@ -98,12 +98,20 @@ class Task(msgspec.Struct, array_like=True, frozen=True, gc=False):
     retry_on: bytes = b""  # pickled exception classes; b"*" is any; empty is none
 
 
+class Interrupted(enum.IntEnum):
+    """How a cancelled attempt was interrupted."""
+
+    NOT = 0
+    BEFORE_BODY = 1  # while its function or arguments were loaded
+    IN_BODY = 2
+
+
 class Result(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What came of one attempt: a value for each return, or one error standing for all of them.
 
     `seconds` is how long the function ran. `kept` are the references given with the task that the
     worker still holds: it has become their borrower. `retry` says that the error is one which the
-    task's options retry.
+    task's options retry. `interrupted` says whether it was cancelled, and ended with an error.
     """
 
     task: bytes
@@ -112,6 +120,7 @@ class Result(msgspec.Struct, array_like=True, frozen=True, gc=False):
     values: tuple[Value, ...]
     kept: tuple[bytes, ...] = ()
     retry: bool = False
+    interrupted: int = Interrupted.NOT
 
 
 class GivenBack(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -119,6 +128,32 @@ class GivenBack(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     task: bytes
     attempt: int
+
+
+class Cancel(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """End this attempt, which may be queued, running or over.
+
+    `force` ends the worker with it if it runs; `recursive` cancels the tasks that it has started.
+    """
+
+    task: bytes
+    attempt: int
+    force: bool
+    recursive: bool
+
+
+class CancelTask(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A borrower's wish that the owner of this object cancels the task that makes it."""
+
+    id: bytes
+    force: bool
+    recursive: bool
+
+
+class Cancelled(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What came of it: a `CancelOutcome`."""
+
+    outcome: int
 
 
 class Where(msgspec.Struct, array_like=True, frozen=True, gc=False):

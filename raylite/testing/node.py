@@ -33,11 +33,11 @@ from raylite._services.worker.objects import Entry, ObjectRef, Views
 from raylite._services.worker.runner import (
     BadArgument,
     Runner,
-    RunningTask,
     arena_key,
     is_retried,
     pack_error,
 )
+from raylite._services.worker.running import RunningTask
 from raylite._types import board
 from raylite._types.marks import mark_of_node
 from raylite._wire import hot, pickling
@@ -502,6 +502,11 @@ class SimWorker:
         later = self._random.choice((0.0, 0.002, 0.02, 0.1)) * self._random.random()
         self._source.end(self, cause, later)
 
+    def interrupt(self) -> None:
+        """Cancel what its thread would be doing."""
+        if self._work is not None:
+            self._work.cancel()
+
     async def _run(self, delay: float) -> None:
         try:
             await asyncio.sleep(delay)
@@ -531,6 +536,8 @@ class SimWorker:
         core.raylet_link.on_end(lambda link: self.kill("exit code 1"))
         runner = SimRunner(self, process)
         process.place.runner = runner
+        self.executor.strike = runner.strike
+        self.executor.die = lambda: self.kill("exit code 1")
         while (job := await self.executor.arrival()) is not None:
             await runner.work_off(job)
             self.executor.ended(job)
@@ -585,17 +592,38 @@ class SimRunner(Runner):
         )
         started = now()
         retry = False
+        interrupted = hot.Interrupted.NOT
         try:
             values = await self._await(job)
+        except (KeyboardInterrupt, asyncio.CancelledError) as error:
+            if self._struck is None or self._worker.is_ended:
+                raise
+            if (running := asyncio.current_task()) is not None:
+                running.uncancel()
+            interrupted = self._interrupted(error)
+            values = (self._error(KeyboardInterrupt(), job, name),)
         except BadArgument as bad:
             values = (pack_error(bad.error),)
         except Exception as error:
             retry = is_retried(task.retry_on, error)
             values = (self._error(error, job, name),)
         self.current = None
-        job.result = hot.Result(task.id, task.attempt, now() - started, values, (), retry)
+        if self._struck is not None:
+            self._struck = None
+            self._stored.interrupted()
+        job.result = hot.Result(
+            task.id, task.attempt, now() - started, values, (), retry, interrupted
+        )
+
+    def strike(self) -> None:
+        """Interrupt the body that is being run, if it was cancelled."""
+        current = self.current
+        if current is not None and self._struck is None and self._is_cancelled(current):
+            self._struck = current
+            self._worker.interrupt()
 
     async def _await(self, job: Job) -> tuple[Value, ...]:
+        self._look()
         task = job.task
         assert self.current is not None
         if job.brought is not None:
@@ -627,6 +655,7 @@ class _Stored:
         self.hold = core.hold
         self.read = core.read
         self.find = core.find
+        self.interrupted = core.interrupted
 
     async def make_room(self, result: Any, task: hot.Task, owner: bytes) -> None:
         for index, each in enumerate([result] if task.returns == 1 else list(result)):

@@ -1,9 +1,11 @@
 """Workers as threads: a node that is up in milliseconds, whose tasks a debugger can step into."""
 
 import asyncio
+import ctypes
 import secrets
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from raylite._kernel.arena import Arena
@@ -12,9 +14,11 @@ from raylite._runtime import context
 from raylite._runtime.attach import Attachment, attach_worker
 from raylite._runtime.context import Place
 from raylite._services.raylet.pool import OutputListener, SourceListener
+from raylite._services.worker.core import Core
 from raylite._services.worker.coroutines import AsyncRunner
-from raylite._services.worker.execute import QueueExecutor
+from raylite._services.worker.execute import Job, QueueExecutor
 from raylite._wire import hot
+from raylite._wire.hot import Value
 from raylite.exceptions import RuntimeEnvSetupError
 
 
@@ -59,6 +63,12 @@ class ThreadWorkers:
             worker.executor.leave()
             self._ended(token, "it was killed")
 
+    def _die(self, token: int) -> None:
+        """End with a task that was cancelled by force: what its thread still runs comes to nothing."""
+        if (worker := self._workers.get(token)) is not None:
+            worker.executor.leave()
+            self._ended(token, "it was ended with a cancelled task")
+
     def last_task(self, token: int) -> bytes:
         return self._last_tasks.pop(token, b"")
 
@@ -94,11 +104,13 @@ class ThreadWorkers:
         place = Place(attachment.core, attachment.node_id)
         place.namespace = self._namespace
         place.gcs_address = attachment.gcs_address
-        runner = AsyncRunner(
+        runner = ThreadRunner(
             executor, attachment.core, worker.note, _quiet, worker.leave, "127.0.0.1",
-            on_config=_refuse_environment,
+            on_config=_refuse_environment, core=attachment.core,
         )  # fmt: skip
         place.runner = runner
+        executor.strike = runner.strike
+        executor.die = partial(self._die, token)
 
         def run() -> None:
             context.enter_thread(place)
@@ -125,6 +137,53 @@ class ThreadWorkers:
             self._starting[closing] = None
             closing.add_done_callback(lambda task: self._starting.pop(task))
             self.listener.ended(token, cause)
+
+
+class ThreadRunner(AsyncRunner):
+    """A runner whose thread takes no signals: tasks are interrupted by an exception set from outside.
+
+    It is raised when the thread runs Python code next: a blocked `get` or `wait` is woken for it, a
+    sleep or a long call of C code is not. The exception is taken back if the task ends before it comes.
+    """
+
+    def __init__(self, *args: Any, core: Core, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._core = core
+        self._is_in_task = False
+        self._is_striking = False
+        self._lock = threading.Lock()
+
+    def strike(self) -> None:
+        """Interrupt the task that is being run, if it was cancelled; called by the loop."""
+        self._is_striking = True  # from here on the task's end waits for the lock
+        with self._lock:
+            current = self.current
+            if not self._is_in_task or current is None or not self._is_cancelled(current):
+                return
+            self._struck = current
+            _raise_in(self._core.task_thread, KeyboardInterrupt)
+        if self._core.task_waiter is not None:
+            self._core.task_waiter.give_up()
+
+    def _call(self, job: Job) -> tuple[Value, ...]:
+        self._is_in_task = True
+        try:
+            return super()._call(job)
+        finally:
+            self._is_in_task = False
+            if self._is_striking:
+                self._take_back()
+
+    def _take_back(self) -> None:
+        with self._lock:
+            _raise_in(self._core.task_thread, None)
+        self._is_striking = False
+
+
+def _raise_in(thread: int, error: type[BaseException] | None) -> None:
+    """Have a thread raise this when it runs Python code next; None takes back what has not been."""
+    what = ctypes.py_object() if error is None else ctypes.py_object(error)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), what)
 
 
 class _ThreadWorker:

@@ -13,6 +13,7 @@ from raylite._machines import submitter as limits
 from raylite._machines.submitter import (
     AskBack,
     Effect,
+    Interrupt,
     LaneKey,
     Pending,
     Push,
@@ -20,6 +21,7 @@ from raylite._machines.submitter import (
     ReturnLease,
     Submitter,
     SubmitterStatistics,
+    Withdrawn,
 )
 from raylite._types.keys import LeaseID, TaskKey, WorkerKey
 from raylite._types.resources import UNIT, Resources
@@ -83,6 +85,9 @@ class Owner:
     def lose(self, worker: int, last: TaskKey) -> tuple[list[int], list[Effect]]:
         begun, effects = self.machine.lost(WorkerKey(b"%d" % worker), last, self.now)
         return numbers(begun), self.perform(effects)
+
+    def cancel(self, task: Pending) -> list[Effect]:
+        return self.perform(self.machine.cancel(task))
 
     def expire(self, at: float) -> list[Effect]:
         self.now = at
@@ -203,7 +208,6 @@ def test_a_worker_that_gave_all_back_rests_from_then_on() -> None:
     tasks = make_many(1)
     owner.submit(tasks)
     owner.now = 5.0
-    owner.machine.withdraw(tasks[0])
     assert pushes(owner.give_back(0, tasks)) == {0: [0]}
     owner.result(0, tasks)
     assert owner.machine.next_expiry(5.0) == 5.0 + limits.LINGER_SECONDS
@@ -564,33 +568,81 @@ def test_an_unknown_refusal_is_ignored() -> None:
     assert Owner().machine.refused(LeaseID(b"?"), 0.0) == ([], [])
 
 
-# ---- withdrawing tasks ---------------------------------------------------------------------
+# ---- cancelling tasks ----------------------------------------------------------------------
 
 
-def test_a_queued_task_can_be_withdrawn_and_its_request_with_it() -> None:
+def withdrawn(effects: list[Effect]) -> list[int]:
+    return numbers(effect.task for effect in effects if isinstance(effect, Withdrawn))
+
+
+def interrupts(effects: list[Effect]) -> dict[int, int]:
+    return {int(e.task.id): int(e.worker) for e in effects if isinstance(e, Interrupt)}
+
+
+def test_a_queued_task_is_withdrawn_and_its_request_with_it() -> None:
     owner = Owner()
     tasks = make_many(1)
     leases = requests(owner.submit(tasks))
-    assert owner.machine.withdraw(tasks[0]) == (True, [ReturnLease(leases[0])])
+    assert owner.cancel(tasks[0]) == [ReturnLease(leases[0]), Withdrawn(tasks[0])]
     assert owner.machine.statistics().lanes == 0
 
 
-def test_a_task_that_is_tried_again_can_be_withdrawn() -> None:
+def test_a_task_that_is_queued_again_is_withdrawn() -> None:
     owner = owner_with_workers(1)
     task = make(1)
     owner.submit([task])
     owner.result(0, [task])
     owner.lose(0, NO_TASK)
     owner.submit([task])
-    assert owner.machine.withdraw(task)[0]
+    assert withdrawn(owner.cancel(task)) == [1]
 
 
-def test_a_task_that_is_not_queued_cannot_be_withdrawn() -> None:
+def test_a_task_that_waits_elsewhere_is_withdrawn() -> None:
+    owner = owner_with_workers(1)
+    for task in (make(2), make(3, key=FREE)):
+        assert owner.cancel(task) == [Withdrawn(task)]
+
+
+def test_the_worker_of_a_task_that_was_sent_is_told() -> None:
     owner = owner_with_workers(1)
     sent = make(1)
     owner.submit([sent])
-    for task in (sent, make(2), make(3, key=FREE)):
-        assert owner.machine.withdraw(task) == (False, [])
+    for _ in range(2):
+        assert owner.cancel(sent) == [Interrupt(WorkerKey(b"0"), sent)]
+    owner.result(0, [sent])
+    assert owner.machine.statistics().cancelled == 0
+
+
+def test_a_cancelled_task_that_is_given_back_does_not_run_elsewhere() -> None:
+    owner = owner_with_workers(1)
+    tasks = make_many(3)
+    owner.submit(tasks)
+    owner.cancel(tasks[1])
+    assert withdrawn(owner.give_back(0, tasks[1:2])) == [1]
+    assert pushes(owner.submit([make(4)])) == {0: [4]}
+    assert owner.machine.statistics().queued == 0
+
+
+def test_a_worker_that_gave_back_only_what_was_cancelled_is_sent_more() -> None:
+    owner = owner_with_workers(1)
+    tasks = make_many(2)
+    owner.submit(tasks)
+    owner.cancel(tasks[1])
+    owner.give_back(0, tasks[1:])
+    assert owner.machine.statistics().queued == 0
+    assert pushes(owner.submit(make_many(600)[2:]))[0][0] == 2
+
+
+def test_of_a_lost_workers_tasks_the_cancelled_ones_are_not_queued_again() -> None:
+    owner = owner_with_workers(1)
+    tasks = make_many(4)
+    owner.submit(tasks)
+    owner.cancel(tasks[0])
+    owner.cancel(tasks[2])
+    begun, effects = owner.lose(0, tasks[0].id)
+    assert (begun, withdrawn(effects)) == ([0], [2])
+    assert pushes(owner.grant(1)) == {1: [1, 3]}
+    assert owner.machine.statistics().cancelled == 0
 
 
 # ---- bounds --------------------------------------------------------------------------------
@@ -606,7 +658,13 @@ def test_lanes_and_run_times_do_not_pile_up() -> None:
         owner.now += limits.LINGER_SECONDS
         owner.machine.expire(owner.now)
     expected = SubmitterStatistics(
-        lanes=0, queued=0, sent=0, requested=0, leased=0, functions=limits.FUNCTIONS_KNOWN
+        lanes=0,
+        queued=0,
+        sent=0,
+        requested=0,
+        leased=0,
+        cancelled=0,
+        functions=limits.FUNCTIONS_KNOWN,
     )
     assert owner.machine.statistics() == expected
 
@@ -637,10 +695,13 @@ class SimTask:
 
 @dataclass(eq=False)
 class SimWorker:
-    """A worker process: begins its queue in order; messages wait in `inbox` and `outbox`."""
+    """A worker process: begins its queue in order; messages wait in `inbox` and `outbox`.
+
+    None in the inbox asks it to give back.
+    """
 
     key: WorkerKey
-    inbox: deque[list[tuple[SimTask, int]] | None] = field(default_factory=deque)  # None: give back
+    inbox: deque[list[tuple[SimTask, int]] | Interrupt | None] = field(default_factory=deque)
     queue: deque[tuple[SimTask, int]] = field(default_factory=deque)
     outbox: deque[tuple[str, SimTask, int]] = field(default_factory=deque)
     running: list[tuple[SimTask, int]] = field(default_factory=list)
@@ -675,6 +736,7 @@ class World(RuleBasedStateMachine):
         self.tasks: dict[TaskKey, SimTask] = {}
         self.unfinished: dict[TaskKey, SimTask] = {}
         self.started: set[tuple[TaskKey, int]] = set()
+        self.cancelled: set[TaskKey] = set()
         self.asks: deque[RequestLease | ReturnLease] = deque()  # from the owner to the raylet
         self.news: deque[Callable[[], None]] = deque()  # from the raylet to the owner
         self.waiting: dict[LeaseID, LaneKey] = {}
@@ -754,12 +816,10 @@ class World(RuleBasedStateMachine):
 
     @precondition(lambda self: self.unfinished)
     @rule(choice=st.integers(0, 1000))
-    def a_task_is_withdrawn(self, choice: int) -> None:
+    def a_task_is_cancelled(self, choice: int) -> None:
         task = list(self.unfinished.values())[choice % len(self.unfinished)]
-        is_withdrawn, effects = self.machine.withdraw(task.pending)
-        if is_withdrawn:
-            del self.unfinished[task.pending.id]
-        self.perform(effects)
+        self.cancelled.add(task.pending.id)
+        self.perform(self.machine.cancel(task.pending))
 
     @rule()
     def unknown_news_comes(self) -> None:
@@ -790,7 +850,7 @@ class World(RuleBasedStateMachine):
                 break
         assert not self.unfinished, "tasks were lost"
         counts = self.machine.statistics()
-        assert (counts.lanes, counts.leased, counts.requested) == (0, 0, 0)
+        assert (counts.lanes, counts.leased, counts.requested, counts.cancelled) == (0, 0, 0, 0)
         assert not self.lent
         assert not self.waiting
 
@@ -838,12 +898,20 @@ class World(RuleBasedStateMachine):
                     self.asks.append(effect)
                 case Push(key, tasks):
                     assert tasks, "an empty push"
+                    assert not self.cancelled.intersection(task.id for task in tasks)
                     sent = [(self.tasks[task.id], task.attempt) for task in tasks]
                     if key in self.workers:
                         self.workers[key].inbox.append(sent)
                 case AskBack(key):
                     if key in self.workers:
                         self.workers[key].inbox.append(None)
+                case Interrupt(key):
+                    if key in self.workers:
+                        self.workers[key].inbox.append(effect)
+                case Withdrawn(task):
+                    assert task.worker is None
+                    assert (task.id, task.attempt) not in self.started, "it runs, or has run"
+                    del self.unfinished[task.id]
 
     def expire(self, due: float) -> None:
         self.now = max(self.now, due)
@@ -904,6 +972,9 @@ class World(RuleBasedStateMachine):
 
     def worker_hears(self, worker: SimWorker) -> None:
         message = worker.inbox.popleft()
+        if isinstance(message, Interrupt):
+            self.interrupt(worker, (self.tasks[message.task.id], message.task.attempt))
+            return
         if message is not None:
             worker.queue.extend(message)
             keys = [*worker.queue, *worker.running]
@@ -913,6 +984,13 @@ class World(RuleBasedStateMachine):
             self.hand_back(worker)
         if worker.is_leaving:
             worker.outbox.append(("leaving", *self.nothing))
+
+    def interrupt(self, worker: SimWorker, job: tuple[SimTask, int]) -> None:
+        if job in worker.queue:
+            worker.queue.remove(job)
+            worker.outbox.append(("back", *job))
+        elif job in worker.running:
+            self.finish(worker, job)
 
     def hand_back(self, worker: SimWorker) -> None:
         worker.outbox.extend(("back", task, attempt) for task, attempt in worker.queue)
@@ -968,7 +1046,7 @@ class World(RuleBasedStateMachine):
             pending = task.pending
             assert pending.attempt == attempt
             self.machine.finished(worker.key, pending, SECONDS[pending.function], self.now)
-            if task.kind == "flaky" and attempt == 0:
+            if task.kind == "flaky" and attempt == 0 and pending.id not in self.cancelled:
                 pending.attempt += 1
                 again.append(pending)
             else:
@@ -985,8 +1063,11 @@ class World(RuleBasedStateMachine):
             # The board cannot tell two attempts on one worker apart: then one retry is wasted.
             assert has_begun or self.tasks[last].pending.attempt != attempt
             task.attempt += 1
+            if task.id in self.cancelled:
+                del self.unfinished[task.id]
         assert self.machine.lost(worker.key, last, self.now) == ([], [])
-        self.perform(self.machine.submit(begun, self.now))
+        again = [task for task in begun if task.id not in self.cancelled]
+        self.perform(self.machine.submit(again, self.now))
 
     def refused(self, lease: LeaseID) -> None:
         failed, effects = self.machine.refused(lease, self.now)

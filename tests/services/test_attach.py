@@ -1,5 +1,7 @@
 """A worker's first moments, in virtual time: its raylet lends it before it knows where it is."""
 
+from collections.abc import Collection
+
 import anyio
 
 from raylite._kernel.arena import HeapArena
@@ -9,7 +11,7 @@ from raylite._kernel.service import Service, handles
 from raylite._protocol import raylet, worker
 from raylite._runtime.attach import attach_worker
 from raylite._services.worker.core import Core
-from raylite._services.worker.execute import UNTOLD, ExecuteService, Job
+from raylite._services.worker.execute import UNTOLD, Attempt, ExecuteService, Job
 from raylite._types import board
 from raylite._wire import hot
 from raylite._wire.hot import Form, Value
@@ -34,11 +36,17 @@ class Shelf:
         self.jobs.append(job)
         self.has_some.set()
 
-    def take_back(self) -> list[Job]:
+    def take_back(self, wanted: Collection[Attempt] | None = None) -> list[Job]:
         jobs, self.jobs = self.jobs, []
         return jobs
 
     def leave(self) -> None: ...
+    def flush(self) -> None: ...
+    def runs(self, cancel: hot.Cancel) -> bool:
+        return False
+
+    def interrupt(self, cancel: hot.Cancel) -> None: ...
+    def die(self) -> None: ...
 
 
 def task(number: int, node: bytes) -> hot.Task:

@@ -121,6 +121,7 @@ class PlayedWorker(Service, serves=(worker.Execute,)):
         self.id = network.address.encode().ljust(28, b".")
         self.tasks: list[hot.Task] = []
         self.told: list[tuple[hot.Holding, int]] = []  # and how many tasks had come before
+        self.cancels: list[hot.Cancel] = []
         self.owner: Link | None = None
 
     @handles(worker.Execute.define)
@@ -134,6 +135,10 @@ class PlayedWorker(Service, serves=(worker.Execute,)):
     def run_tasks(self, tasks: list[hot.Task]) -> None:
         self.owner = self.caller
         self.tasks += tasks
+
+    @handles(worker.Execute.cancel)
+    def cancel(self, cancels: list[hot.Cancel]) -> None:
+        self.cancels += cancels
 
     @handles(worker.Execute.give_back)
     def give_back(self, nothing: bytes) -> None: ...
@@ -416,7 +421,7 @@ async def test_a_spill_of_a_wish_that_was_withdrawn_is_nothing() -> None:
         at.submit.submit([task])
         await at.settled()
         lease = at.here.requests[0].lease
-        at.submit._perform(at.submitter.withdraw(task)[1])
+        at.submit.cancel(task.id, force=False, recursive=True)
         at.here.spill(lease, "far")
         await at.settled()
         assert at.here.released == [lease]
@@ -433,7 +438,7 @@ async def test_a_grant_of_a_wish_that_was_withdrawn_runs_nothing() -> None:
         one, other = (each.lease for each in at.here.requests)
         at.here.grant(one, at.workers[0])
         await at.settled()
-        at.submit._perform(at.submitter.withdraw(second)[1])
+        at.submit.cancel(second.id, force=False, recursive=True)
         at.here.grant(other, at.workers[1])
         await at.settled()
         assert at.here.released == [other]

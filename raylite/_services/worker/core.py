@@ -10,6 +10,7 @@ import itertools
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from time import monotonic
@@ -37,6 +38,7 @@ from raylite._services.worker.objects import (
 from raylite._services.worker.owner import OwnerService, error_of
 from raylite._services.worker.ready import has_ready, never, split
 from raylite._services.worker.submit import OwnedTask, SubmitService
+from raylite._types.cancellation import CancelOutcome
 from raylite._types.keys import ObjectKey
 from raylite._wire import hot, pickling
 from raylite._wire.hot import Contained, Form, Value
@@ -123,6 +125,7 @@ class Core:
         #: Called with each future of a value that is awaited, where tasks overlap.
         self.on_await: Callable[[asyncio.Future[None]], None] | None = None
         self._has_warned = False
+        self.task_waiter: BlockedThread | None = None  # what the task waited for last
 
     def join(self, job: bytes, config: hot.JobConfig) -> None:
         """Belong to a job: a worker learns of it with its first task, and keeps to it."""
@@ -162,6 +165,12 @@ class Core:
         self._outbox.append(task)
         if not self._is_woken:
             self._wake()
+
+    def cancel(self, entry: Entry, *, force: bool, recursive: bool) -> "Future[CancelOutcome]":
+        """Cancel the task that makes an object; the future has the outcome when it has ended."""
+        outcome: Future[CancelOutcome] = Future()
+        self._do(self.submitter.canceller.cancel, entry, force, recursive, outcome)
+        return outcome
 
     # ---- objects -------------------------------------------------------------------------
 
@@ -235,6 +244,15 @@ class Core:
     def is_writing(self, owner: bytes) -> bool:
         """Whether a value of this owner's is being written into the arena here."""
         return owner in self._writing
+
+    def interrupted(self) -> None:
+        """The task was interrupted, perhaps where it told the loop something: mend that.
+
+        Called on its thread, before it begins another task.
+        """
+        if self.on_unblock is not None:
+            self._outbox.append((self.on_unblock,))
+        self._wake()
 
     def find(self, id: bytes) -> Entry | None:
         return self.owner.find(id)
@@ -596,6 +614,8 @@ class Core:
         self.mind_the_loop()
         unique = list(dict.fromkeys(entries))
         is_task = self.on_block is not None and threading.get_ident() == self.task_thread
+        if is_task:
+            self.task_waiter = waiter
         self.begin_wait(unique, waiter, is_task=is_task)
         try:
             acquire(waiter.lock, timeout)

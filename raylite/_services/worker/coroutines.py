@@ -2,33 +2,35 @@
 
 import asyncio
 import contextvars
+import inspect
 from collections.abc import Coroutine, Generator
 from contextlib import suppress
 from contextvars import ContextVar
 from queue import Empty
 from time import perf_counter
 from types import GeneratorType
-from typing import Any
+from typing import Any, cast
 
 from raylite._kernel.alarm import Alarm
 from raylite._kernel.seams import now
 from raylite._kernel.threads import new_loop
+from raylite._services.worker.cancel import cancelled_error
 from raylite._services.worker.execute import Job
 from raylite._services.worker.runner import (
     IDLE_AFTER,
     NONE,
     Runner,
-    RunningTask,
     Unfinished,
     arena_key,
     exit_code,
     flush_output,
     overlapping,
 )
+from raylite._services.worker.running import RunningTask
 from raylite._wire import hot, pickling
 from raylite._wire.hot import Form, Value
-from raylite.exceptions import TaskCancelledError
 
+NEW = inspect.CORO_CREATED
 LAST_SECONDS = 1.0  # for what is cancelled as the worker ends
 
 _Begun = set[asyncio.Task[Any]]
@@ -63,6 +65,7 @@ class AsyncRunner(Runner):
         self._begin(job)
         self._executor.on_arrival = self._arrived
         loop.call_soon(self._take)  # what came before it was known whom to tell
+        loop.call_soon(self._interrupt)
         self._values.on_await = self._awaits
         try:
             while self._running or not self._has_next:
@@ -82,7 +85,7 @@ class AsyncRunner(Runner):
     def _make_loop(self) -> asyncio.AbstractEventLoop:
         self._loop = loop = new_loop()
         loop.set_task_factory(_make_task)
-        self._running: dict[asyncio.Task[None], None] = {}
+        self._running: dict[asyncio.Task[None], RunningTask] = {}
         self._awaited = 0
         self._is_lent = False
         self._idle = Alarm(self._on_idle)
@@ -128,9 +131,27 @@ class AsyncRunner(Runner):
         work = asyncio.Task(
             self._work(job, running, begun), loop=self._loop, name=running.name, context=context
         )
-        self._running[work] = None
+        self._running[work] = running
         work.add_done_callback(self._ended)
         self._idle.cancel()
+
+    # ---- jobs are cancelled --------------------------------------------------------------
+
+    def runs(self, task: bytes, attempt: int) -> bool:
+        return super().runs(task, attempt) or any(
+            running.id == task and running.attempt == attempt
+            for running in (() if self._loop is None else list(self._running.values()))
+        )
+
+    def interrupt_overlapping(self) -> None:
+        if self._executor.on_arrival is not None and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._interrupt)
+
+    def _interrupt(self) -> None:
+        for work, running in self._running.items():
+            coroutine = cast(Coroutine[Any, Any, None], work.get_coro())
+            if self._is_cancelled(running) and inspect.getcoroutinestate(coroutine) != NEW:
+                work.cancel()  # one that is new sees it by itself, and says what came of it
 
     # ---- jobs run ------------------------------------------------------------------------
 
@@ -139,7 +160,11 @@ class AsyncRunner(Runner):
         self._on_task(running.name)
         started = perf_counter()
         retry = False
+        interrupted = hot.Interrupted.NOT
         try:
+            if self._asked and self._is_cancelled(running):
+                interrupted = hot.Interrupted.BEFORE_BODY
+                raise asyncio.CancelledError
             config = job.definition.config
             if config is not self._config or self._executor.holding is not self.holding:
                 self._adopt(config)
@@ -150,7 +175,10 @@ class AsyncRunner(Runner):
             raise
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError):
-                error = TaskCancelledError().with_traceback(error.__traceback__)
+                message = f"{running.name} was interrupted."
+                error = cancelled_error(running.id, message).with_traceback(error.__traceback__)
+            if self._asked and self._is_cancelled(running):
+                interrupted = interrupted or hot.Interrupted.IN_BODY
             values, retry = self._failed(error, job, running.name)
             if begun:
                 with suppress(asyncio.CancelledError):
@@ -159,7 +187,7 @@ class AsyncRunner(Runner):
             return  # who waits for the result hears that the worker is gone
         flush_output()
         job.result = hot.Result(
-            running.id, running.attempt, perf_counter() - started, values, (), retry
+            running.id, running.attempt, perf_counter() - started, values, (), retry, interrupted
         )
         self._settle_cpu()
         self._executor.ended(job)

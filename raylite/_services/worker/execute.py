@@ -7,7 +7,7 @@ and in a list of results, and neither waits for the other.
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Protocol
@@ -19,6 +19,7 @@ from raylite._kernel.service import Service, handles
 from raylite._protocol import raylet, worker
 from raylite._services.worker.copies import ARGUMENT, Bringing
 from raylite._services.worker.core import Core
+from raylite._services.worker.interrupts import Interrupts
 from raylite._services.worker.objects import Entry
 from raylite._services.worker.owner import OwnerService
 from raylite._types.resources import ONE_CPU
@@ -28,6 +29,9 @@ from raylite._wire.hot import Form
 #: What a worker's start takes; of a function that ends its worker, each run costs a share of that.
 START_SECONDS = 0.02
 UNTOLD = hot.Holding(ONE_CPU.to_units())
+
+Attempt = tuple[bytes, int]
+"""A task's id, and which attempt at it."""
 
 
 class Job:
@@ -52,8 +56,18 @@ class Executor(Protocol):
 
     def serve(self, service: "ExecuteService", core: Core) -> None: ...
     def run(self, job: Job) -> None: ...
-    def take_back(self) -> list[Job]: ...
+    def take_back(self, wanted: Collection[Attempt] | None = None) -> list[Job]: ...
     def leave(self) -> None: ...
+    def flush(self) -> None: ...
+
+    def runs(self, cancel: hot.Cancel) -> bool:
+        """Say whether this attempt is being run."""
+
+    def interrupt(self, cancel: hot.Cancel) -> None:
+        """Interrupt this attempt if it is being run, or about to be; nothing else, ever."""
+
+    def die(self) -> None:
+        """End this worker, as if it were killed."""
 
 
 class ExecuteService(Service, serves=(worker.Execute,)):
@@ -73,6 +87,7 @@ class ExecuteService(Service, serves=(worker.Execute,)):
         self._is_spent = False
         self._holdings: dict[Link, hot.Holding] = {}  # what owners have told of their leases
         self._lessee: Link | None = None  # whose lease it is
+        self._is_dying = False
 
     @handles(worker.Execute.define)
     def define(self, definitions: list[hot.Definition]) -> None:
@@ -100,7 +115,7 @@ class ExecuteService(Service, serves=(worker.Execute,)):
             self._executor.holding = self._holdings.get(link, UNTOLD)
         for task in tasks:
             job = Job(task, self._definitions[link, task.definition], link)
-            if self._is_blocked:
+            if self._is_blocked or self._is_dying:
                 self._submitters[link].given_back(hot.GivenBack(task.id, task.attempt))
                 continue
             if task.inputs or task.contained:
@@ -132,6 +147,36 @@ class ExecuteService(Service, serves=(worker.Execute,)):
         self._is_spent = True
         if self._lessee is not None and not self._lessee.is_ended:
             self._submitters[self._lessee].leaving(b"")
+
+    @handles(worker.Execute.cancel)
+    def cancel(self, cancels: list[hot.Cancel]) -> None:
+        """End attempts early: what is queued goes back, what runs is interrupted."""
+        wanted = {(each.task, each.attempt): each for each in cancels}
+        for job in self._executor.take_back(wanted):
+            del wanted[job.task.id, job.task.attempt]
+            self.refuse(job)
+        for each in wanted.values():
+            self._executor.interrupt(each)
+            if not self._executor.runs(each):
+                continue
+            if each.recursive:
+                self._cancel_children(each)
+            if each.force and not self._is_dying:
+                self._is_dying = True
+                self.give_back(b"")
+                self.spawn(self._die_with(each), "end with a task")
+
+    def _cancel_children(self, cancel: hot.Cancel) -> None:
+        self._keeper.drain()  # what it has started just now is known then
+        self._keeper.submitter.cancel_children(cancel.task, cancel.attempt, force=cancel.force)
+
+    async def _die_with(self, cancel: hot.Cancel) -> None:
+        """End this process, unless the task ends before all else that it did has been told."""
+        self._executor.flush()
+        await self._keeper.flush()
+        if self._executor.runs(cancel):
+            self._executor.die()
+        self._is_dying = False
 
     def settled(self) -> None:
         """The raylet has said which node this is, which the first owner's tasks may have outrun.
@@ -184,6 +229,11 @@ class ExecuteService(Service, serves=(worker.Execute,)):
             self._submitters[link].results(result)
             self._let_go(job)
 
+    def interrupted(self, cancel: hot.Cancel) -> None:
+        """An attempt has ended because it was interrupted."""
+        if cancel.recursive:
+            self._cancel_children(cancel)  # those it started meanwhile
+
     def _hold_arguments(self, job: Job) -> None:
         """Keep what the task was given until it ends; what it keeps longer, it borrows."""
         entries = []
@@ -224,8 +274,9 @@ class ExecuteService(Service, serves=(worker.Execute,)):
         if not kept:
             return result
         return hot.Result(
-            result.task, result.attempt, result.seconds, result.values, tuple(kept), result.retry
-        )
+            result.task, result.attempt, result.seconds, result.values, tuple(kept), result.retry,
+            result.interrupted,
+        )  # fmt: skip
 
     def _let_go(self, job: Job) -> None:
         if job.brought is not None:
@@ -251,6 +302,11 @@ class ExecuteService(Service, serves=(worker.Execute,)):
             del self._definitions[key]
 
 
+class _Runner(Protocol):
+    def runs(self, task: bytes, attempt: int) -> bool: ...
+    def interrupt_overlapping(self) -> None: ...
+
+
 class QueueExecutor:
     """Jobs in a queue that a thread works off; `Runner` is that thread's side."""
 
@@ -267,6 +323,11 @@ class QueueExecutor:
         #: Called, on the loop, when a job has come, while the thread does something else than wait
         #: for one.
         self.on_arrival: Callable[[], None] | None = None
+        self.interrupts = Interrupts()
+        self.runner: _Runner | None = None
+        #: Makes the thread look at `interrupts`, whatever it does; ends the worker.
+        self.strike: Callable[[], None] = _nothing
+        self.die: Callable[[], None] = _nothing
 
     # ---- the loop's side -----------------------------------------------------------------
 
@@ -278,22 +339,32 @@ class QueueExecutor:
         if self.on_arrival is not None:
             self.on_arrival()
 
-    def take_back(self) -> list[Job]:
-        """Return what the thread has not begun, in order."""
-        taken = []
-        leaving = False
+    def take_back(self, wanted: Collection[Attempt] | None = None) -> list[Job]:
+        """Return what the thread has not begun, in order; if some are named, those alone."""
+        taken: list[Job] = []
+        left: list[Job | None] = []
         while True:
             try:
                 job = self._queue.get_nowait()
             except Empty:
                 break
-            if job is None:
-                leaving = True
-            else:
+            if job is not None and (wanted is None or (job.task.id, job.task.attempt) in wanted):
                 taken.append(job)
-        if leaving:
-            self._queue.put(None)
+            else:
+                left.append(job)
+        for job in left:
+            self._queue.put(job)
         return taken
+
+    def interrupt(self, cancel: hot.Cancel) -> None:
+        """Have the thread interrupt this attempt: see `Runner.strikes`."""
+        self.interrupts.ask(cancel)
+        self.strike()
+        if self.runner is not None:
+            self.runner.interrupt_overlapping()
+
+    def runs(self, cancel: hot.Cancel) -> bool:
+        return self.runner is not None and self.runner.runs(cancel.task, cancel.attempt)
 
     def leave(self) -> None:
         """Let the thread end after what is queued."""
@@ -313,8 +384,18 @@ class QueueExecutor:
                 self._service.done(ended)
                 if self._is_spent:
                     self._service.spent()
+                if self.interrupts.asked:
+                    self._interrupted(ended)
             finally:
                 departures.flush()
+
+    def _interrupted(self, ended: list[Job]) -> None:
+        assert self._service is not None
+        tasks = [job.task.id for job in ended if job.result is not None]
+        interrupted = {job.task.id for job in ended if job.result and job.result.interrupted}
+        for cancel in self.interrupts.ended(tasks, self.runs):
+            if cancel.task in interrupted:
+                self._service.interrupted(cancel)
 
     def _refuse(self, job: Job) -> None:
         if self._service is not None:
@@ -363,3 +444,6 @@ class QueueExecutor:
         assert job.result is not None
         seconds = job.result.seconds + START_SECONDS / definition.max_calls
         job.result = replace(job.result, seconds=seconds)
+
+
+def _nothing() -> None: ...

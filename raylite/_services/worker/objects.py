@@ -407,6 +407,11 @@ class BlockedThread:
         if (self.count == 0 or (self.raises and entry.is_error)) and self.lock.locked():
             self.lock.release()
 
+    def give_up(self) -> None:
+        """Wake the thread, which is to raise."""
+        if self.lock.locked():
+            self.lock.release()
+
     @property
     def is_waiting(self) -> bool:
         return self.lock.locked()

@@ -3,6 +3,7 @@
 import asyncio
 import weakref
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from raylite._kernel.network import Network
 from raylite._kernel.service import Service, every, handles
@@ -28,6 +29,12 @@ ID = 28  # bytes of an object's id: what its name in an arena begins with
 _DEAD_KEPT = 10_000  # addresses of ended processes, against messages that name them late
 
 
+class Canceller(Protocol):
+    """Cancels what this process owns: see `Canceller` of the module `cancel`."""
+
+    async def serve(self, request: hot.CancelTask) -> hot.Cancelled: ...
+
+
 class OwnerService(Service, serves=(worker.Owner,)):
     """Keeps every entry of this process. `Refs` decides how long; this class carries it out."""
 
@@ -36,6 +43,7 @@ class OwnerService(Service, serves=(worker.Owner,)):
         self._locations = locations
         locations.on_lost = self._lost
         self.refs = Refs()
+        self.canceller: Canceller
         self._handed: dict[bytes, tuple[Entry, ...]] = {}
         self._dead: dict[str, None] = {}
         self.hear_drops: Callable[[], None] = _nothing  # what threads let go of
@@ -93,7 +101,7 @@ class OwnerService(Service, serves=(worker.Owner,)):
 
     def fail(self, entry: Entry, error: RayError) -> None:
         """An object will not have a value: reading it raises."""
-        self.complete(entry, _error_value(error))
+        self.complete(entry, error_value(error))
 
     def entry_for(self, keeper: Keeper, contained: Contained) -> Entry:
         """Return the entry of an object known by its reference, beginning to borrow it if new.
@@ -175,6 +183,10 @@ class OwnerService(Service, serves=(worker.Owner,)):
         for id in request.ids:
             self.perform(self.refs.borrowed(ObjectKey(id), request.borrower))
 
+    @handles(worker.Owner.cancel)
+    async def cancel(self, request: hot.CancelTask) -> hot.Cancelled:
+        return await self.canceller.serve(request)
+
     @handles(worker.Owner.give_up)
     def give_up(self, lists: list[hot.Borrow]) -> None:
         for borrow in lists:
@@ -217,7 +229,7 @@ class OwnerService(Service, serves=(worker.Owner,)):
         for reference in self.borrowed_from(owner):
             error = OwnerDiedError(reference.id.hex(), None, "")
             if reference.is_in_arena:
-                reference.value = _error_value(error)
+                reference.value = error_value(error)
             else:
                 self.fail(reference, error)
 
@@ -251,7 +263,7 @@ class OwnerService(Service, serves=(worker.Owner,)):
         if entry is not None and entry.is_in_arena:
             assert entry.value is not None
             if (entry.value.key or entry.id) == key:
-                entry.value = _error_value(ObjectLostError(entry.id.hex(), None, ""))
+                entry.value = error_value(ObjectLostError(entry.id.hex(), None, ""))
 
     def _give_up(self, entry: Entry) -> None:
         if entry.is_registered and entry.owner not in self._dead:
@@ -289,7 +301,7 @@ def error_of(value: Value, entry: Entry | None = None) -> BaseException:
     return to_raise(error, entry.known_ref, ObjectID(entry.id).task_id())
 
 
-def _error_value(error: RayError) -> Value:
+def error_value(error: RayError) -> Value:
     return Value(Form.ERROR, pickling.dumps(error).to_bytes())
 
 

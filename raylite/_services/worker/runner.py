@@ -9,20 +9,20 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from queue import Empty
 from time import perf_counter
-from types import GeneratorType
+from types import FrameType, GeneratorType
 from typing import Any, Protocol
 
-from msgspec import Struct
-
+from raylite._services.worker.cancel import cancelled_error
 from raylite._services.worker.chunk import Failed
 from raylite._services.worker.execute import Job, QueueExecutor
+from raylite._services.worker.interrupts import came_through, is_below
 from raylite._services.worker.objects import Entry, ObjectRef
+from raylite._services.worker.running import RunningTask
 from raylite._wire import hot, pickling
 from raylite._wire.hot import Form, Value
 from raylite.exceptions import (
     RayError,
     RuntimeEnvSetupError,
-    TaskCancelledError,
     capture_task_error,
     dependency_error,
 )
@@ -49,17 +49,7 @@ class Values(Protocol):
     def store_result(self, id: bytes, owner: bytes, pickled: pickling.Pickled) -> Value: ...
     async def store_soon(self, id: bytes, owner: bytes, pickled: pickling.Pickled) -> Value: ...
     def find(self, id: bytes) -> Entry | None: ...
-
-
-class RunningTask(Struct, frozen=True):
-    """What `get_runtime_context` says about the task being run."""
-
-    id: bytes
-    job: bytes
-    name: str
-    function: str
-    depth: int
-    attempt: int
+    def interrupted(self) -> None: ...
 
 
 #: The same, where several tasks run at a time on one thread: see `AsyncRunner`.
@@ -110,6 +100,49 @@ class Runner:
         # functions, each of which would be pickled, sent and unpickled anew for the tasks it starts.
         self._functions: dict[bytes, Any] = {}
         self.current: RunningTask | None = None
+        self._interrupts = executor.interrupts
+        self._asked = executor.interrupts.asked
+        self._struck: RunningTask | None = None
+        executor.runner = self
+
+    def strikes(self, frame: FrameType | None) -> bool:
+        """Say, on this thread, whether code at this frame is to be interrupted.
+
+        It is if it is of a task that was cancelled: whatever is raised below `_call` is the end of
+        that task alone. Between tasks, and while a result is on its way, nothing is interrupted.
+        """
+        current = self.current
+        if current is None or not self._is_cancelled(current):
+            return False
+        if not is_below(frame, _CALL):
+            return False
+        self._struck = current
+        return True
+
+    def runs(self, task: bytes, attempt: int) -> bool:
+        """Say, on any thread, whether this attempt is being run."""
+        current = self.current
+        return current is not None and current.id == task and current.attempt == attempt
+
+    def interrupt_overlapping(self) -> None:
+        """Interrupt those of the tasks that overlap which were cancelled; called by the loop."""
+
+    def _is_cancelled(self, task: RunningTask) -> bool:
+        return self._interrupts.has(task.id, task.attempt)
+
+    def _look(self) -> None:
+        """Do not begin what was cancelled on its way here; a strike may have come too early."""
+        current = self.current
+        if current is not None and self._is_cancelled(current):
+            self._struck = current
+            raise KeyboardInterrupt
+
+    def _interrupted(self, error: BaseException) -> hot.Interrupted:
+        """Say whether the task has ended with this error because it was interrupted."""
+        if self._struck is None or self._struck is not self.current:
+            return hot.Interrupted.NOT
+        is_before = came_through(error, _CALL, _BEFORE_BODY)
+        return hot.Interrupted.BEFORE_BODY if is_before else hot.Interrupted.IN_BODY
 
     def run(self) -> None:
         """Run until told to leave. Ctrl-C and signals concern the task, not this loop."""
@@ -148,6 +181,7 @@ class Runner:
         )
         started = perf_counter()
         retry = False
+        interrupted = hot.Interrupted.NOT
         try:
             config = job.definition.config
             if config is not self._config or self._executor.holding is not self.holding:
@@ -157,10 +191,16 @@ class Runner:
             self._on_exit(exit_code(error))
             raise
         except BaseException as error:  # a task may raise anything; none of it is the worker's
+            interrupted = self._interrupted(error)
             values, retry = self._failed(error, job, name)
         self.current = None
+        if self._struck is not None:
+            self._struck = None
+            self._values.interrupted()
         flush_output()
-        job.result = hot.Result(task.id, task.attempt, perf_counter() - started, values, (), retry)
+        job.result = hot.Result(
+            task.id, task.attempt, perf_counter() - started, values, (), retry, interrupted
+        )
 
     def _failed(self, error: BaseException, job: Job, name: str) -> tuple[tuple[Value, ...], bool]:
         """Return the results of a task that did not end well, and whether it is to run again."""
@@ -188,6 +228,8 @@ class Runner:
             self._on_holding(self.holding)
 
     def _call(self, job: Job) -> tuple[Value, ...]:
+        if self._asked:
+            self._look()
         task = job.task
         function = self._function(job.definition)
         args, kwargs = self._arguments(job)
@@ -302,7 +344,9 @@ class Runner:
 
     def _error(self, error: BaseException, job: Job, name: str) -> Value:
         if isinstance(error, KeyboardInterrupt):
-            error = TaskCancelledError().with_traceback(error.__traceback__)
+            error = cancelled_error(job.task.id, f"{name} was interrupted.").with_traceback(
+                error.__traceback__
+            )
         captured = capture_task_error(
             error,
             function_name=job.definition.title,
@@ -315,6 +359,12 @@ class Runner:
         finally:
             error.__traceback__ = None
             del error, captured
+
+
+_CALL = Runner._call.__code__
+_BEFORE_BODY = (
+    Runner._look.__code__, Runner._function.__code__, Runner._arguments.__code__,
+)  # fmt: skip
 
 
 def arena_key(task: hot.Task, index: int) -> bytes:

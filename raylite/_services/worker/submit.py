@@ -16,18 +16,23 @@ from raylite._machines.retries import Failure, GiveUp, Retries, RunAgain
 from raylite._machines.submitter import (
     AskBack,
     Effect,
+    Interrupt,
     LaneKey,
     Pending,
     Push,
     RequestLease,
     ReturnLease,
     Submitter,
+    Withdrawn,
 )
 from raylite._protocol import raylet, worker
+from raylite._services.worker.cancel import FORCE_SECONDS, Cancellation, Canceller, Told
 from raylite._services.worker.lessors import Lessors
 from raylite._services.worker.locations import LocationService
 from raylite._services.worker.objects import Entry
-from raylite._services.worker.owner import OwnerService
+from raylite._services.worker.owner import OwnerService, error_value
+from raylite._services.worker.running import RunningTask
+from raylite._types.cancellation import CancelOutcome
 from raylite._types.keys import LeaseID, TaskKey, WorkerKey
 from raylite._types.resources import ONE_CPU
 from raylite._types.strategies import NodeKey
@@ -50,6 +55,7 @@ class OwnedTask(Pending):
 
     __slots__ = (
         "arguments", "contained", "depth", "entries", "failures", "inputs", "missing", "name", "owner",
+        "parent",
         "retry_on",
     )  # fmt: skip
 
@@ -65,12 +71,14 @@ class OwnedTask(Pending):
         retry_on: bytes,
         inputs: tuple[tuple[int | str, Entry], ...] = (),
         contained: tuple[Entry, ...] = (),
+        parent: RunningTask | None = None,
     ) -> None:
         self.id = id
         self.key = key
         self.function = function
         self.retries = retries
         self.failures: Retries | None = None
+        self.parent = parent
         self.attempt = 0
         self.worker = None
         self.arguments = arguments
@@ -127,7 +135,11 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         self._by_link: dict[Link, _Peer] = {}
         self._defined_on: dict[Link, set[int]] = {}
         self._held_on: dict[Link, hot.Holding] = {}  # what was told, if it is not one CPU
+        self._cancelled: dict[TaskKey, Cancellation] = {}
+        self._finishing: dict[TaskKey, None] = {}  # their results came, with references
         self._reported: dict[str, None] = {}
+        self.canceller = Canceller(network, self, owner.spawn)
+        owner.canceller = self.canceller
         self.definitions: dict[int, hot.Definition] = {}
         self.on_warning: Callable[[str], None] = _ignore
         self._alarm = Alarm(self._expire)
@@ -160,6 +172,48 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         else:
             self._draw(task)
             self._perform(self._submitter.submit([task], now()))
+
+    def cancel(
+        self,
+        id: TaskKey,
+        *,
+        force: bool,
+        recursive: bool,
+        error: RayError | None = None,
+        told: Told | None = None,
+    ) -> None:
+        """Let a task end early; it is not tried again.
+
+        Args:
+            id: The task's id; nothing happens if it has ended, or is not this process's.
+            force: End its worker, if it runs already.
+            recursive: Cancel what it has started, too.
+            error: What reading its results is to raise, instead of TaskCancelledError. Nothing
+                changes for a task that ends with a value in spite of it.
+            told: Called with the outcome when it has ended, perhaps at once.
+        """
+        task = self._tasks.get(id)
+        if task is None:
+            if told is not None:
+                told(CancelOutcome.FINISHED_FIRST)
+            return
+        known = self._cancelled.get(id)
+        if known is None:
+            known = self._cancelled[id] = Cancellation(force, recursive, error)
+        else:
+            known.force, known.recursive = known.force or force, known.recursive or recursive
+        if told is not None:
+            known.hear(told)
+        task.retries = 0
+        if id not in self._finishing:
+            self._perform(self._submitter.cancel(task))
+
+    def cancel_children(self, parent: bytes, attempt: int, *, force: bool) -> None:
+        """Cancel what an attempt of a task has started, and what that has."""
+        for task in list(self._tasks.values()):
+            by = task.parent
+            if by is not None and by.id == parent and by.attempt == attempt:
+                self.cancel(task.id, force=force, recursive=True)
 
     @property
     def unfinished(self) -> int:
@@ -194,8 +248,11 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         if peer is not None:
             self._perform(self._submitter.advance([peer.key], moment))
         # Last: a thread that is woken while this one still works only fights it for the GIL.
+        cancelled = self._cancelled
         for task, result in ended:
-            if result.retry and self._retry(task, Failure.RAISED) is None:
+            if cancelled and task.id in cancelled:
+                self._finish(task, self._interrupted(task, result))
+            elif result.retry and self._retry(task, Failure.RAISED) is None:
                 self._discard(result)
                 for entry, value in zip(task.entries, result.values, strict=False):
                     self._owner.free_value(entry.id, value)
@@ -322,6 +379,13 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
                     self._return(lease)
                 case AskBack(key):
                     self._peers[key].execute.give_back(b"")
+                case Interrupt(key, task):
+                    self._interrupt(self._peers[key], task)
+                case Withdrawn(task):
+                    assert isinstance(task, OwnedTask)
+                    error = self._cancelled[task.id].withdrawn(task, self._name(task))
+                    self._fail(task, error)
+                    task.entries, task.arguments = (), b""  # an argument may know it for long
         self._alarm.set(self._submitter.next_expiry(now()))
 
     def _lessor_ended(self, home: Link, leases: list[LeaseID]) -> None:
@@ -350,6 +414,9 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
                 continue  # its result came before the news of the death
             if home is not None:
                 self._free_returns(task, home)
+            if (cancellation := self._cancelled.get(task.id)) is not None:
+                self._fail(task, cancellation.lost(task, self._name(task)))
+                continue
             spent = self._retry(task, failure, oom_retries)
             if spent is not None:
                 self._fail(task, self._loss(task, failure, spent, cause))
@@ -372,6 +439,31 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
                         len(task.entries), task.key.depth, task.name, (), (), task.retry_on,
                     )
                 )  # fmt: skip
+
+    def _interrupt(self, peer: _Peer, task: Pending) -> None:
+        """Have a worker end what it was sent."""
+        if peer.link.is_ended:
+            return  # the raylet will say that this worker is gone
+        asked = self._cancelled[task.id]
+        peer.execute.cancel(hot.Cancel(task.id, task.attempt, asked.force, asked.recursive))
+        if asked.force:
+            self.spawn(self._insist(peer, task), "insist on the end of a worker")
+
+    async def _insist(self, peer: _Peer, task: Pending) -> None:
+        """A worker may be unable to end: code that holds the GIL keeps it from hearing anything."""
+        await asyncio.sleep(FORCE_SECONDS)
+        if task.id in self._cancelled and task.worker == peer.key:
+            self._give_up(peer)
+
+    def _interrupted(self, task: OwnedTask, result: hot.Result) -> hot.Result:
+        """Return what a cancelled task ends with."""
+        error = self._cancelled[task.id].came(result.interrupted)
+        if error is None:
+            return result
+        self._discard(result)
+        for entry, value in zip(task.entries, result.values, strict=False):
+            self._owner.free_value(entry.id, value)
+        return replace(result, values=(error_value(error),))
 
     def _with_inputs(self, task: OwnedTask) -> hot.Task:
         here = self._network.address
@@ -406,6 +498,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         contained = any(value.contained for value in result.values)
         if contained or result.kept:
             link = self.caller
+            self._finishing[task.id] = None
             self.spawn(self._finish_with_references(task, result, link), f"finish {task.name}")
             return
         self._complete(task, result.values)
@@ -435,6 +528,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
             self._owner.borrow(hot.Borrow(link.peer, tuple(own)))
         for owner, entries in abroad.items():
             await self._owner.lend(owner, link.peer, [entry.id for entry in entries])
+        del self._finishing[task.id]
         self._complete(task, result.values)
         self._drop_arguments(task)
 
@@ -450,12 +544,15 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
                 complete(entry, values[0])
             else:
                 self._owner.free_value(entry.id, values[0])
+            if self._cancelled:
+                self._settle(task)
             return
         for entry, value in zip(entries, _each(values, len(entries)), strict=True):
             if entry.is_held:
                 complete(entry, value)
             else:
                 self._owner.free_value(entry.id, value)
+        self._settle(task)
 
     def _fail(self, task: OwnedTask, error: RayError) -> None:
         if self._tasks.pop(task.id, None) is None:
@@ -466,6 +563,13 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
             if entry.is_held:
                 self._owner.fail(entry, error)
         self._drop_arguments(task)
+        self._settle(task)
+
+    def _settle(self, task: OwnedTask) -> None:
+        """A task that may have been cancelled has ended."""
+        cancellation = self._cancelled.pop(task.id, None)
+        if cancellation is not None:
+            cancellation.settle()
 
     def _retry(self, task: OwnedTask, failure: Failure, oom_retries: int = -1) -> str | None:
         """Begin another attempt, or return why there is to be none."""
@@ -539,9 +643,11 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
     def _raylet_died(self) -> LocalRayletDiedError:
         return LocalRayletDiedError(str(self._raylet.error))
 
+    def _name(self, task: OwnedTask) -> str:
+        return task.name or self.definitions[task.function].title
+
     def _loss(self, task: OwnedTask, failure: Failure, spent: str, cause: str) -> RayError:
-        name = task.name or self.definitions[task.function].title
-        which = f"Task {name} ({task.id.hex()}), {spent}"
+        which = f"Task {self._name(task)} ({task.id.hex()}), {spent}"
         match failure:
             case Failure.OUT_OF_MEMORY:
                 return OutOfMemoryError(
@@ -554,6 +660,8 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
                 return WorkerCrashedError(f"{which}; its worker: {cause}.")
 
     async def stopped(self) -> None:
+        for cancellation in self._cancelled.values():
+            cancellation.settle()
         self._alarm.cancel()
         self.lessors.stop()
 
