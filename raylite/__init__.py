@@ -15,6 +15,8 @@ _HOMES = {
     ),
     "raylite._connect": ("RayContext",),
     "raylite._init": ("init", "is_initialized", "shutdown"),
+    "raylite._services.worker.dynamic": ("DynamicObjectRefGenerator",),
+    "raylite._services.worker.generator": ("ObjectRefGenerator",),
     "raylite._services.worker.objects": ("ObjectRef",),
     "raylite._types.ids": (
         "ActorClassID", "ActorID", "ClusterID", "FunctionID", "JobID", "NodeID", "ObjectID",

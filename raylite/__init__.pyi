@@ -16,6 +16,10 @@ from raylite._api import (
 )
 from raylite._connect import RayContext as RayContext
 from raylite._init import init as init, is_initialized as is_initialized, shutdown as shutdown
+from raylite._services.worker.dynamic import (
+    DynamicObjectRefGenerator as DynamicObjectRefGenerator,
+)
+from raylite._services.worker.generator import ObjectRefGenerator as ObjectRefGenerator
 from raylite._services.worker.objects import ObjectRef as ObjectRef
 from raylite._types.ids import (
     ActorClassID as ActorClassID,

@@ -12,6 +12,7 @@ from raylite._options import decorated, decorator_error, validate_task_options
 from raylite._remote import RemoteFunction, show
 from raylite._runtime import auto, context, session
 from raylite._services.worker.core import Core
+from raylite._services.worker.generator import ObjectRefGenerator
 from raylite._services.worker.objects import ObjectRef, unknown_owner
 from raylite._services.worker.outcomes import outcomes
 from raylite._types.address import NodeAddress, TcpAddress, UnixAddress, parse_address
@@ -24,6 +25,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _ONLY_REFS = {ObjectRef}
+_WAITABLE = {ObjectRef, ObjectRefGenerator}
 
 
 @overload
@@ -166,6 +168,8 @@ def get(refs: Any, *, timeout: float | None = None, return_exceptions: bool = Fa
         return (outcomes(own, [refs], timeout) if return_exceptions else own.get([refs], timeout))[
             0
         ]
+    if type(refs) is ObjectRefGenerator:
+        return refs
     check_refs(refs)
     if not refs:
         return []
@@ -309,8 +313,8 @@ def check_wait(refs: Sequence[ObjectRef[Any]], num_returns: int, timeout: float 
         )
     if timeout is not None and timeout < 0:
         raise ValueError(f"The 'timeout' argument must be nonnegative. Received {timeout}")
-    if not set(map(type, refs)) <= _ONLY_REFS:  # at C speed: a loop of waits passes it often
-        other = next(type(ref) for ref in refs if type(ref) is not ObjectRef)
+    if not set(map(type, refs)) <= _WAITABLE:  # at C speed: a loop of waits passes it often
+        other = next(type(ref) for ref in refs if type(ref) not in _WAITABLE)
         raise TypeError(
             "wait() expected a list of raylite.ObjectRef or raylite.ObjectRefGenerator, "
             f"got list containing {other}"
@@ -328,7 +332,7 @@ def check_wait(refs: Sequence[ObjectRef[Any]], num_returns: int, timeout: float 
 
 
 def _not_a_list(refs: object) -> str:
-    if isinstance(refs, ObjectRef):
+    if isinstance(refs, ObjectRef | ObjectRefGenerator):
         return f"a single raylite.ObjectRef or raylite.ObjectRefGenerator {refs!r}"
     return "" if isinstance(refs, list) else f"{type(refs)}"
 

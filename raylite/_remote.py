@@ -24,6 +24,7 @@ from raylite._options import TaskOptions, update_options, validate_task_options
 from raylite._runtime import auto
 from raylite._runtime.context import Place
 from raylite._services.worker.core import Core
+from raylite._services.worker.generator import stream
 from raylite._services.worker.objects import Entry, ObjectRef, unknown_owner
 from raylite._services.worker.runner import ANY
 from raylite._services.worker.submit import OwnedTask
@@ -63,6 +64,7 @@ Given: TypeAlias = T | ObjectRef[T]
 
 _NO_ARGUMENTS = pickling.dumps(((), {})).to_bytes()
 _FIRST = (1).to_bytes(4, "little")  # the index of a task's first return
+_STREAM = -1  # in the place of a number of returns
 _SHOWN = 1000  # characters of a value in a message
 _FUNCTION_WARNING, _FUNCTION_LIMIT = 10 * 1024 * 1024, 100 * 1024 * 1024
 
@@ -74,7 +76,10 @@ _Exported = dict[Core, dict[bytes, int]]
 class _Submission:
     """What all calls of a function with the same options share, once a core knows it."""
 
-    __slots__ = ("core", "depth", "function", "key", "name", "retries", "retry_on", "returns")
+    __slots__ = (
+        "core", "depth", "function", "is_dynamic", "key", "limit", "name", "per_yield", "retries",
+        "retry_on", "returns",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -82,14 +87,14 @@ class _Submission:
         depth: int,
         function: int,
         environment: bytes,
-        name: str,
         options: TaskOptions,
         overlaps: bool,
+        returns: int | str,
     ) -> None:
         self.core = core
         self.depth = depth
         self.function = function
-        self.name = name
+        self.name = options.name or ""
         demand = Resources.from_mapping(options.demand(), exact=False)
         wanted = placement_of(options, demand)
         is_scattered = isinstance(wanted.strategy, SpreadStrategy)
@@ -99,7 +104,10 @@ class _Submission:
         self.key = LaneKey(
             demand, workers, depth, placement.encode(wanted), is_scattered, b"", slots
         )
-        self.returns = _count(options.num_returns)
+        self.returns = _STREAM if isinstance(returns, str) else returns
+        self.is_dynamic = returns == "dynamic"
+        self.limit = max(options.backpressure, 0)
+        self.per_yield = options.objects_per_yield
         self.retries = options.max_retries
         self.retry_on = b"" if not self.retries else _retry_on(options.retry_exceptions)
 
@@ -338,7 +346,7 @@ class RemoteFunction(Generic[F, R]):
         else:
             entries = tuple(
                 Entry(ObjectKey(id + (i + 1).to_bytes(4, "little")), core, "", 1)
-                for i in range(known.returns)
+                for i in range(abs(known.returns))
             )
         if not args and not kwargs:
             owned = OwnedTask(
@@ -356,6 +364,8 @@ class RemoteFunction(Generic[F, R]):
             ref: ObjectRef[Any] = ObjectRef(entries[0])
             core.enqueue(owned)
             return ref
+        if known.returns == _STREAM:
+            return stream(core, owned, known.limit, known.per_yield, known.is_dynamic)
         refs: list[ObjectRef[Any]] = [ObjectRef(entry) for entry in entries]
         core.enqueue(owned)
         return refs or None
@@ -369,11 +379,6 @@ class RemoteFunction(Generic[F, R]):
             raise NotImplementedError(
                 f"{self._name} is an asynchronous generator function, which a task cannot be yet: "
                 "return a list, or write it as a generator without async"
-            )
-        if options.num_returns is None and inspect.isgeneratorfunction(self._function):
-            raise NotImplementedError(
-                f"{self._name} is a generator function: streaming its items is not supported yet; "
-                "with num_returns=n, its first n items become n results"
             )
         variables = variables_of(options.runtime_env, of_job=False)
         config = environments.inherit(core.config, variables)
@@ -389,9 +394,10 @@ class RemoteFunction(Generic[F, R]):
                 known.function, known.name, known.title, config, self._overlaps, known.max_calls
             )
         number = numbers[environment]
-        return _Submission(
-            core, depth, number, environment, options.name or "", options, self._overlaps
-        )
+        returns = options.num_returns
+        if returns is None:
+            returns = "streaming" if inspect.isgeneratorfunction(self._function) else 1
+        return _Submission(core, depth, number, environment, options, self._overlaps, returns)
 
     def _export(self, core: Core, config: hot.JobConfig) -> int:
         captured: list[object] = []
@@ -540,14 +546,6 @@ def placement_of(options: TaskOptions, demand: Resources) -> Placement:
         Labels.parse(each.get("label_selector") or {}) for each in options.fallback_strategy
     ]
     return Placement(demand, strategy, Labels.parse(options.label_selector or {}), tuple(selectors))
-
-
-def _count(num_returns: object) -> int:
-    if num_returns is None:
-        return 1
-    if isinstance(num_returns, int):
-        return num_returns
-    raise NotImplementedError(f"num_returns={num_returns!r} is not supported yet")
 
 
 def _retry_on(retry_exceptions: bool | tuple[type[BaseException], ...]) -> bytes:

@@ -235,6 +235,11 @@ class Link:
         """Whether the peer reads so slowly that a post would be refused."""
         return self._outbox.size > self._config.outbox_limit
 
+    @property
+    def queued(self) -> int:
+        """Bytes that wait to be sent, for the peer reads more slowly than this process writes."""
+        return self._outbox.size
+
     async def call(self, route: Route, request: Any) -> Any:
         """Send a request and return its reply; leaving this scope early cancels it at the peer."""
         body = self._encoded(route.request.encode, request)
@@ -284,12 +289,17 @@ class Link:
         """
         return FeedReader(self, route, self._encoded(route.request.encode, request))
 
-    async def wait_room(self) -> None:
-        """Wait until the peer reads again, if it has stopped; raises if the link has ended."""
+    async def wait_room(self, queued: int | None = None) -> None:
+        """Wait until the peer reads again, if it has stopped; raises if the link has ended.
+
+        Args:
+            queued: How many bytes may wait to be sent then, for who would leave room for others.
+        """
+        limit = self._config.outbox_limit if queued is None else queued
         while True:
             if self.error is not None:
                 raise self._refusal()
-            if not self.is_congested:
+            if self._outbox.size <= limit:
                 return
             room: asyncio.Future[None] = self._loop.create_future()
             self._room[room] = None

@@ -14,12 +14,14 @@ class Execute(Interface):
     run = batch(hot.Task)
     cancel = batch(hot.Cancel)  # never before the `run` of what it cancels
     give_back = post(bytes)  # return what was not started: there are idle hands elsewhere
+    allow = batch(hot.StreamTerms)  # in the lane of `run`, so that it never comes before its task
 
 
 class Submit(Interface):
     """A worker to the owner of the tasks it runs."""
 
     results = batch(hot.Result, bulk=False)
+    items = batch(hot.StreamItems, bulk=False)  # in the lane of `results`: they come before it
     given_back = batch(hot.GivenBack, bulk=False)
     leaving = post(bytes)  # this worker runs nothing more: its lease is of no use
 

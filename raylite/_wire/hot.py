@@ -79,6 +79,37 @@ class Input(msgspec.Struct, array_like=True, frozen=True, gc=False):
     value: Value
 
 
+class Streaming(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What an attempt at a generator task is to do with its items: see `_machines/streams.py`.
+
+    Pass over the first `skip`, and pause when `until` are yielded. Each yield is `per_yield` items,
+    in a tuple or list, unless that is 1.
+    """
+
+    skip: int
+    until: int
+    is_abandoned: bool
+    per_yield: int = 1
+
+
+class StreamItems(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Items of a stream, in order. `first` is the number of the first; none say that no more come."""
+
+    task: bytes
+    attempt: int
+    first: int
+    values: tuple[Value, ...]
+
+
+class StreamTerms(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """The producer may go on until it has yielded so many items; an abandoned one sends none."""
+
+    task: bytes
+    attempt: int
+    until: int
+    is_abandoned: bool
+
+
 class Task(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One attempt at running a function.
 
@@ -96,6 +127,7 @@ class Task(msgspec.Struct, array_like=True, frozen=True, gc=False):
     inputs: tuple[Input, ...] = ()
     contained: tuple[Contained, ...] = ()
     retry_on: bytes = b""  # pickled exception classes; b"*" is any; empty is none
+    stream: Streaming | None = None  # a generator task, whose items are sent as they come
 
 
 class Interrupted(enum.IntEnum):

@@ -12,7 +12,7 @@ This module is longer than most because a node, its processes and what runs in t
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from queue import Empty
 from typing import Any, TypeVar
 
@@ -30,6 +30,7 @@ from raylite._services.worker.copies import GET, Bringing
 from raylite._services.worker.core import Core
 from raylite._services.worker.execute import Job, QueueExecutor
 from raylite._services.worker.objects import Entry, ObjectRef, Views
+from raylite._services.worker.producer import Gate
 from raylite._services.worker.runner import (
     BadArgument,
     Runner,
@@ -38,6 +39,7 @@ from raylite._services.worker.runner import (
     pack_error,
 )
 from raylite._services.worker.running import RunningTask
+from raylite._services.worker.streams import NONE
 from raylite._types import board
 from raylite._types.marks import mark_of_node
 from raylite._wire import hot, pickling
@@ -573,6 +575,23 @@ class SimExecutor(QueueExecutor):
         except Empty:  # a worker that is spent runs nothing more
             return await self.arrival()
 
+    def new_gate(self) -> Gate:
+        return SimGate()
+
+
+class SimGate:
+    """Where a coroutine waits that yields more than its reader takes."""
+
+    def __init__(self) -> None:
+        self._is_open = asyncio.Event()
+
+    def open(self) -> None:
+        self._is_open.set()
+
+    async def wait(self) -> None:
+        await self._is_open.wait()
+        self._is_open.clear()
+
 
 class SimRunner(Runner):
     """The production runner, for bodies that are awaited."""
@@ -607,6 +626,9 @@ class SimRunner(Runner):
         except Exception as error:
             retry = is_retried(task.retry_on, error)
             values = (self._error(error, job, name),)
+            if task.stream is not None and not retry:
+                self._executor.producer_of(job).add(values[0])
+                values = (NONE,)
         self.current = None
         if self._struck is not None:
             self._struck = None
@@ -635,12 +657,34 @@ class SimRunner(Runner):
                 TaskContext(self._worker, self._process, self.current), *args, **kwargs
             )
         del args, kwargs
+        if task.stream is not None:
+            await self._stream_to(awaitable, job)
+            return (NONE,)
         result = await awaitable
         del awaitable
-        await self._stored.make_room(result, task, job.definition.owner)
+        results = [result] if task.returns == 1 else list(result)
+        await self._stored.make_room(results, task, job.definition.owner)
         if task.returns == 1:
             return (self._pack(result, task, 0, job),)
         return self._pack_each(result, task, job)
+
+    async def _stream_to(self, items: AsyncIterator[Any], job: Job) -> None:
+        """The runner's `_stream`, for bodies that are asynchronous generators."""
+        task, producer = job.task, self._executor.producer_of(job)
+        gate = producer.gate
+        assert isinstance(gate, SimGate)
+        async for item in items:
+            if producer.is_wanted:
+                index = producer.count + 1
+                await self._stored.make_room([item], task, job.definition.owner, index)
+                value = self._pack(item, task, index, job)
+                handed, job.handed = job.handed, ()
+                producer.add(value, handed)
+            else:
+                producer.count += 1
+            while producer.must_wait:
+                await gate.wait()
+        producer.is_short = producer.count < producer.skip
 
 
 class _Stored:
@@ -657,8 +701,10 @@ class _Stored:
         self.find = core.find
         self.interrupted = core.interrupted
 
-    async def make_room(self, result: Any, task: hot.Task, owner: bytes) -> None:
-        for index, each in enumerate([result] if task.returns == 1 else list(result)):
+    async def make_room(
+        self, results: list[Any], task: hot.Task, owner: bytes, first: int = 0
+    ) -> None:
+        for index, each in enumerate(results, first):
             size = pickling.dumps(each).size
             if size > hot.INLINE_LIMIT:
                 id = arena_key(task, index)
@@ -666,6 +712,9 @@ class _Stored:
 
     async def store_soon(self, id: bytes, owner: bytes, pickled: pickling.Pickled) -> Value:
         return self.store_result(id, owner, pickled)
+
+    def pause(self, gate: Gate) -> None:
+        raise AssertionError("no thread runs here that could wait")
 
     def store_result(self, id: bytes, owner: bytes, pickled: pickling.Pickled) -> Value:
         return self._core.write(owner, self._room.pop(id), pickled)

@@ -12,6 +12,7 @@ from raylite._protocol import raylet, worker
 from raylite._runtime.attach import attach_worker
 from raylite._services.worker.core import Core
 from raylite._services.worker.execute import UNTOLD, Attempt, ExecuteService, Job
+from raylite._services.worker.producer import Gate, Producer
 from raylite._types import board
 from raylite._wire import hot
 from raylite._wire.hot import Form, Value
@@ -47,6 +48,11 @@ class Shelf:
 
     def interrupt(self, cancel: hot.Cancel) -> None: ...
     def die(self) -> None: ...
+
+    def note(self, producer: Producer) -> None: ...
+
+    def new_gate(self) -> Gate:
+        raise AssertionError("nothing is streamed here")
 
 
 def task(number: int, node: bytes) -> hot.Task:

@@ -120,6 +120,7 @@ class PlayedWorker(Service, serves=(worker.Execute,)):
         self.network = network
         self.id = network.address.encode().ljust(28, b".")
         self.tasks: list[hot.Task] = []
+        self.terms: list[hot.StreamTerms] = []
         self.told: list[tuple[hot.Holding, int]] = []  # and how many tasks had come before
         self.cancels: list[hot.Cancel] = []
         self.owner: Link | None = None
@@ -139,6 +140,10 @@ class PlayedWorker(Service, serves=(worker.Execute,)):
     @handles(worker.Execute.cancel)
     def cancel(self, cancels: list[hot.Cancel]) -> None:
         self.cancels += cancels
+
+    @handles(worker.Execute.allow)
+    def allow(self, terms: list[hot.StreamTerms]) -> None:
+        self.terms += terms
 
     @handles(worker.Execute.give_back)
     def give_back(self, nothing: bytes) -> None: ...

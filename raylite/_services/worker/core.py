@@ -36,6 +36,7 @@ from raylite._services.worker.objects import (
     Waiter,
 )
 from raylite._services.worker.owner import OwnerService, error_of
+from raylite._services.worker.producer import Gate, ThreadGate
 from raylite._services.worker.ready import has_ready, never, split
 from raylite._services.worker.submit import OwnedTask, SubmitService
 from raylite._types.cancellation import CancelOutcome
@@ -53,6 +54,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _PUTS_BEFORE_WAKING = 256
+_PATIENCE = 0.01  # seconds that a generator is held back before it lends its CPU
 
 
 class Core:
@@ -360,6 +362,21 @@ class Core:
             here = waiter.here
         return split(refs, count, here, away)
 
+    def wait_for(self, entry: Entry, timeout: float | None) -> None:
+        """Block this thread until an object has a value, or time is up."""
+        self._await_values([entry], BlockedThread(1, raises=False), timeout)
+
+    def pause(self, gate: Gate) -> None:
+        """Block the task's thread at a gate. If that takes a moment, its CPU is lent meanwhile."""
+        assert isinstance(gate, ThreadGate)
+        if acquire(gate.lock, _PATIENCE):
+            return
+        self._do(self.on_block)
+        try:
+            acquire(gate.lock)
+        finally:
+            self._do(self.on_unblock)
+
     def bring(self, entry: Entry) -> Bringing | None:
         """Have an object brought to this node if it lies on another."""
         return self.copies.bring([entry], GET) if self.is_away(entry) else None
@@ -415,6 +432,9 @@ class Core:
         """Ask the owner of a borrowed object for its value, or where that is."""
         self._do(self.owner.need, entry)
 
+    def unwatch(self, entry: Entry, waiter: Waiter) -> None:
+        self._do(self._unwatched, [entry], waiter)
+
     def pin_for_ever(self, entry: Entry) -> None:
         """A reference left the runtime's sight (pickled by hand): never free its object."""
         self._do(self._pinned_for_ever, entry)
@@ -466,6 +486,7 @@ class Core:
         """Ask nothing more of the loop, which is about to end."""
         self.is_closed = True
         self.owner.expect_no_drop()
+        self.submitter.streams.expect_no_drop()
 
     def forked(self) -> None:
         """Forget the loop, which runs in the process that this one was just forked from."""
@@ -507,8 +528,10 @@ class Core:
                 effects = self.owner.refs.dropped_local(item.entry)
                 if effects:
                     self.owner.perform(effects)
-            else:
+            elif kind is tuple:
                 item[0](*item[1:])
+            else:
+                item.dropped()  # a `GeneratorDrop`
         if tasks:
             self.submitter.submit(tasks)
         if outbox and not self._is_woken:

@@ -18,7 +18,6 @@ from raylite._services.worker.cancel import cancelled_error
 from raylite._services.worker.execute import Job
 from raylite._services.worker.runner import (
     IDLE_AFTER,
-    NONE,
     Runner,
     Unfinished,
     arena_key,
@@ -27,6 +26,7 @@ from raylite._services.worker.runner import (
     overlapping,
 )
 from raylite._services.worker.running import RunningTask
+from raylite._services.worker.streams import NONE
 from raylite._wire import hot, pickling
 from raylite._wire.hot import Form, Value
 

@@ -6,9 +6,10 @@ and in a list of results, and neither waits for the other.
 """
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
@@ -22,6 +23,7 @@ from raylite._services.worker.core import Core
 from raylite._services.worker.interrupts import Interrupts
 from raylite._services.worker.objects import Entry
 from raylite._services.worker.owner import OwnerService
+from raylite._services.worker.producer import Gate, Producer, Producers, ThreadGate
 from raylite._types.resources import ONE_CPU
 from raylite._wire import hot
 from raylite._wire.hot import Form
@@ -69,6 +71,9 @@ class Executor(Protocol):
     def die(self) -> None:
         """End this worker, as if it were killed."""
 
+    def note(self, producer: Producer) -> None: ...
+    def new_gate(self) -> Gate: ...
+
 
 class ExecuteService(Service, serves=(worker.Execute,)):
     """Takes tasks in and sends results out."""
@@ -88,6 +93,7 @@ class ExecuteService(Service, serves=(worker.Execute,)):
         self._holdings: dict[Link, hot.Holding] = {}  # what owners have told of their leases
         self._lessee: Link | None = None  # whose lease it is
         self._is_dying = False
+        self.producers = Producers(owner, self._submitters, self.spawn)
 
     @handles(worker.Execute.define)
     def define(self, definitions: list[hot.Definition]) -> None:
@@ -120,9 +126,17 @@ class ExecuteService(Service, serves=(worker.Execute,)):
                 continue
             if task.inputs or task.contained:
                 self._hold_arguments(job)
+            if task.stream is not None:
+                gate = self._executor.new_gate()
+                self.producers.table[task.id] = Producer(task, link, gate, self._executor.note)
             self._executor.run(job)
         if self._is_spent:
             self.spent()
+
+    @handles(worker.Execute.allow)
+    def allow(self, terms: list[hot.StreamTerms]) -> None:
+        for each in terms:
+            self.producers.allow(each)
 
     @handles(worker.Execute.give_back)
     def give_back(self, nothing: bytes) -> None:
@@ -213,6 +227,10 @@ class ExecuteService(Service, serves=(worker.Execute,)):
         for job in jobs:
             result, link = job.result, job.link
             assert result is not None
+            if job.task.stream is not None and not self.producers.finish(
+                job.task, partial(self.done, [job])
+            ):
+                continue
             if link.is_ended:
                 self._owner.hand_over(job.task.id, job.handed)
                 self._owner.received([job.task.id])
@@ -282,6 +300,8 @@ class ExecuteService(Service, serves=(worker.Execute,)):
         if job.brought is not None:
             job.brought.cancel()
             job.brought = None
+        if job.task.stream is not None:
+            del self.producers.table[job.task.id]
         for entry in job.arguments:
             self._owner.perform(self._owner.refs.dropped_submitted(entry))
         if job.arguments:
@@ -298,6 +318,7 @@ class ExecuteService(Service, serves=(worker.Execute,)):
         del self._submitters[link]
         if link is self._lessee:
             self._lessee = None
+        self.producers.owner_ended(link)
         for key in [key for key in self._definitions if key[0] is link]:
             del self._definitions[key]
 
@@ -315,6 +336,7 @@ class QueueExecutor:
         self.holding = UNTOLD
         self._queue: SimpleQueue[Job | None] = SimpleQueue()
         self._ended: list[Job] = []
+        self._producing: deque[Producer] = deque()
         self._is_flushing = False
         self._calls: Counter[bytes] = Counter()  # of functions that have `max_calls`
         self._is_spent = False
@@ -375,12 +397,15 @@ class QueueExecutor:
     def flush(self) -> None:
         """Hand over what has ended since the last time."""
         self._is_flushing = False
-        ended, self._ended = self._ended, []
-        if ended and self._service is not None and self._core is not None:
+        ended, self._ended = self._ended, []  # first, so that their last items are not missed
+        producing = self._producing
+        if (ended or producing) and self._service is not None and self._core is not None:
             self._core.drain()  # what the tasks let go of, before saying what they kept
             departures = self._core.network.departures
             departures.hold()
             try:
+                while producing:
+                    self._service.producers.send(producing.popleft())
                 self._service.done(ended)
                 if self._is_spent:
                     self._service.spent()
@@ -432,8 +457,28 @@ class QueueExecutor:
             self._count(job)
         self._ended.append(job)
         if not self._is_flushing:
-            self._is_flushing = True
+            self._wake()
+
+    def producer_of(self, job: Job) -> Producer:
+        """Return where the items of a generator task go."""
+        assert self._service is not None
+        return self._service.producers.table[job.task.id]
+
+    def new_gate(self) -> Gate:
+        return ThreadGate()
+
+    def note(self, producer: Producer) -> None:
+        """A producer has made something."""
+        self._producing.append(producer)
+        if not self._is_flushing:
+            self._wake()
+
+    def _wake(self) -> None:
+        self._is_flushing = True
+        try:
             self._loop.call_soon_threadsafe(self.flush)
+        except RuntimeError:
+            pass  # the loop was closed: nobody waits for anything from here
 
     def _count(self, job: Job) -> None:
         """Note that a function which ends its worker has been run here."""

@@ -17,7 +17,9 @@ from raylite._services.worker.chunk import Failed
 from raylite._services.worker.execute import Job, QueueExecutor
 from raylite._services.worker.interrupts import came_through, is_below
 from raylite._services.worker.objects import Entry, ObjectRef
+from raylite._services.worker.producer import Gate
 from raylite._services.worker.running import RunningTask
+from raylite._services.worker.streams import NONE
 from raylite._wire import hot, pickling
 from raylite._wire.hot import Form, Value
 from raylite.exceptions import (
@@ -50,6 +52,7 @@ class Values(Protocol):
     async def store_soon(self, id: bytes, owner: bytes, pickled: pickling.Pickled) -> Value: ...
     def find(self, id: bytes) -> Entry | None: ...
     def interrupted(self) -> None: ...
+    def pause(self, gate: Gate) -> None: ...
 
 
 #: The same, where several tasks run at a time on one thread: see `AsyncRunner`.
@@ -213,7 +216,11 @@ class Runner:
                 values += values[-1:] * (task.returns - len(values))
                 return values, is_retried(task.retry_on, error.error)
             case _:
-                return (self._error(error, job, name),), is_retried(task.retry_on, error)
+                value, retry = self._error(error, job, name), is_retried(task.retry_on, error)
+                if task.stream is None or retry:
+                    return (value,), retry
+                self._executor.producer_of(job).add(value)  # it is the last item
+                return (NONE,), False
 
     def _adopt(self, config: hot.JobConfig) -> None:
         """Be what the next task's job wants, and know what its lease holds."""
@@ -235,6 +242,9 @@ class Runner:
         args, kwargs = self._arguments(job)
         result = function(*args, **kwargs)
         del args, kwargs
+        if task.stream is not None:
+            self._executor.producer_of(job).run(result, job, self._pack, self._values.pause)
+            return (NONE,)
         if task.returns == 1 and type(result) is not GeneratorType:
             return (self._pack(result, task, 0, job),)
         return self._pack_each(result, task, job)
@@ -407,9 +417,6 @@ def _exhaust(results: Iterator[Any], returns: int) -> None:
             "Unhandled error: Task threw exception, but all %s return values already created.",
             returns,
         )
-
-
-NONE = Value(Form.INLINE, pickling.dumps(None).to_bytes())
 
 
 def is_retried(retry_on: bytes, error: BaseException) -> bool:

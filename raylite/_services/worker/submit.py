@@ -32,6 +32,7 @@ from raylite._services.worker.locations import LocationService
 from raylite._services.worker.objects import Entry
 from raylite._services.worker.owner import OwnerService, error_value
 from raylite._services.worker.running import RunningTask
+from raylite._services.worker.streams import Streams
 from raylite._types.cancellation import CancelOutcome
 from raylite._types.keys import LeaseID, TaskKey, WorkerKey
 from raylite._types.resources import ONE_CPU
@@ -141,6 +142,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         self.canceller = Canceller(network, self, owner.spawn)
         owner.canceller = self.canceller
         self.definitions: dict[int, hot.Definition] = {}
+        self.streams = Streams(owner, self._allow)
         self.on_warning: Callable[[str], None] = _ignore
         self._alarm = Alarm(self._expire)
         raylet_link.on_end(self._raylet_ended)
@@ -227,6 +229,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
     def check(self) -> None:
         self._submitter.check()
         self._owner.refs.check()
+        self.streams.check()
 
     # ---- what workers say ----------------------------------------------------------------
 
@@ -257,7 +260,18 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
                 for entry, value in zip(task.entries, result.values, strict=False):
                     self._owner.free_value(entry.id, value)
             else:
+                if result.retry and self.streams.table:
+                    result = self.streams.settle(task.id, result)
                 self._finish(task, result)
+
+    @handles(worker.Submit.items)
+    def items(self, packets: list[hot.StreamItems]) -> None:
+        for packet in packets:
+            task = self._tasks.get(TaskKey(packet.task))
+            if task is None or task.attempt != packet.attempt or task.id not in self.streams.table:
+                self.streams.discard(packet, self.caller)
+            else:
+                self.streams.arrived(packet, self.caller)
 
     @handles(worker.Submit.given_back)
     def given_back(self, returned: list[hot.GivenBack]) -> None:
@@ -422,7 +436,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
                 self._fail(task, self._loss(task, failure, spent, cause))
 
     def _push(self, peer: _Peer, tasks: list[Pending]) -> None:
-        run, defined = peer.execute.run, peer.defined
+        run, defined, streams = peer.execute.run, peer.defined, self.streams.table
         if peer.link.is_ended:
             return  # the raylet will say that this worker is gone, and the tasks be queued again
         for task in tasks:
@@ -430,7 +444,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
             if task.function not in defined:
                 defined.add(task.function)
                 peer.execute.define(self.definitions[task.function])
-            if task.inputs or task.contained:
+            if task.inputs or task.contained or task.id in streams:
                 run(self._with_inputs(task))
             else:
                 run(
@@ -476,6 +490,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         return hot.Task(
             task.id, task.attempt, task.function, task.arguments, len(task.entries),
             task.key.depth, task.name, inputs, contained, task.retry_on,
+            self.streams.terms(task.id),
         )  # fmt: skip
 
     def _tell_holding(self, peer: _Peer, holding: hot.Holding) -> None:
@@ -483,6 +498,13 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         if self._held_on.get(peer.link) != holding and not peer.link.is_ended:
             self._held_on[peer.link] = holding
             peer.execute.hold(holding)
+
+    def _allow(self, id: TaskKey, until: int, is_abandoned: bool) -> None:
+        """Tell the worker of a stream how far it may go; the next one, if there is none now."""
+        task = self._tasks.get(id)
+        peer = self._peers.get(task.worker) if task is not None and task.worker else None
+        if task is not None and peer is not None and not peer.link.is_ended:
+            peer.execute.allow(hot.StreamTerms(id, task.attempt, until, is_abandoned))
 
     def _return(self, lease: LeaseID) -> None:
         self.lessors.give_back(lease)
@@ -614,6 +636,8 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         attempt = task.attempt.to_bytes(4, "little") if task.attempt else b""
         for entry in task.entries:
             raylet.Objects(home).free(hot.Freed(entry.id + attempt))
+        for id in self.streams.unheard(task.id):
+            raylet.Objects(home).free(hot.Freed(id + attempt))
 
     def _link_ended(self, link: Link) -> None:
         self._defined_on.pop(link, None)
