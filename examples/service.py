@@ -4,7 +4,6 @@
 `python examples/service_in_use.py`. It needs `raylite[examples]`.
 """
 
-import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 import raylite as ray
+from raylite import aio
 
 in_flight = set[Request]()
 
@@ -34,12 +34,13 @@ async def primes(request: Request) -> Response:
     try:
         async with anyio.create_task_group() as group:
             group.start_soon(leave_with_client, request, group.cancel_scope)
-            count = await count_primes.remote(request.path_params["below"])
+            async with aio.TaskGroup() as tasks:  # whoever cancels this block cancels its task
+                count = await tasks.start(count_primes, request.path_params["below"])
             answer = JSONResponse({"primes": count, "in_flight": len(in_flight)})
             group.cancel_scope.cancel()
             return answer
-        print("a client has gone, and its handler with it", file=sys.stderr)
-        return Response(status_code=499)  # the task ends by itself, and its result is dropped
+        print("a client has gone, and its task with it", file=sys.stderr)
+        return Response(status_code=499)
     finally:
         in_flight.discard(request)
 
@@ -52,9 +53,8 @@ async def leave_with_client(request: Request, handler: anyio.CancelScope) -> Non
 
 @asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
-    await asyncio.to_thread(ray.init, address="auto")
-    yield
-    await asyncio.to_thread(ray.shutdown)  # leaves the cluster as it is
+    async with aio.init(address="auto"):  # and leaves the cluster as it is
+        yield
 
 
 app = Starlette(routes=[Route("/primes/{below:int}", primes)], lifespan=lifespan)

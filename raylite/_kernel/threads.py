@@ -113,25 +113,6 @@ async def await_on(
     return await asyncio.wrap_future(future)
 
 
-async def in_thread(work: Callable[[], T]) -> T:
-    """Do this in a thread. A thread cannot be cancelled: who cancels this gets it when all is done.
-
-    The cancellation is then raised from the work's own error, if it ended with one.
-    """
-    working = asyncio.ensure_future(asyncio.to_thread(work))
-    cancelled: asyncio.CancelledError | None = None
-    while not working.done():
-        try:
-            await asyncio.wait([working])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is None:
-        return working.result()
-    if (failed := working.exception()) is not None:
-        raise cancelled from failed
-    raise cancelled
-
-
 def _begin(
     loop: asyncio.AbstractEventLoop,
     future: "concurrent.futures.Future[T]",

@@ -5,8 +5,10 @@ reference's value. The rest is here. Everything works on several loops at once, 
 """
 
 from raylite.aio.cluster import init as init, shutdown as shutdown
+from raylite.aio.group import TaskGroup as TaskGroup
 from raylite.aio.objects import (
     as_completed as as_completed,
+    cancel as cancel,
     gather as gather,
     get as get,
     put as put,

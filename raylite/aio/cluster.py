@@ -7,7 +7,7 @@ from typing import Any
 
 from raylite import _init
 from raylite._connect import RayContext
-from raylite._kernel.threads import in_thread
+from raylite._kernel.shielded import in_thread
 
 
 class Initializing:

@@ -6,12 +6,13 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import Any, Generic, Literal, Self, TypeVar, overload
 
 from raylite import _api
-from raylite._kernel.threads import in_thread
+from raylite._kernel.shielded import in_thread
 from raylite._runtime import auto, context
 from raylite._runtime.context import Place
 from raylite._services.worker import awaiting
 from raylite._services.worker.core import Core, timed_out
 from raylite._services.worker.objects import Entry, ObjectRef
+from raylite._types.cancellation import CancelOutcome
 from raylite.exceptions import RayError
 
 T = TypeVar("T")
@@ -220,6 +221,35 @@ async def put(value: T) -> ObjectRef[T]:
 def _put(place: Place, value: T) -> ObjectRef[T]:
     with context.at(place):
         return _api.put(value)
+
+
+async def cancel(
+    ref: ObjectRef[Any], *, force: bool = False, recursive: bool = True
+) -> CancelOutcome:
+    """Let the task that makes an object end early, and return what came of it when it has ended.
+
+    `raylite.cancel`, acknowledged. Cancelling the await withdraws nothing.
+
+    Args:
+        ref: A reference to a result of the task.
+        force: End the worker process, if the task runs.
+        recursive: Cancel the tasks that it has started as well, and theirs.
+
+    Returns:
+        ``BEFORE_START``: it has not run and will not. ``WHILE_RUNNING``: it was interrupted.
+        ``FINISHED_FIRST``: it had ended, or ended in spite of the interrupt; its result stays.
+
+    Raises:
+        TypeError: `ref` is not a reference.
+
+    Example:
+        >>> await cancel(f.remote())  # doctest: +SKIP
+        <CancelOutcome.BEFORE_START: 0>
+    """
+    _api.check_refs([ref])
+    core = _api.home([ref])
+    outcome = core.cancel(ref._entry, force=bool(force), recursive=bool(recursive))
+    return await asyncio.wrap_future(outcome)
 
 
 async def _place() -> Place:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal, Self
 
-from raylite._kernel.threads import in_thread
+from raylite._kernel.shielded import in_thread
 from raylite._runtime import context
 from raylite._runtime.local import SessionOptions
 from raylite.testing.inprocess import InProcessCluster
