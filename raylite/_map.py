@@ -78,7 +78,7 @@ class Map(Generic[T]):
     many with references that nobody has asked for. So iterating waits when it is ahead of the cluster,
     and a map of any length takes little memory, if whoever iterates lets go of the references.
 
-    `close`, or letting go of the map, drops what was begun ahead.
+    `close`, or letting go of the map, cancels what was begun ahead.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Map(Generic[T]):
         if not iterables:
             raise TypeError("map() must have at least one iterable")
         self._size = _size(function, chunksize)
-        self._width = width = len(iterables)
+        width = len(iterables)
         function._signature.bind((None,) * width, {})
         if width not in chunks:
             chunks[width] = Chunked(function._function, width)
@@ -109,8 +109,8 @@ class Map(Generic[T]):
         self._ahead: deque[list[ObjectRef[T]]] = deque()
         #: By the reference that says that they have ended.
         self._under_way: dict[ObjectRef[Any], _Sent] = {}
-        self._place: Place | None = None
         self._pace = Pace(1, 1)
+        self._place: Place | None = None
 
     def __iter__(self) -> Self:
         return self
@@ -146,12 +146,23 @@ class Map(Generic[T]):
         return self._current.popleft()
 
     def close(self) -> None:
-        """End the map: read no more elements, and drop what nobody was given a reference to."""
+        """End the map: read no more elements, and cancel what nobody was given a reference to.
+
+        Letting go of the map does the same. Calls whose references were given go on.
+        """
         self._is_exhausted = True
         self._held.clear()
-        self._ahead.clear()
         self._current.clear()
+        core = None if self._place is None else self._place.core
+        while self._ahead:
+            entry = self._ahead.popleft()[0]._entry
+            if core is not None and not core.is_closed and entry.value is None:
+                core.cancel(entry, force=False, recursive=True)
         self._under_way.clear()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_place"):  # its arguments were good
+            self.close()
 
     # ---- inside --------------------------------------------------------------------------
 

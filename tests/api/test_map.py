@@ -1,7 +1,6 @@
 """`f.map`: a call for each element, in order, in chunks, never too many at once."""
 
 import asyncio
-import gc
 import itertools
 import threading
 from collections.abc import Iterator
@@ -12,8 +11,9 @@ import pytest
 import raylite as ray
 from raylite._map import Map
 from raylite._runtime import context
-from raylite.exceptions import RayTaskError
+from raylite.exceptions import RayTaskError, TaskCancelledError
 from raylite.testing import LocalCluster
+from tests.api.drivers import eventually
 
 pytestmark = pytest.mark.usefixtures("threads")
 
@@ -180,8 +180,9 @@ def test_large_elements_and_results_arrive() -> None:
     assert ray.get(list(add.map(elements, elements, chunksize=4))) == [e + e for e in elements]
 
 
-def test_a_map_that_was_closed_or_let_go_of_reads_no_more(gate: threading.Event) -> None:
-    read = []
+def test_a_map_that_was_closed_cancels_what_was_begun_ahead(gate: threading.Event) -> None:
+    read: list[int] = []
+    ended: list[Any] = []
 
     def elements() -> Iterator[int]:
         for n in range(100):
@@ -189,16 +190,30 @@ def test_a_map_that_was_closed_or_let_go_of_reads_no_more(gate: threading.Event)
             yield n
 
     refs: Map[int] = gated.map(elements(), chunksize=2)
-    first = next(refs)
+    seen = [next(refs) for _ in range(3)]
+    for ref in [each for task in refs._ahead for each in task]:
+        ref.future().add_done_callback(ended.append)
     refs.close()
     assert list(refs) == []
-    assert len(read) == 8
+    assert len(read) == 8  # two CPUs: four tasks
+    assert eventually(lambda: len(ended) == 4)  # while those that may run stand at the gate
+    assert all(isinstance(each.exception(), TaskCancelledError) for each in ended)
+    gate.set()
+    assert ray.get(seen) == [0, 1, 2]
+
+
+def test_a_map_that_is_let_go_of_cancels_what_was_begun_ahead(gate: threading.Event) -> None:
+    refs: Map[int] = gated.map(itertools.count())
+    first = next(refs)
+    left = [task[0] for task in refs._ahead]
+    del refs
+    with pytest.raises(TaskCancelledError):
+        ray.get(left[1])
     gate.set()
     assert ray.get(first) == 0
     for ref in gated.map(itertools.count()):
         assert ray.get(ref) == 0
         break
-    gc.collect()
 
 
 def test_options_hold_for_a_map_and_its_function_is_sent_once() -> None:
