@@ -1,5 +1,6 @@
 """`raylite microbenchmark`: operations per second, under the names of Ray's own benchmark."""
 
+import asyncio
 import math
 import statistics
 import time
@@ -10,6 +11,7 @@ import click
 from msgspec import Struct
 
 import raylite as ray
+from raylite import aio
 
 WARM_UP = 0.5  # seconds
 STRETCHES = 4
@@ -57,6 +59,23 @@ def object_of_refs(count: int) -> list[ray.ObjectRef[int]]:
     return [ray.put(1) for _ in range(count)]
 
 
+@ray.remote
+def successor(n: int) -> int:
+    """Do as little with an element as can be done."""
+    return n + 1
+
+
+async def await_all(count: int) -> list[bytes]:
+    """Submit tasks from a coroutine, and await them."""
+    return await aio.get([small_value.remote() for _ in range(count)])
+
+
+def map_over(count: int) -> None:
+    """Call a function for each of many elements, and take the results one by one."""
+    for ref in successor.map(range(count)):
+        ray.get(ref)
+
+
 def wait_for_each(count: int) -> None:
     """Take one finished task after another out of many."""
     not_ready = [small_value.remote() for _ in range(count)]
@@ -96,6 +115,12 @@ def measures() -> Iterator[Measure]:
         lambda: ray.get([small_value.remote() for _ in range(1000)]),
         1000,
     )
+    with asyncio.Runner() as runner:
+        # Ray: no such case.
+        yield Measure(
+            "single client tasks from one event loop", lambda: runner.run(await_all(1000)), 1000
+        )
+    yield Measure("single client map 10k elements", lambda: map_over(10_000), 10_000)
     # Ray: its four clients are actors; here they are tasks, which submit in the same way.
     yield Measure(
         "multi client tasks async",

@@ -6,6 +6,7 @@ each case has a process to itself.
 """
 
 import argparse
+import asyncio
 import gc
 import importlib
 import json
@@ -138,6 +139,41 @@ def tasks_10000(ray: Any) -> float:
         return ray.get([small_value.remote() for _ in range(size)])
 
     return rate(lambda: batch(10_000), 10_000, warm_up=lambda: batch(1000))
+
+
+@case
+def aio_1000(ray: Any) -> float:
+    """1,000 tasks at a time, submitted and awaited by a coroutine of one loop."""
+    start(ray)
+    small_value = small_task(ray)
+    gather: Any = asyncio.gather  # what Ray has for it
+    if ray.__name__ == "raylite":
+        gather = importlib.import_module("raylite.aio").gather
+
+    async def batch() -> Any:
+        return await gather(*[small_value.remote() for _ in range(1000)])
+
+    with asyncio.Runner() as runner:
+        return rate(lambda: runner.run(batch()), 1000)
+
+
+@case
+def map_10000(ray: Any) -> float:
+    """A small function for each of 10,000 elements; Ray has no `map`, so a task for each."""
+    start(ray)
+
+    @ray.remote
+    def successor(n: int) -> int:
+        return n + 1
+
+    def step(count: int) -> None:
+        if hasattr(successor, "map"):
+            total = sum(ray.get(ref) for ref in successor.map(range(count)))
+        else:
+            total = sum(ray.get([successor.remote(n) for n in range(count)]))
+        assert total == count * (count + 1) // 2
+
+    return rate(lambda: step(10_000), 10_000, warm_up=lambda: step(1000))
 
 
 @case
