@@ -315,9 +315,8 @@ class SimProcess:
                 await waiter.future
             finally:
                 core.end_wait(missing, waiter, is_task=is_task)
-        for entry in entries:
-            if entry.is_error:
-                self.load(entry)
+        with context.at(self.place):
+            core.raise_first(entries)
         away = [e for e in entries if e.value is not None and core.copies.is_away(e.value)]
         views = await self._bring(list(dict.fromkeys(away)), is_task=is_task)
         return [self.load(entry, views.get(entry)) for entry in entries]

@@ -98,9 +98,7 @@ async def get(
             if missing and not (raises and any(entry.is_error for entry in entries)):
                 await _arrive(core, missing, countdown, only_looks=only_looks)
             if raises:
-                for entry in entries:
-                    if entry.is_error:
-                        core.load(entry)
+                core.raise_first(entries)
             if any(entry.value is None for entry in missing):
                 raise timed_out()
             if away := [entry for entry in dict.fromkeys(entries) if core.is_away(entry)]:

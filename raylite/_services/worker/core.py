@@ -47,6 +47,7 @@ from raylite.exceptions import (
     GetTimeoutError,
     LinkError,
     LocalRayletDiedError,
+    RayError,
     RaySystemError,
 )
 
@@ -289,6 +290,8 @@ class Core:
         if value.form == Form.INLINE:
             return pickling.load_value(value.data)
         if value.form == Form.ERROR:
+            if entry is not None:
+                self._saw([entry])
             raise error_of(value, entry)
         assert entry is not None
         if value.node != self.node and self.copies.is_away(value):
@@ -315,21 +318,36 @@ class Core:
             if not any(entry.is_error for entry in entries):
                 waiter = BlockedThread(len(set(missing)), raises=True)
                 self._await_values(missing, waiter, timeout)
-            for entry in entries:
-                if entry.is_error:
-                    self.load(entry)
+            self.raise_first(entries)
             if any(entry.value is None for entry in missing):
                 raise timed_out()
         load = self.load
         away = [e for e in entries if (v := e.value) is not None and v.node and self.is_away(e)]
         if not away:
-            return [load(entry) for entry in entries]
+            try:
+                return [load(entry) for entry in entries]
+            except RayError:
+                self._saw(entries)
+                raise
         left = None if timeout is None else timeout - (monotonic() - started)
         views = self._brought(list(dict.fromkeys(away)), left)
         return [
             pickling.load_value(views[entry]) if entry in views else load(entry)
             for entry in entries
         ]
+
+    def raise_first(self, entries: list[Entry]) -> None:
+        """Raise the first error there is. Who asked for all of them has been told of the others."""
+        for entry in entries:
+            if entry.is_error:
+                self._saw(entries)
+                self.load(entry)
+
+    def _saw(self, entries: list[Entry]) -> None:
+        """Errors of these were read: before the loop hears of a reference's end, it hears of that."""
+        for entry in entries:
+            if entry.is_error and not entry.owner:
+                self._outbox.append((self.owner.errors.read, entry.id))
 
     def await_all(self, entries: list[Entry], timeout: float | None) -> None:
         """Block this thread until all of these have values or errors."""

@@ -11,6 +11,7 @@ from raylite._machines.refs import Effect, Free, GiveUp, Refs
 from raylite._protocol import worker
 from raylite._services.worker.locations import LocationService
 from raylite._services.worker.objects import Entry, Keeper
+from raylite._services.worker.unhandled import UnhandledErrors
 from raylite._types.ids import ObjectID
 from raylite._types.keys import ObjectKey
 from raylite._types.marks import mark_of
@@ -44,6 +45,7 @@ class OwnerService(Service, serves=(worker.Owner,)):
         locations.on_lost = self._lost
         self.refs = Refs()
         self.canceller: Canceller
+        self.errors = UnhandledErrors()
         self._handed: dict[bytes, tuple[Entry, ...]] = {}
         self._dead: dict[str, None] = {}
         self.hear_drops: Callable[[], None] = _nothing  # what threads let go of
@@ -63,8 +65,11 @@ class OwnerService(Service, serves=(worker.Owner,)):
         if entry.value is not None:
             return
         entry.value = value
-        if entry.matters_elsewhere:
-            self.stored(entry)
+        if value.form or value.contained or entry.owner:
+            if value.form == Form.ERROR and not entry.owner:
+                self.errors.failed(entry.id)
+            if entry.matters_elsewhere:
+                self.stored(entry)
         waiters, entry.waiters = entry.waiters, None
         if waiters:
             for waiter in waiters:
@@ -114,7 +119,7 @@ class OwnerService(Service, serves=(worker.Owner,)):
             entry = Entry(ObjectKey(contained.id), keeper, owner)
             self.refs.add(entry)
             if not owner:
-                self.fail(entry, ObjectLostError(contained.id.hex(), None, ""))
+                entry.value = error_value(ObjectLostError(contained.id.hex(), None, ""))
             elif owner in self._dead:
                 self.fail(entry, OwnerDiedError(contained.id.hex(), None, ""))
         return entry
@@ -173,6 +178,8 @@ class OwnerService(Service, serves=(worker.Owner,)):
             self.watch(entry, waiter)
             await waiter.arrived
         assert entry.value is not None
+        if entry.is_error:
+            self.errors.read(entry.id)  # as far as this process can know
         return entry.value
 
     @handles(worker.Owner.borrow)
@@ -233,6 +240,9 @@ class OwnerService(Service, serves=(worker.Owner,)):
             else:
                 self.fail(reference, error)
 
+    async def stopped(self) -> None:
+        self.errors.close()
+
     # ---- inside --------------------------------------------------------------------------
 
     def watch(self, entry: Entry, waiter: "_Arrival") -> None:
@@ -246,11 +256,21 @@ class OwnerService(Service, serves=(worker.Owner,)):
             match effect:
                 case Free(entry):
                     assert isinstance(entry, Entry)
-                    if entry.value is not None and entry.value.form == Form.ARENA:
-                        self._locations.freed(ObjectKey(entry.value.key or entry.id))
+                    value = entry.value
+                    if value is None or value.form == Form.INLINE:
+                        continue
+                    if value.form == Form.ARENA:
+                        self._locations.freed(ObjectKey(value.key or entry.id))
+                    else:
+                        self.errors.dropped(entry.id, value)
                 case GiveUp(entry):
                     assert isinstance(entry, Entry)
                     self._give_up(entry)
+
+    def unwanted(self, entry: Entry, value: Value) -> None:
+        """A task's result came for an object that nobody refers to any more."""
+        self.errors.abandoned(entry.id, value)
+        self.free_value(entry.id, value)
 
     def free_value(self, id: bytes, value: Value) -> None:
         """A value came for an object that nobody refers to any more."""

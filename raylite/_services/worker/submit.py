@@ -565,7 +565,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
             if entry.is_held:
                 complete(entry, values[0])
             else:
-                self._owner.free_value(entry.id, values[0])
+                self._owner.unwanted(entry, values[0])
             if self._cancelled:
                 self._settle(task)
             return
@@ -573,7 +573,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
             if entry.is_held:
                 complete(entry, value)
             else:
-                self._owner.free_value(entry.id, value)
+                self._owner.unwanted(entry, value)
         self._settle(task)
 
     def _fail(self, task: OwnedTask, error: RayError) -> None:
@@ -584,6 +584,8 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         for entry in task.entries:
             if entry.is_held:
                 self._owner.fail(entry, error)
+            else:
+                self._owner.unwanted(entry, error_value(error))
         self._drop_arguments(task)
         self._settle(task)
 
@@ -622,6 +624,9 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
 
     def _drop_arguments(self, task: OwnedTask) -> None:
         refs = self._owner.refs
+        for _, entry in task.inputs:
+            if entry.is_error:
+                self._owner.errors.read(entry.id)  # what the task ended with tells of it
         for entry in (*task.contained, *(entry for _, entry in task.inputs)):
             self._owner.perform(refs.dropped_submitted(entry))
         task.inputs = task.contained = ()

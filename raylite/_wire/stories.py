@@ -1,0 +1,44 @@
+"""Stories: what a pickled error says, read without running a user's code.
+
+Unpickling an exception imports its class and may call what it likes. A process that only wants to
+tell of an error, on its event loop, makes of the pickle nothing but raylite's own errors and what
+is in them; the exception behind a task's error stays the bytes that it is there.
+"""
+
+import io
+import pickle
+from typing import Any
+
+from raylite.exceptions import RayError
+
+_UNKNOWN = "an error of a class of the program's own, which was not read"
+_ERRORS, _IDS = RayError.__module__, "raylite._types.ids"
+
+
+class _Reader(pickle.Unpickler):
+    """Knows raylite's errors and ids only."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == (_ERRORS, "_restore_task_error"):
+            return _told
+        if module in (_ERRORS, _IDS) and "." not in name:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} is not raylite's")
+
+
+class _Told(Exception):
+    """A task's error, without what it raised."""
+
+
+def _told(function_name: str, traceback_str: str, *rest: object) -> _Told:
+    return _Told(traceback_str)
+
+
+def story(data: bytes | memoryview) -> tuple[str, str]:
+    """Return the name of a pickled error's class, and its text."""
+    try:
+        error = _Reader(io.BytesIO(data)).load()
+    except Exception as problem:
+        return type(problem).__name__, _UNKNOWN
+    name = "RayTaskError" if isinstance(error, _Told) else type(error).__name__
+    return name, f"{error}" if isinstance(error, _Told) else f"{name}: {error}"
