@@ -218,7 +218,9 @@ def put(value: T) -> ObjectRef[T]:
         ) from error
 
 
-def cancel(ref: ObjectRef[Any], *, force: bool = False, recursive: bool = True) -> None:
+def cancel(
+    ref: ObjectRef[Any] | ObjectRefGenerator[Any], *, force: bool = False, recursive: bool = True
+) -> None:
     """Let the task that makes an object end early. Returns at once, without waiting for it.
 
     A task that has not started never will. One that runs is interrupted: KeyboardInterrupt is raised
@@ -228,10 +230,12 @@ def cancel(ref: ObjectRef[Any], *, force: bool = False, recursive: bool = True) 
     Nothing happens to a task that has ended: its result stays. That is so, too, of a task that
     catches KeyboardInterrupt and returns a value. Code that does not run Python, such as a long
     computation in C, is interrupted when it returns to Python. Cancelling again interrupts again.
+    What a generator has yielded and nobody has read is gone: the next item raises
+    TaskCancelledError, and is the last.
 
     Args:
-        ref: A reference to a result of the task, anybody's. For an object made by `put`, nothing
-            happens.
+        ref: A reference to a result of the task, anybody's, or its generator. For an object made by
+            `put`, nothing happens.
         force: End the worker process, if the task runs. Tasks that were to run there after it run
             elsewhere; none of their retries is used.
         recursive: Cancel the tasks that it has started as well, and theirs; what they have finished
@@ -244,6 +248,10 @@ def cancel(ref: ObjectRef[Any], *, force: bool = False, recursive: bool = True) 
         >>> cancel(f.remote())  # doctest: +SKIP
     """
     context.current() or auto.place()
+    if isinstance(ref, ObjectRefGenerator):
+        home([ref._end])
+        ref._cancel(force=bool(force), recursive=bool(recursive))
+        return
     if not isinstance(ref, ObjectRef):
         raise TypeError(
             "raylite.cancel() only supported for object refs. For actors, try raylite.kill(). "

@@ -19,6 +19,7 @@ from raylite._services.worker.streams import Streams
 from raylite.exceptions import (
     RayTaskError,
     StreamingGeneratorReplayInconsistentError,
+    TaskCancelledError,
 )
 from raylite.testing import LocalCluster
 from tests.cluster.watching import eventually
@@ -386,6 +387,70 @@ def test_nothing_is_kept_of_streams_that_were_read() -> None:
                 pass
         del gen, ref
     assert eventually(lambda: kept() == before)
+
+
+def cancel_midway(gate: str) -> None:
+    gen = slow.remote(gate, before=5, items=10)
+    assert ray.get(next(gen)) == 0
+    assert eventually(lambda: len(gen._arrivals.items) == 4)
+    ray.cancel(gen)
+    ref = next(gen)
+    with pytest.raises(TaskCancelledError):
+        ray.get(ref)
+    assert gen.is_finished()
+    gates[gate].set()
+    with pytest.raises(TaskCancelledError):
+        ray.get(gen.completed())
+    assert seen[gate] == [0, 1, 2, 3, 4]
+
+
+def test_after_a_cancel_the_next_item_is_its_error_whatever_had_arrived(gate: str) -> None:
+    before = kept()
+    cancel_midway(gate)
+    assert eventually(lambda: kept() == before)
+
+
+def test_a_generator_that_was_cancelled_before_it_started(gate: str) -> None:
+    every = [slow.options(num_cpus=4).remote(gate, before=0, items=1)]
+    gen = count.options(num_cpus=4).remote(3)
+    ray.cancel(gen)
+    for _ in range(2):
+        ray.cancel(gen)
+    with pytest.raises(TaskCancelledError):
+        ray.get(next(gen))
+    assert values(gen) == []
+    gates[gate].set()
+    assert values(every[0]) == [0]
+    ray.cancel(every[0])
+    assert ray.get(every[0].completed()) is None
+
+
+def test_a_producer_that_is_held_back_can_be_cancelled(gate: str) -> None:
+    endless = slow.options(_generator_backpressure_num_objects=1)
+    gen = endless.remote(gate, before=-1, items=1 << 60)
+    next(gen)
+    ray.cancel(gen)
+    with pytest.raises(TaskCancelledError):
+        ray.get(gen.completed(), timeout=20)
+
+
+@DYNAMIC
+def test_dynamic_returns_can_be_cancelled(gate: str) -> None:
+    ref = slow.options(num_returns="dynamic").remote(gate, before=2, items=3)
+    assert eventually(lambda: len(seen[gate]) == 2)
+    ray.cancel(ref)
+    with pytest.raises(TaskCancelledError):
+        ray.get(ref)
+
+
+def test_the_end_of_a_stream_is_no_error_that_nobody_has_read() -> None:
+    gen = count.remote(1)
+    values(gen)
+    del gen
+    kept()
+    place = context.current()
+    assert place is not None
+    assert place.core.owner.errors.unread.next_due is None
 
 
 def test_streams_leave_no_cycles() -> None:

@@ -127,6 +127,13 @@ class ObjectRefGenerator(Generic[T]):
         except TimeoutError:
             return ObjectRef.nil()
 
+    def _cancel(self, *, force: bool, recursive: bool) -> None:
+        """Cancel the task, and return when no item that had arrived can be read any more."""
+        core = self._core
+        core.cancel(self._end._entry, force=force, recursive=recursive)
+        if asyncio._get_running_loop() is not core.loop:
+            core.run(_pass)
+
     def send(self, value: object) -> NoReturn:
         """Not supported, as in Ray."""
         raise NotImplementedError("`gen.send` is not supported.")
@@ -185,6 +192,9 @@ class ObjectRefGenerator(Generic[T]):
         finally:
             if not waiter.future.done() or waiter.future.cancelled():
                 self._core.unwatch(pending, waiter)
+
+
+async def _pass() -> None: ...
 
 
 def stream(core: Core, task: OwnedTask, limit: int, per_yield: int, is_dynamic: bool) -> Any:

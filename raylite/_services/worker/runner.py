@@ -217,7 +217,7 @@ class Runner:
                 return values, is_retried(task.retry_on, error.error)
             case _:
                 value, retry = self._error(error, job, name), is_retried(task.retry_on, error)
-                if task.stream is None or retry:
+                if task.stream is None or retry or isinstance(error, KeyboardInterrupt):
                     return (value,), retry
                 self._executor.producer_of(job).add(value)  # it is the last item
                 return (NONE,), False

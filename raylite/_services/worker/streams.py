@@ -20,7 +20,6 @@ from raylite._types.keys import ObjectKey, TaskKey
 from raylite._wire import hot, pickling
 from raylite._wire.hot import Form, Value
 from raylite.exceptions import (
-    ObjectRefStreamEndOfStreamError,
     RayError,
     StreamingGeneratorReplayInconsistentError,
 )
@@ -248,7 +247,7 @@ class Streams:
             value = values[position]
             index = packet.first + position + FIRST
             id = ObjectKey(task + index.to_bytes(4, "little"))
-            is_plain = not (value.contained or value.form == Form.ARENA)
+            is_plain = not (value.contained or value.form)
             entry = Entry(id, keeper, "", 1, value if is_plain else None)
             add(entry)
             entries.append(entry)
@@ -356,5 +355,7 @@ def _number(id: bytes) -> int:
     return int.from_bytes(id[-4:], "little") - FIRST
 
 
-END = Value(Form.ERROR, pickling.dumps(ObjectRefStreamEndOfStreamError()).to_bytes())
+END = Value(
+    Form.INLINE, pickling.dumps(None).to_bytes()
+)  # the item after the last; nobody reads it
 NONE = Value(Form.INLINE, pickling.dumps(None).to_bytes())

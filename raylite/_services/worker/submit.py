@@ -26,7 +26,13 @@ from raylite._machines.submitter import (
     Withdrawn,
 )
 from raylite._protocol import raylet, worker
-from raylite._services.worker.cancel import FORCE_SECONDS, Cancellation, Canceller, Told
+from raylite._services.worker.cancel import (
+    FORCE_SECONDS,
+    Cancellation,
+    Canceller,
+    Told,
+    cancelled_error,
+)
 from raylite._services.worker.lessors import Lessors
 from raylite._services.worker.locations import LocationService
 from raylite._services.worker.objects import Entry
@@ -207,6 +213,9 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         if told is not None:
             known.hear(told)
         task.retries = 0
+        if id in self.streams.table:
+            text = f"{self._name(task)} was to yield more."
+            self.streams.cancelled(id, error or cancelled_error(id, text))
         if id not in self._finishing:
             self._perform(self._submitter.cancel(task))
 
