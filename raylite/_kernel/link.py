@@ -544,6 +544,11 @@ class Link:
         """The peer's process is known to be gone: whoever waits for it need not."""
         self.finish(PeerLostError(f"{self.peer} is gone: {reason}", confirmed=True))
 
+    def leave(self, reason: str) -> None:
+        """Say goodbye, and let whoever waits for the peer hear the reason: it is lost to this process."""
+        self._say_goodbye(reason)
+        self.confirm_dead(reason)
+
     def malformed(self, error: LinkError) -> None:
         """The peer sent what no correct peer sends: end the session."""
         self._say_goodbye(f"protocol error: {error}")

@@ -6,8 +6,10 @@ import os
 import sys
 import threading
 from collections import Counter
+from contextlib import ExitStack
 
 from raylite._kernel.arena import Arena
+from raylite._kernel.grpc import GrpcNetwork
 from raylite._kernel.scope import Scope
 from raylite._kernel.threads import LoopThread
 from raylite._protocol import gcs, raylet
@@ -41,19 +43,18 @@ class Session:
         self.node = node
         self._is_over = False
         self.printer: output.Printer | None = None
-        try:
+        with ExitStack() as failed:
+            failed.callback(self.node.stop)
+            mapped = failed.enter_context(ExitStack())
             self._thread = LoopThread("raylite-core")
-            try:
-                self.node.wait_ready()
-                self.config = config = self.node.config
-                self.arena = Arena(os.dup(self.node.arena_fd), config.object_store_memory)
-                self.attachment = self._thread.run(self._start(config.num_cpus, options))
-            except BaseException:
-                self._thread.stop()
-                raise
-        except BaseException:
-            self.node.stop()
-            raise
+            failed.callback(self._thread.stop)
+            self.node.wait_ready()
+            self.config = config = self.node.config
+            self.arena = Arena(os.dup(self.node.arena_fd), config.object_store_memory)
+            mapped.callback(self.arena.close)
+            self.attachment = self._thread.run(self._start(config.num_cpus, options))
+            mapped.pop_all()
+            failed.pop_all()
         core = self.attachment.core
         self.place = Place(core, self.attachment.node_id)
         self.place.namespace = options.namespace
@@ -62,6 +63,8 @@ class Session:
         self.place.cluster = config.cluster or config.gcs_url
         self.place.ip = config.ip
         core.submitter.on_warning = output.warn
+        if self.attachment.driver is not None:
+            self.attachment.driver.on_given_up = output.warn
         context.enter(self.place)
 
     async def _start(self, cpus: float, options: SessionOptions) -> Attachment:
@@ -99,6 +102,15 @@ class Session:
 
     async def _attach(self, cpus: float, options: SessionOptions) -> Attachment:
         network = self._network_of(self.config)
+        try:
+            return await self._attach_on(network, cpus, options)
+        except BaseException:
+            await network.close()  # nobody else would, who was refused before there were services
+            raise
+
+    async def _attach_on(
+        self, network: GrpcNetwork, cpus: float, options: SessionOptions
+    ) -> Attachment:
         id = network.seams.random("driver").randbytes(28)
         path = f"{self.config.sockets}/d{id.hex()[:16]}.sock"
         await networks.listen(network, self.config, path, ports=self.config.worker_ports)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from raylite.exceptions import LocalRayletDiedError
-from raylite.testing.node import SimDriver, TaskContext
+from raylite.testing.node import LINKS, SimDriver, TaskContext
 from raylite.testing.sim import World
 from raylite.testing.simcluster import SimCluster
 from tests.services.rig import simulated
@@ -69,4 +69,34 @@ async def test_what_a_process_without_a_node_was_lent_elsewhere_is_free_again() 
     assert near.is_dead
     leases = far.raylet.leases.leases
     assert leases.available() == leases.total
+    await cluster.stop()
+
+
+@simulated
+async def test_a_driver_that_was_given_up_hears_so_and_leaves_its_cluster() -> None:
+    cluster = SimCluster(World(1), links=LINKS)
+    await cluster.gcs.start()
+    near, far = await cluster.add("n0", is_head=True, cpus=1), await cluster.add("n1", cpus=1)
+    await cluster.joined()
+    driver = await near.driver("driver")
+    long = [driver.submit(rest, 1000.0) for _ in range(2)]  # one here, one there
+    await asyncio.sleep(2)
+    told: list[str] = []
+    assert driver.attachment.driver is not None
+    driver.attachment.driver.on_given_up = told.append
+    cluster.world.cut(driver.name, "gcs", silently=True)
+    await asyncio.sleep(LINKS.session_timeout + LINKS.silence + 2)
+    assert not told
+    cluster.world.heal(driver.name, "gcs")
+    for ref in long:
+        with pytest.raises(LocalRayletDiedError, match=r"given up this driver.*8 s.*init"):
+            await driver.get([ref])
+    with pytest.raises(LocalRayletDiedError, match="given up this driver"):
+        await driver.get([driver.submit(rest, 0.0)])
+    assert len(told) == 1
+    await asyncio.sleep(5)
+    for node in (near, far):
+        leases = node.raylet.leases.leases
+        assert leases.available() == leases.total
+    assert not driver.core.network.links  # it asks nobody any more
     await cluster.stop()

@@ -15,7 +15,7 @@ from raylite._services.gcs.news import TableNews
 from raylite._services.gcs.storage import Storage, StorageError, Write
 from raylite._services.gcs.table import Change, Table
 from raylite._wire.messages import gcs as msg
-from raylite.exceptions import LinkClosedError, UnavailableError
+from raylite.exceptions import LinkClosedError
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class JobService(Service, serves=(gcs.Jobs,)):
             counter = Write(*_COUNTER, self._last.to_bytes(4, "little"))
             await self._table.write([Change(row.job_id, row)], also=[counter])
         elif row.finished:
-            raise UnavailableError(f"the job of this driver, {row.job_id.hex()}, has ended")
+            return msg.JobAdded(row.job_id, self._epoch.message, has_ended=True)
         else:
             self._follow(self.caller, row.job_id)
             await self._table.durable(row.job_id)

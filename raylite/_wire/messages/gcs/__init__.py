@@ -224,6 +224,11 @@ class JobAdded(betterproto2.Message):
         2, betterproto2.TYPE_MESSAGE, optional=True
     )
 
+    has_ended: "bool" = betterproto2.field(3, betterproto2.TYPE_BOOL)
+    """
+    its driver was given up, and what it says comes too late
+    """
+
 
 default_message_pool.register_message("raylite.gcs", "JobAdded", JobAdded)
 
