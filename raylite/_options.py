@@ -59,6 +59,16 @@ def _store(memory: float | None) -> str | None:
     return reason
 
 
+def _seconds(name: str) -> Check:
+    def check(value: float | None) -> str | None:
+        if value is None or (math.isfinite(value) and value >= 0):
+            return None
+        what = "seconds" if name == "timeout" else "a time as time.time() gives it"
+        return f"The keyword '{name}' only accepts None or {what}, 0 or more, not {value}"
+
+    return check
+
+
 def _count(name: str, *, infinite: bool) -> Check:
     def check(value: int | None) -> str | None:
         if value is None or value >= 0 or (infinite and value == -1):
@@ -304,6 +314,8 @@ _TASK: dict[str, Option] = {
         Option("max_concurrency", _INT, check=_positive("max_concurrency")),
         Option("max_retries", _INT, 3, _count("max_retries", infinite=True)),
         Option("num_returns", (int, str, _NoneType), check=_num_returns),
+        Option("timeout", _NUMBER, check=_seconds("timeout")),
+        Option("deadline", _NUMBER, check=_seconds("deadline")),
         Option("retry_exceptions", (bool, list, tuple), False, _retry_exceptions),
         Option("_generator_backpressure_num_objects", _INT, check=_backpressure),
         Option("_num_objects_per_yield", _INT, 1, _objects_per_yield),
@@ -470,6 +482,8 @@ class TaskOptions(Struct, frozen=True):
     labels: Mapping[str, str] | None = None
     backpressure: int = -1
     objects_per_yield: int = 1
+    timeout: float | None = None
+    deadline: float | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Any], *, max_retries: int = 3) -> Self:
@@ -527,6 +541,8 @@ class TaskOptions(Struct, frozen=True):
             labels=given.get("_labels"),
             backpressure=given.get("_generator_backpressure_num_objects", -1),
             objects_per_yield=given.get("_num_objects_per_yield", 1),
+            timeout=given.get("timeout"),
+            deadline=given.get("deadline"),
         )
 
     def demand(self) -> dict[str, float]:

@@ -3,7 +3,9 @@
 import functools
 import inspect
 import logging
+import math
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import (
     Any,
@@ -27,6 +29,7 @@ from raylite._services.worker.core import Core
 from raylite._services.worker.generator import stream
 from raylite._services.worker.objects import Entry, ObjectRef, unknown_owner
 from raylite._services.worker.runner import ANY
+from raylite._services.worker.running import RunningTask
 from raylite._services.worker.submit import OwnedTask
 from raylite._types.environment import variables_of
 from raylite._types.keys import ObjectKey, TaskKey
@@ -77,8 +80,8 @@ class _Submission:
     """What all calls of a function with the same options share, once a core knows it."""
 
     __slots__ = (
-        "core", "depth", "function", "is_dynamic", "key", "limit", "name", "per_yield", "retries",
-        "retry_on", "returns",
+        "core", "deadline", "depth", "function", "is_dynamic", "is_limited", "key", "limit", "name",
+        "per_yield", "retries", "retry_on", "returns", "timeout",
     )  # fmt: skip
 
     def __init__(
@@ -110,6 +113,16 @@ class _Submission:
         self.per_yield = options.objects_per_yield
         self.retries = options.max_retries
         self.retry_on = b"" if not self.retries else _retry_on(options.retry_exceptions)
+        self.timeout = math.inf if options.timeout is None else options.timeout
+        self.deadline = options.deadline
+        self.is_limited = options.timeout is not None or options.deadline is not None
+
+    def bound(self, id: bytes, parent: RunningTask | None) -> None:
+        """Let a call end in its time, and in that of the task which makes it."""
+        left = self.timeout
+        if self.deadline is not None:
+            left = min(left, self.deadline - time.time())
+        self.core.limit(id, left, None if parent is None else parent.deadline)
 
 
 class RemoteFunction(Generic[F, R]):
@@ -360,6 +373,8 @@ class RemoteFunction(Generic[F, R]):
                 TaskKey(id), known.key, known.function, known.retries, arguments,
                 entries, known.name, known.retry_on, inputs, contained, task,
             )  # fmt: skip
+        if known.is_limited or (task is not None and task.deadline is not None):
+            known.bound(id, task)
         if known.returns == 1:
             ref: ObjectRef[Any] = ObjectRef(entries[0])
             core.enqueue(owned)

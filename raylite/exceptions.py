@@ -5,6 +5,7 @@
     RayError
     ├── RayTaskError                        a task raised; also an instance of what it raised
     ├── TaskCancelledError
+    ├── TaskTimeoutError (TimeoutError)     not of Ray
     ├── RayActorError
     │   ├── ActorDiedError                  for good
     │   └── ActorUnavailableError           for now
@@ -410,6 +411,14 @@ class TaskCancelledError(RayError):
         if self.task_id is None:
             return message
         return f"Task: {self.task_id} was cancelled. {message}"
+
+
+class TaskTimeoutError(RayError, TimeoutError):
+    """The task had not ended when its time was over: its option ``timeout`` or ``deadline``.
+
+    Or that of the task which started it. The text says what it was doing, or waiting for. It has been
+    interrupted, if it ran, and is not tried again. Ray has no such thing.
+    """
 
 
 class WorkerCrashedError(RayError):

@@ -1,5 +1,7 @@
 """`get_runtime_context()`: where the calling code runs."""
 
+import time
+
 from raylite._runtime import auto
 from raylite._runtime.context import Place
 from raylite._types.accelerators import VISIBLE, identities
@@ -40,6 +42,17 @@ class RuntimeContext:
         """Return the qualified name of the function being run."""
         task = self._place.task
         return task.function if task is not None else None
+
+    def get_time_left(self) -> float | None:
+        """Return the seconds until the task being run is to have ended; None if it has all the time.
+
+        That is its option ``timeout`` or ``deadline``, or what is left to the task that started it.
+        Negative when the time is over, and the interrupt is on its way.
+        """
+        task = self._place.task
+        if task is None or task.deadline is None:
+            return None
+        return task.deadline - time.monotonic()
 
     def get_actor_id(self) -> str | None:
         """Return the id of the actor whose method is being run; None outside of actors."""

@@ -57,6 +57,7 @@ OUTSIDE_THE_KERNEL = {
     ("raylite/_runtime/networks.py", "socket"): "hands bound sockets to the transport",
     ("raylite/_runtime/output.py", "threading"): "prints on a thread, for a terminal can block",
     ("raylite/_services/worker/chunk.py", "time"): "measures user code on a thread of its own",
+    ("raylite/_remote.py", "time"): "a deadline is a time of the clock that users look at",
     ("raylite/_services/worker/core.py", "time"): "counts down a timeout on the thread that waits",
     ("raylite/_services/worker/coroutines.py", "time"): "measures user code on a loop of its own",
     (
@@ -67,6 +68,7 @@ OUTSIDE_THE_KERNEL = {
     ("raylite/_types/ids.py", "secrets"): "ids made by users' code, which has no seeded source",
     ("raylite/_wire/generate.py", "subprocess"): "a developer's tool: runs the proto compiler",
     ("raylite/cli/microbenchmark.py", "time"): "measures",
+    ("raylite/runtime_context.py", "time"): "says what is left of a time, on the thread that asks",
     (
         "raylite/util/executor.py",
         "threading",

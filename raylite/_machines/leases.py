@@ -93,6 +93,14 @@ class LeaseStatistics(Struct, frozen=True):
     granted: int
 
 
+class Standing(Struct, frozen=True):
+    """Where a request stands."""
+
+    demand: Resources
+    #: How many requests that wait come before it; None if it is granted.
+    before: int | None
+
+
 class _Loan(Struct):
     request: Request
     blocked: bool = False
@@ -270,6 +278,17 @@ class Leases:
     def infeasible(self) -> tuple[Request, ...]:
         """Return the requests that this node is too small for, oldest first."""
         return tuple(request for _, _, request in self._infeasible.values())
+
+    def standing(self, lease: LeaseID) -> Standing | None:
+        """Return where a feasible request stands; None if there is no such."""
+        if (loan := self._loans.get(lease)) is not None:
+            return Standing(loan.request.demand, None)
+        line = self._waiting.get(lease)
+        if line is None:
+            return None
+        place = line[lease]
+        before = sum(other < place for each in self._lines.values() for other in each)
+        return Standing(line.demand, before)
 
     def statistics(self) -> LeaseStatistics:
         """Return the counts at this moment."""

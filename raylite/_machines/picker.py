@@ -206,6 +206,16 @@ class Picker:
         entries = (self._entries[lease] for lease in self._parked)
         return tuple(entry.ask for entry in entries if entry.told is not None)
 
+    def since(self, lease: LeaseID) -> float | None:
+        """Return when a request came here; None if it is not here."""
+        entry = self._entries.get(lease)
+        return None if entry is None else entry.since
+
+    def reason(self, lease: LeaseID) -> str | None:
+        """Return why no node can serve a request, if that is so."""
+        entry = self._entries.get(lease)
+        return None if entry is None else entry.told
+
     def check(self) -> None:
         """Assert what holds between calls."""
         where: dict[_Standing, set[LeaseID]] = {standing: set() for standing in _Standing}

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from raylite._types.resources import amount_text
+from raylite._types.resources import UNIT, Resources, amount_text
 from raylite._types.strategies import NodeKey, NodeLabels, NodeView, Placement
 
 
@@ -64,6 +64,22 @@ def refusal(placement: Placement, node: NodeKey, view: NodeView | None) -> str:
         f"{which} has not {amounts} free now and _fail_on_unavailable is set; "
         "try again later, or leave it out and wait"
     )
+
+
+def waiting(demand: Resources, free: Resources, total: Resources, before: int) -> str:
+    """Return what a request waits for on a node that could serve it."""
+    short = demand.lacking(free)
+    parts = [
+        f"{max(free.units(name), 0) / UNIT:g} of {amount_text(total.units(name))} {name} are free"
+        for name in short or demand
+    ]
+    requests = "1 request is" if before == 1 else f"{before} requests are"
+    return " and ".join([*parts, f"{requests} before it"])
+
+
+def amounts(demand: Resources) -> str:
+    """Return a demand in words."""
+    return " and ".join(_wanted(name, demand.units(name))[0] for name in demand)
 
 
 def _wanted(name: str, units: int) -> tuple[str, str]:

@@ -115,6 +115,17 @@ class Withdrawn(Struct, frozen=True):
 Effect = RequestLease | ReturnLease | Push | AskBack | Interrupt | Withdrawn
 
 
+class Standing(Struct, frozen=True):
+    """Where a task is: in a lane's queue, or with a worker."""
+
+    #: How many tasks are before it there.
+    ahead: int
+    worker: WorkerKey | None = None
+    #: The leases that its lane asks for, and the workers that it has.
+    leases: tuple[LeaseID, ...] = ()
+    workers: int = 0
+
+
 class SubmitterStatistics(Struct, frozen=True):
     """Counts of what the submitter keeps at one moment."""
 
@@ -403,6 +414,17 @@ class Submitter:
             if earliest is None or until < earliest:
                 earliest = until
         return earliest
+
+    def standing(self, task: Pending) -> Standing | None:
+        """Return where a task is; None if it is not here."""
+        known = self._workers.get(task.worker) if task.worker is not None else None
+        if known is not None and task.id in known.sent:
+            return Standing(list(known.sent).index(task.id), known.key)
+        lane = self._lanes.get(task.key)
+        if lane is None or task not in lane.queue:
+            return None
+        ahead = lane.queue.index(task)
+        return Standing(ahead, None, tuple(lane.requested), len(lane.workers))
 
     def backlog(self) -> dict[Resources, int]:
         """Return how many tasks wait that no lease is asked for, by demand."""

@@ -21,6 +21,7 @@ class Leases(Interface):
     release = batch(bytes, bulk=False)  # a lease: given back, or no longer wished for
     unreachable = post(bytes)  # a lease: its worker answers no more, though nobody said it died
     backlog = post(hot.Backlog)  # from an owner, to its own raylet: once a second, if it changed
+    explain = call(bytes, hot.Standing)  # a lease: why it is not granted yet
     blocked = post(bytes)  # from a worker: its task waits in `get`, lend its CPU to others
     unblocked = post(bytes)
     spent = post(bytes)  # from a worker: it runs nothing more, and is to end

@@ -36,6 +36,12 @@ class Owner(Interface):
     received = batch(bytes, bulk=False)  # a value's references have found their new holder
 
 
+class Explain(Interface):
+    """Anybody to an object's owner."""
+
+    explain = call(hot.Fetch, hot.Explanation)  # why it is not there yet; never waits for it
+
+
 class Output(Interface):
     """Raylets to a driver."""
 

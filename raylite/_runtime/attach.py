@@ -18,6 +18,7 @@ from raylite._protocol import raylet
 from raylite._runtime.jobs import DriverService
 from raylite._services.worker.core import Core
 from raylite._services.worker.execute import ExecuteService, Executor
+from raylite._services.worker.explain import ExplainService
 from raylite._services.worker.locations import LocationService
 from raylite._services.worker.objects import Entry
 from raylite._services.worker.output import OutputService
@@ -260,7 +261,9 @@ def _assemble(
     submit = SubmitService(network, link, owner, locations, submitter, id)
     process = ProcessService(network, link, owner, submit, locations)
     core = Core(id, job, loop, network, arena, owner, submit, locations, link, wake)
-    services: list[Service] = [owner, submit, process, locations, *more]
+    explain = ExplainService(network, owner, submit, submitter, locations)
+    core.explain = explain.of
+    services: list[Service] = [owner, submit, process, locations, explain, *more]
     process.core = core
     execute = None
     if executor is not None:

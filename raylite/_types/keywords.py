@@ -35,6 +35,8 @@ class TaskKeywords(TypedDict, total=False):
     max_concurrency: int | None
     max_retries: int | None
     retry_exceptions: bool | list[type[BaseException]] | tuple[type[BaseException], ...]
+    timeout: float | None
+    deadline: float | None
     enable_task_events: bool
     _labels: dict[str, str] | None
     _generator_backpressure_num_objects: int | None

@@ -12,6 +12,57 @@ from raylite._types.accelerators import Shares
 INLINE_LIMIT = 100 * 1024  # bytes of a pickled value up to which it travels instead of being stored
 
 
+class TaskState(enum.StrEnum):
+    """Where a task is, by Ray's names; the last two are raylite's own."""
+
+    PENDING_ARGS_AVAIL = "PENDING_ARGS_AVAIL"
+    PENDING_NODE_ASSIGNMENT = "PENDING_NODE_ASSIGNMENT"
+    SUBMITTED_TO_WORKER = "SUBMITTED_TO_WORKER"
+    RUNNING = "RUNNING"
+    FINISHED = "FINISHED"
+    FAILED = "FAILED"
+    PENDING_RETRY = "PENDING_RETRY"
+    UNKNOWN = "UNKNOWN"
+
+
+class Explanation(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Why an object is not there yet: a sentence, `str()` of this, and the facts behind it.
+
+    Attributes:
+        state: Where its task is.
+        text: The sentence.
+        name: What the task is called.
+        task: Its id, in hexadecimal.
+        attempt: How often it has failed before.
+        waits_for: Ids of the objects among its arguments that are not there.
+        ahead: How many tasks are to be run before it.
+        seconds: How long its lease has been asked for, or how long until it is tried again.
+        node: The id of the node where it runs, or its value is.
+        pid: The process that runs it.
+    """
+
+    state: TaskState
+    text: str
+    name: str = ""
+    task: str = ""
+    attempt: int = 0
+    waits_for: tuple[bytes, ...] = ()
+    ahead: int = 0
+    seconds: float = 0.0
+    node: bytes = b""
+    pid: int = 0
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Standing(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Why a lease is not granted yet, and for how many seconds it has been asked for."""
+
+    text: str
+    seconds: float = 0.0
+
+
 class Form(enum.IntEnum):
     """How a value is given."""
 
@@ -114,7 +165,8 @@ class Task(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One attempt at running a function.
 
     `arguments` is the pickled ``(args, kwargs)``, None where an input stands; `contained` are the
-    references inside them. `depth` counts the tasks above this one.
+    references inside them. `depth` counts the tasks above this one. `left` are the seconds until
+    the task is to have ended, as they were when it was sent: clocks of two nodes differ.
     """
 
     id: bytes
@@ -128,6 +180,7 @@ class Task(msgspec.Struct, array_like=True, frozen=True, gc=False):
     contained: tuple[Contained, ...] = ()
     retry_on: bytes = b""  # pickled exception classes; b"*" is any; empty is none
     stream: Streaming | None = None  # a generator task, whose items are sent as they come
+    left: float | None = None
 
 
 class Interrupted(enum.IntEnum):
@@ -231,6 +284,8 @@ class LeaseGrant(msgspec.Struct, array_like=True, frozen=True, gc=False):
     worker: bytes
     address: str
     devices: Shares = ()
+    pid: int = 0  # the worker's, and its node
+    node: bytes = b""
 
 
 class Holding(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -606,7 +606,13 @@ class SimRunner(Runner):
         name = task.name or job.definition.title
         self._worker.last_task = task.id
         self.current = RunningTask(
-            task.id, job.definition.job, name, job.definition.name, task.depth, task.attempt
+            task.id,
+            job.definition.job,
+            name,
+            job.definition.name,
+            task.depth,
+            task.attempt,
+            job.deadline,
         )
         started = now()
         retry = False

@@ -2,3 +2,4 @@
 
 from raylite.util import scheduling_strategies as scheduling_strategies
 from raylite.util.executor import Executor as Executor
+from raylite.util.explaining import Explanation as Explanation, explain as explain

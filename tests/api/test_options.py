@@ -59,6 +59,8 @@ def test_tasks_and_actors_have_their_keywords_and_defaults() -> None:
         "max_retries": 3,
         "num_returns": None,
         "retry_exceptions": False,
+        "timeout": None,
+        "deadline": None,
         "_generator_backpressure_num_objects": None,
         "_num_objects_per_yield": 1,
     }

@@ -14,6 +14,7 @@ from raylite._kernel.memory import MemoryNetwork, Switch
 from raylite._kernel.service import Service, handles
 from raylite._machines.submitter import LaneKey, Submitter
 from raylite._protocol import raylet, worker
+from raylite._services.worker.explain import ExplainService
 from raylite._services.worker.locations import LocationService
 from raylite._services.worker.objects import Entry
 from raylite._services.worker.owner import OwnerService, error_of
@@ -52,6 +53,7 @@ class PlayedRaylet(Service, serves=(raylet.Leases, raylet.Objects, raylet.Copies
         self.freed: list[bytes] = []
         self.backlogs: list[hot.Shapes] = []
         self.asker: Link | None = None
+        self.is_silent = False
 
     @property
     def holder(self) -> raylet.Holder:
@@ -74,6 +76,13 @@ class PlayedRaylet(Service, serves=(raylet.Leases, raylet.Objects, raylet.Copies
     @handles(raylet.Leases.backlog)
     def backlog(self, backlog: hot.Backlog) -> None:
         self.backlogs.append(backlog.tasks)
+
+    @handles(raylet.Leases.explain)
+    async def explain(self, lease: bytes) -> hot.Standing:
+        if self.is_silent:
+            await anyio.sleep(60)
+        position = [each.lease for each in self.requests].index(lease)
+        return hot.Standing(f"it is number {position}", 1.5)
 
     @handles(raylet.Leases.blocked)
     def blocked(self, nothing: bytes) -> None: ...
@@ -149,9 +158,11 @@ class PlayedWorker(Service, serves=(worker.Execute,)):
     def give_back(self, nothing: bytes) -> None: ...
 
     def finish(self, task: hot.Task, *, retry: bool = False) -> None:
-        assert self.owner is not None
         value = Value(Form.INLINE, b"raised" if retry else b"done")
-        result = hot.Result(task.id, task.attempt, 0.1, (value,), (), retry)
+        self.answer(hot.Result(task.id, task.attempt, 0.1, (value,), (), retry))
+
+    def answer(self, result: hot.Result) -> None:
+        assert self.owner is not None
         worker.Submit(self.owner).results(result)
 
 
@@ -179,7 +190,8 @@ class Scene:
             network, link, self.owner, self.locations, self.submitter, b"o" * 28
         )
         self.submit.definitions[1] = hot.Definition(1, b"", "f", b"job!", b"o" * 28, "f")
-        host = Host(network, self.owner, self.submit, self.locations)
+        explain = ExplainService(network, self.owner, self.submit, self.submitter, self.locations)
+        host = Host(network, self.owner, self.submit, self.locations, explain)
         self.hosts.append((host, host.start("owner")))
 
     async def network(self, name: str) -> MemoryNetwork:

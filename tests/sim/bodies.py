@@ -9,6 +9,8 @@ from raylite.exceptions import (
     NodeDiedError,
     ObjectLostError,
     OwnerDiedError,
+    TaskCancelledError,
+    TaskTimeoutError,
     TaskUnschedulableError,
     WorkerCrashedError,
 )
@@ -65,6 +67,8 @@ async def _recall(task: TaskContext, ledger: "Ledger") -> None:
             WorkerCrashedError,
             NodeDiedError,
             OwnerDiedError,
+            TaskCancelledError,
+            TaskTimeoutError,
             TaskUnschedulableError,
         ):
             continue  # whether it should have had a value is for its driver to judge

@@ -10,6 +10,8 @@ from raylite._services.worker.objects import ObjectRef
 from raylite.exceptions import (
     ObjectLostError,
     RayTaskError,
+    TaskCancelledError,
+    TaskTimeoutError,
     TaskUnschedulableError,
     WorkerCrashedError,
 )
@@ -110,6 +112,8 @@ class Ledger:
         scripts = list(expected.closure())
         if isinstance(error, WorkerCrashedError):
             allowed = any(self.is_exhausted(each) for each in scripts)
+        elif isinstance(error, TaskTimeoutError | TaskCancelledError):  # what it started, too
+            allowed = any(each.timeout is not None for each in scripts)
         elif isinstance(error, Planned):
             allowed = any(each.raises for each in scripts)
         elif isinstance(error, ObjectLostError):

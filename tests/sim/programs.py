@@ -12,6 +12,9 @@ from tests.sim.bodies import perform
 from tests.sim.ledger import Ledger
 from tests.sim.scripts import Answer, Block, Expected, Script
 
+EVERY = 5  # of so many tasks, one has a timeout
+TIMEOUTS = (0.0, 0.004, 0.02, 0.1, 0.5)  # seconds
+
 
 class Plan(Protocol):
     """What a program has to know of its seed."""
@@ -163,8 +166,9 @@ class Program:
         children = tuple(self._script(depth - 1) for _ in range(count))
         seconds = draw.choice((0.0, 0.0, 0.001, 0.01, 0.1, 0.4))
         self.seconds += seconds
+        label = self._label()
         return Script(
-            self._label(),
+            label,
             seconds,
             large=self._chance(0.2),
             puts=self._chance(0.2),
@@ -175,6 +179,7 @@ class Program:
             retries=draw.choice((0, 1, 3, 3)),
             keeps=self._chance(0.2),
             recalls=self._chance(0.2),
+            timeout=TIMEOUTS[label // EVERY % len(TIMEOUTS)] if label % EVERY == 3 else None,
         )
 
     def _inputs(self, most: int) -> list[tuple[ObjectRef[Any], Expected]]:

@@ -66,6 +66,7 @@ class Script:
     awaits: str = ""
     spread: bool = False
     cpus: float = 1.0
+    timeout: float | None = None
 
     def options(self) -> dict[str, Any]:
         options: dict[str, Any] = {"max_retries": self.retries}
@@ -73,6 +74,8 @@ class Script:
             options["scheduling_strategy"] = "SPREAD"
         if self.cpus != 1.0:
             options["num_cpus"] = self.cpus
+        if self.timeout is not None:
+            options["timeout"] = self.timeout
         return options
 
 

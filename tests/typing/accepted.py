@@ -108,3 +108,4 @@ assert_type(weigh.options(num_returns=2).remote(1), list[ObjectRef[Any]])
 assert_type(weigh.options(num_returns=0).remote(1), None)
 assert_type(name.options(retry_exceptions=[ValueError], max_retries=-1).remote(1), ObjectRef[str])
 kinds: RemoteFunction[Callable[[int], str], ObjectRef[str]] = name
+assert_type(name.options(timeout=2.5, deadline=None).remote(1), ObjectRef[str])

@@ -18,6 +18,7 @@ from raylite._machines.leases import (
     Wanted,
 )
 from raylite._machines.picker import Ask, Keep, Picker, Refuse, Spill
+from raylite._machines.shortage import waiting
 from raylite._protocol import raylet, views
 from raylite._services.raylet.cluster import ClusterService
 from raylite._services.raylet.pool import Member, PoolService
@@ -127,6 +128,26 @@ class LeaseService(Service, serves=(raylet.Leases,)):
         if known is not None and known[0].link is self.caller and worker is not None:
             self._pool.end(worker, "the owner of its task could not reach it any more")
 
+    @handles(raylet.Leases.explain)
+    def explain(self, lease: bytes) -> hot.Standing:
+        """Say why a lease is not granted, for whoever wonders why a task does not run."""
+        key = LeaseID(lease)
+        since = self._picker.since(key)
+        seconds = 0.0 if since is None else now() - since
+        if (reason := self._picker.reason(key)) is not None:
+            return hot.Standing(reason, seconds)
+        standing = self._leases.standing(key)
+        if standing is None:
+            return hot.Standing(
+                "it does not know of it: it has just been granted or withdrawn", 0.0
+            )
+        if standing.before is None:
+            if self._pool.worker_of(key) is None:
+                return hot.Standing("it starts a worker for it", seconds)
+            return hot.Standing("it has granted it", seconds)
+        free, total = self._leases.available(), self._leases.total
+        return hot.Standing(waiting(standing.demand, free, total, standing.before), seconds)
+
     @handles(raylet.Leases.blocked)
     def blocked(self, nothing: bytes) -> None:
         member = self._pool.member(self.caller)
@@ -224,7 +245,14 @@ class LeaseService(Service, serves=(raylet.Leases,)):
         if len(lent) > _KNOWN_WORKERS:
             del lent[next(iter(lent))]
         known[0].holder.granted(
-            hot.LeaseGrant(lease, worker.id, worker.address, self._leases.devices(lease))
+            hot.LeaseGrant(
+                lease,
+                worker.id,
+                worker.address,
+                self._leases.devices(lease),
+                worker.pid,
+                self._pool.node_id,
+            )
         )
 
     def _end(self, lease: LeaseID) -> None:

@@ -84,7 +84,7 @@ class PoolService(Service, serves=(raylet.Pool,)):
         self._network = network
         self._pool = pool
         self._source = source
-        self._node_id = node_id
+        self.node_id = node_id
         self._gcs = gcs
         self._workers: dict[bytes, Member] = {}
         self._drivers: dict[bytes, Member] = {}
@@ -129,7 +129,7 @@ class PoolService(Service, serves=(raylet.Pool,)):
         self._ids[token] = member.id
         effects = self._pool.registered(StartToken(token), WorkerKey(member.id), now())
         self._perform(effects)
-        return msg.WorkerRegistered(self._node_id, self._gcs, self.arena_size)
+        return msg.WorkerRegistered(self.node_id, self._gcs, self.arena_size)
 
     @handles(raylet.Pool.register_driver)
     async def register_driver(self, request: msg.RegisterDriver) -> msg.DriverRegistered:
@@ -142,7 +142,7 @@ class PoolService(Service, serves=(raylet.Pool,)):
         self.on_driver(member)
         if self.joined is not None:
             await self.joined.wait()
-        return msg.DriverRegistered(self._node_id, self._gcs, self.arena_size)
+        return msg.DriverRegistered(self.node_id, self._gcs, self.arena_size)
 
     def member(self, link: Link) -> Member:
         """Return the process at the other end of a link."""

@@ -28,7 +28,8 @@ class Cancellation:
     Args:
         force: Its worker ends with it.
         recursive: The tasks that it started are cancelled, too.
-        error: What reading its results is to raise instead of `TaskCancelledError`.
+        error: What reading its results is to raise instead of `TaskCancelledError`, and instead of
+            a value that comes in spite of the interrupt.
     """
 
     def __init__(self, force: bool, recursive: bool, error: RayError | None) -> None:
@@ -63,7 +64,7 @@ class Cancellation:
     def came(self, interrupted: int) -> RayError | None:
         """Its result came. Return what its results are to raise, if that is not what came."""
         if not interrupted:
-            return None
+            return self.error
         before = interrupted == hot.Interrupted.BEFORE_BODY
         self.outcome = CancelOutcome.BEFORE_START if before else CancelOutcome.WHILE_RUNNING
         return self.error

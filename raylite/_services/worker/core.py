@@ -40,7 +40,7 @@ from raylite._services.worker.producer import Gate, ThreadGate
 from raylite._services.worker.ready import has_ready, never, split
 from raylite._services.worker.submit import OwnedTask, SubmitService
 from raylite._types.cancellation import CancelOutcome
-from raylite._types.keys import ObjectKey
+from raylite._types.keys import ObjectKey, TaskKey
 from raylite._wire import hot, pickling
 from raylite._wire.hot import Contained, Form, Value
 from raylite.exceptions import (
@@ -128,6 +128,8 @@ class Core:
         #: Called with each future of a value that is awaited, where tasks overlap.
         self.on_await: Callable[[asyncio.Future[None]], None] | None = None
         self._has_warned = False
+        #: Says why an object is not there yet; see `ExplainService`. For the loop.
+        self.explain: Callable[[Entry], Coroutine[Any, Any, hot.Explanation]] = _no_explanation
         self.task_waiter: BlockedThread | None = None  # what the task waited for last
 
     def join(self, job: bytes, config: hot.JobConfig) -> None:
@@ -162,6 +164,10 @@ class Core:
     def new_task_id(self) -> bytes:
         number = next(self._task_numbers) & 0xFFFFFFFFFFFFFFFF
         return number.to_bytes(8, "little") + self._task_suffix
+
+    def limit(self, task: bytes, seconds: float, until: float | None) -> None:
+        """Let a task that is enqueued next end within so many seconds, and by a time of the loop's."""
+        self._outbox.append((self.submitter.limit, TaskKey(task), seconds, until))
 
     def enqueue(self, task: OwnedTask) -> None:
         """Send a task on its way; the loop takes it from here."""
@@ -693,6 +699,10 @@ class Core:
         self._watched_all(entries, waiter)
         if on_block is not None and waiter.is_waiting:
             on_block()
+
+
+async def _no_explanation(entry: Entry) -> hot.Explanation:
+    return hot.Explanation(hot.TaskState.UNKNOWN, "nobody knows")
 
 
 def _refuse(callback: Callable[[], None]) -> None:

@@ -122,7 +122,7 @@ class AsyncRunner(Runner):
         task, definition = job.task, job.definition
         running = RunningTask(
             task.id, definition.job, task.name or definition.title, definition.name,
-            task.depth, task.attempt,
+            task.depth, task.attempt, job.deadline,
         )  # fmt: skip
         begun: _Begun = set()
         context = contextvars.copy_context()

@@ -16,6 +16,7 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from raylite._kernel.link import Link
+from raylite._kernel.seams import now
 from raylite._kernel.service import Service, handles
 from raylite._protocol import raylet, worker
 from raylite._services.worker.copies import ARGUMENT, Bringing
@@ -39,12 +40,15 @@ Attempt = tuple[bytes, int]
 class Job:
     """One attempt on its way through a worker."""
 
-    __slots__ = ("arguments", "brought", "definition", "handed", "link", "owner", "result", "task")
+    __slots__ = (
+        "arguments", "brought", "deadline", "definition", "handed", "link", "owner", "result", "task",
+    )  # fmt: skip
 
     def __init__(self, task: hot.Task, definition: hot.Definition, link: Link) -> None:
         self.task = task
         self.definition = definition
         self.link = link
+        self.deadline = None if task.left is None else now() + task.left
         self.arguments: tuple[Entry, ...] = ()  # entries made for this task's references
         self.handed: tuple[Entry, ...] = ()  # what its result contains
         self.brought: Bringing | None = None  # arguments that lie on other nodes

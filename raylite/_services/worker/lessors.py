@@ -73,6 +73,10 @@ class Lessors:
         if home is not None and not home.is_ended:
             self._raylets[home].unreachable(lease)
 
+    def home(self, lease: LeaseID) -> Link | None:
+        """Return the raylet that was asked for a lease, or gave it."""
+        return self._homes.get(lease)
+
     def close(self) -> None:
         """Be in no cluster any more: what other nodes lent is theirs again."""
         for home in list(self._raylets):

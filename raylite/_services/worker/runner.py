@@ -180,7 +180,13 @@ class Runner:
         self._board(task.id)
         self._on_task(name)
         self.current = RunningTask(
-            task.id, job.definition.job, name, job.definition.name, task.depth, task.attempt
+            task.id,
+            job.definition.job,
+            name,
+            job.definition.name,
+            task.depth,
+            task.attempt,
+            job.deadline,
         )
         started = perf_counter()
         retry = False

@@ -12,3 +12,5 @@ class RunningTask(Struct, frozen=True):
     function: str
     depth: int
     attempt: int
+    #: When it is to have ended, on its worker's loop's clock.
+    deadline: float | None = None

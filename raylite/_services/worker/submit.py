@@ -38,6 +38,7 @@ from raylite._services.worker.locations import LocationService
 from raylite._services.worker.objects import Entry
 from raylite._services.worker.owner import OwnerService, error_value
 from raylite._services.worker.running import RunningTask
+from raylite._services.worker.schedule import Schedule
 from raylite._services.worker.streams import Streams
 from raylite._types.cancellation import CancelOutcome
 from raylite._types.keys import LeaseID, TaskKey, WorkerKey
@@ -52,6 +53,7 @@ from raylite.exceptions import (
     OutOfMemoryError,
     PeerLostError,
     RayError,
+    TaskTimeoutError,
     TaskUnschedulableError,
     WorkerCrashedError,
 )
@@ -104,15 +106,17 @@ class OwnedTask(Pending):
             self.owner.arguments_ready(self)
 
 
-class _Peer:
+class Peer:
     """A leased worker as the link that leads to it, and the definitions it was sent."""
 
-    __slots__ = ("address", "defined", "execute", "key", "lease", "link")
+    __slots__ = ("address", "defined", "execute", "key", "lease", "link", "node", "pid")
 
-    def __init__(self, key: WorkerKey, lease: LeaseID, address: str, link: Link) -> None:
-        self.key = key
-        self.lease = lease
-        self.address = address
+    def __init__(self, grant: hot.LeaseGrant, link: Link) -> None:
+        self.key = WorkerKey(grant.worker)
+        self.lease = LeaseID(grant.lease)
+        self.address = grant.address
+        self.node = grant.node
+        self.pid = grant.pid
         self.link = link
         self.execute = worker.Execute(link)
         self.defined: set[int] = set()
@@ -138,8 +142,8 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         self.lessors = Lessors(network, raylet_link, submitter, id, self._lessor_ended)
         self._random: Random = network.seams.random("retries")
         self._tasks: dict[TaskKey, OwnedTask] = {}
-        self._peers: dict[WorkerKey, _Peer] = {}
-        self._by_link: dict[Link, _Peer] = {}
+        self._peers: dict[WorkerKey, Peer] = {}
+        self._by_link: dict[Link, Peer] = {}
         self._defined_on: dict[Link, set[int]] = {}
         self._held_on: dict[Link, hot.Holding] = {}  # what was told, if it is not one CPU
         self._cancelled: dict[TaskKey, Cancellation] = {}
@@ -151,6 +155,9 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         self.streams = Streams(owner, self._allow)
         self.on_warning: Callable[[str], None] = _ignore
         self._alarm = Alarm(self._expire)
+        self.delays = Schedule(self._submit_again)  # of what is to be tried again
+        self.limits = Schedule(self._timed_out)  # of what is to end by then
+        self._limited = self.limits.times
         raylet_link.on_end(self._raylet_ended)
 
     # ---- what this process asks ----------------------------------------------------------
@@ -166,11 +173,18 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
                 self._hold_arguments(task)
             if not task.missing:
                 ready.append(task)
+        if self._limited and not self._raylet.is_ended:  # nothing begins when its time is over
+            ready = [task for task in ready if self.limits.left(task.id) != 0]
         if self._raylet.is_ended:
             for task in tasks:
                 self._fail(task, self._raylet_died())
         elif ready:
             self._perform(self._submitter.submit(ready, now()))
+
+    def limit(self, id: TaskKey, seconds: float, until: float | None) -> None:
+        """Let a task that is submitted next end within so many seconds, and by a time of this loop's."""
+        at = now() + seconds
+        self.limits.set(id, at if until is None else min(at, until))
 
     def arguments_ready(self, task: OwnedTask) -> None:
         if task.id not in self._tasks:
@@ -196,8 +210,8 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
             id: The task's id; nothing happens if it has ended, or is not this process's.
             force: End its worker, if it runs already.
             recursive: Cancel what it has started, too.
-            error: What reading its results is to raise, instead of TaskCancelledError. Nothing
-                changes for a task that ends with a value in spite of it.
+            error: What reading its results is to raise, instead of TaskCancelledError, and instead of
+                a value that it ends with in spite of the interrupt.
             told: Called with the outcome when it has ended, perhaps at once.
         """
         task = self._tasks.get(id)
@@ -210,6 +224,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
             known = self._cancelled[id] = Cancellation(force, recursive, error)
         else:
             known.force, known.recursive = known.force or force, known.recursive or recursive
+            known.error = known.error or error
         if told is not None:
             known.hear(told)
         task.retries = 0
@@ -225,6 +240,17 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
             by = task.parent
             if by is not None and by.id == parent and by.attempt == attempt:
                 self.cancel(task.id, force=force, recursive=True)
+
+    def find(self, id: TaskKey) -> OwnedTask | None:
+        """Return one of this process's tasks that have not ended."""
+        return self._tasks.get(id)
+
+    def lent(self, key: WorkerKey) -> Peer | None:
+        """Return a worker that this process leases."""
+        return self._peers.get(key)
+
+    def is_cancelled(self, id: TaskKey) -> bool:
+        return id in self._cancelled
 
     @property
     def unfinished(self) -> int:
@@ -310,7 +336,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
             if link not in self._defined_on:
                 self._defined_on[link] = set()
                 link.on_end(self._link_ended)
-            peer = _Peer(key, lease, grant.address, link)
+            peer = Peer(grant, link)
             peer.defined = self._defined_on[link]
             self._peers[key] = self._by_link[link] = peer
             if wish is not None and (
@@ -406,7 +432,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
                     self._interrupt(self._peers[key], task)
                 case Withdrawn(task):
                     assert isinstance(task, OwnedTask)
-                    error = self._cancelled[task.id].withdrawn(task, self._name(task))
+                    error = self._cancelled[task.id].withdrawn(task, self.name(task))
                     self._fail(task, error)
                     task.entries, task.arguments = (), b""  # an argument may know it for long
         self._alarm.set(self._submitter.next_expiry(now()))
@@ -438,14 +464,15 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
             if home is not None:
                 self._free_returns(task, home)
             if (cancellation := self._cancelled.get(task.id)) is not None:
-                self._fail(task, cancellation.lost(task, self._name(task)))
+                self._fail(task, cancellation.lost(task, self.name(task)))
                 continue
             spent = self._retry(task, failure, oom_retries)
             if spent is not None:
                 self._fail(task, self._loss(task, failure, spent, cause))
 
-    def _push(self, peer: _Peer, tasks: list[Pending]) -> None:
+    def _push(self, peer: Peer, tasks: list[Pending]) -> None:
         run, defined, streams = peer.execute.run, peer.defined, self.streams.table
+        limited = bool(self._limited)
         if peer.link.is_ended:
             return  # the raylet will say that this worker is gone, and the tasks be queued again
         for task in tasks:
@@ -453,8 +480,8 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
             if task.function not in defined:
                 defined.add(task.function)
                 peer.execute.define(self.definitions[task.function])
-            if task.inputs or task.contained or task.id in streams:
-                run(self._with_inputs(task))
+            if task.inputs or task.contained or limited or task.id in streams:
+                run(self._in_full(task))
             else:
                 run(
                     hot.Task(
@@ -463,7 +490,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
                     )
                 )  # fmt: skip
 
-    def _interrupt(self, peer: _Peer, task: Pending) -> None:
+    def _interrupt(self, peer: Peer, task: Pending) -> None:
         """Have a worker end what it was sent."""
         if peer.link.is_ended:
             return  # the raylet will say that this worker is gone
@@ -472,7 +499,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         if asked.force:
             self.spawn(self._insist(peer, task), "insist on the end of a worker")
 
-    async def _insist(self, peer: _Peer, task: Pending) -> None:
+    async def _insist(self, peer: Peer, task: Pending) -> None:
         """A worker may be unable to end: code that holds the GIL keeps it from hearing anything."""
         await asyncio.sleep(FORCE_SECONDS)
         if task.id in self._cancelled and task.worker == peer.key:
@@ -488,7 +515,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
             self._owner.free_value(entry.id, value)
         return replace(result, values=(error_value(error),))
 
-    def _with_inputs(self, task: OwnedTask) -> hot.Task:
+    def _in_full(self, task: OwnedTask) -> hot.Task:
         here = self._network.address
         inputs = tuple(
             hot.Input(place, entry.id, entry.owner or here, entry.value)
@@ -499,10 +526,10 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         return hot.Task(
             task.id, task.attempt, task.function, task.arguments, len(task.entries),
             task.key.depth, task.name, inputs, contained, task.retry_on,
-            self.streams.terms(task.id),
+            self.streams.terms(task.id), self.limits.left(task.id),
         )  # fmt: skip
 
-    def _tell_holding(self, peer: _Peer, holding: hot.Holding) -> None:
+    def _tell_holding(self, peer: Peer, holding: hot.Holding) -> None:
         """Let a worker know what its lease holds, if it takes it for something else."""
         if self._held_on.get(peer.link) != holding and not peer.link.is_ended:
             self._held_on[peer.link] = holding
@@ -566,6 +593,8 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
     def _complete(self, task: OwnedTask, values: tuple[Value, ...]) -> None:
         if self._tasks.pop(task.id, None) is None:
             return
+        if self._limited:
+            self.limits.drop(task.id)
         if not self._tasks:
             self._owner.on_released()
         complete, entries = self._owner.complete, task.entries
@@ -588,6 +617,8 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
     def _fail(self, task: OwnedTask, error: RayError) -> None:
         if self._tasks.pop(task.id, None) is None:
             return
+        self.limits.drop(task.id)
+        self.delays.drop(task.id)
         if not self._tasks:
             self._owner.on_released()
         for entry in task.entries:
@@ -615,19 +646,15 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
             case RunAgain(attempt, delay):
                 task.attempt = attempt
                 if delay:
-                    self.spawn(self._submit_later(task, delay), f"retry {task.name}")
+                    self.delays.set(task.id, now() + delay)
                 else:
-                    self._submit_again(task)
+                    self._submit_again(task.id)
             case GiveUp(story):
                 return story
         return None
 
-    async def _submit_later(self, task: OwnedTask, delay: float) -> None:
-        await asyncio.sleep(delay)
-        if task.id in self._tasks:
-            self._submit_again(task)
-
-    def _submit_again(self, task: OwnedTask) -> None:
+    def _submit_again(self, id: TaskKey) -> None:
+        task = self._tasks[id]
         self._draw(task)  # its arguments may be elsewhere by now
         self._perform(self._submitter.submit([task], now()))
 
@@ -663,7 +690,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         if not (isinstance(error, PeerLostError) and error.confirmed):
             self._give_up(peer)
 
-    def _give_up(self, peer: _Peer) -> None:
+    def _give_up(self, peer: Peer) -> None:
         """Have a worker end that cannot be reached: then its raylet says so, as of any other."""
         if self._peers.get(peer.key) is peer:
             self.lessors.give_up(peer.lease)
@@ -674,6 +701,29 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
             self._fail(task, self._raylet_died())
         self.lessors.close()
 
+    def _timed_out(self, id: TaskKey) -> None:
+        """A task's time is over: whoever waits for it hears so now, and it is interrupted."""
+        task = self._tasks.get(id)
+        if task is None or id in self._finishing:
+            return
+        error = TaskTimeoutError(
+            f"Task {self.name(task)} ({id.hex()}) had not ended when its time was over: it "
+            f"{self._doing(task)}."
+        )
+        for entry in task.entries:
+            if entry.is_held:
+                self._owner.fail(entry, error)
+        self.cancel(id, force=False, recursive=True, error=error)
+
+    def _doing(self, task: OwnedTask) -> str:
+        if task.missing:
+            return "was waiting for its arguments"
+        if task.id in self.delays.times:
+            return "was waiting to be tried again"
+        if task.worker is None:
+            return "was waiting for a worker"
+        return "was running, or about to"
+
     def _expire(self) -> None:
         if not self._raylet.is_ended:
             self._perform(self._submitter.expire(now()))
@@ -681,11 +731,11 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
     def _raylet_died(self) -> LocalRayletDiedError:
         return LocalRayletDiedError(str(self._raylet.error))
 
-    def _name(self, task: OwnedTask) -> str:
+    def name(self, task: OwnedTask) -> str:
         return task.name or self.definitions[task.function].title
 
     def _loss(self, task: OwnedTask, failure: Failure, spent: str, cause: str) -> RayError:
-        which = f"Task {self._name(task)} ({task.id.hex()}), {spent}"
+        which = f"Task {self.name(task)} ({task.id.hex()}), {spent}"
         match failure:
             case Failure.OUT_OF_MEMORY:
                 return OutOfMemoryError(
@@ -701,6 +751,8 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         for cancellation in self._cancelled.values():
             cancellation.settle()
         self._alarm.cancel()
+        self.delays.stop()
+        self.limits.stop()
         self.lessors.stop()
 
 
