@@ -229,7 +229,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
             known.hear(told)
         task.retries = 0
         if id in self.streams.table:
-            text = f"{self._name(task)} was to yield more."
+            text = f"{self.name(task)} was to yield more."
             self.streams.cancelled(id, error or cancelled_error(id, text))
         if id not in self._finishing:
             self._perform(self._submitter.cancel(task))
