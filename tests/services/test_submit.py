@@ -32,6 +32,7 @@ from raylite.exceptions import (
     OutOfMemoryError,
     OwnerDiedError,
     PeerLostError,
+    WorkerCrashedError,
 )
 from raylite.testing.sim import World
 from tests.services.rig import simulated
@@ -133,6 +134,7 @@ class PlayedWorker(Service, serves=(worker.Execute,)):
         self.told: list[tuple[hot.Holding, int]] = []  # and how many tasks had come before
         self.cancels: list[hot.Cancel] = []
         self.owner: Link | None = None
+        self.asked = 0
 
     @handles(worker.Execute.define)
     def define(self, definitions: list[hot.Definition]) -> None: ...
@@ -155,7 +157,8 @@ class PlayedWorker(Service, serves=(worker.Execute,)):
         self.terms += terms
 
     @handles(worker.Execute.give_back)
-    def give_back(self, nothing: bytes) -> None: ...
+    def give_back(self, nothing: bytes) -> None:
+        self.asked += 1
 
     def finish(self, task: hot.Task, *, retry: bool = False) -> None:
         value = Value(Form.INLINE, b"raised" if retry else b"done")
@@ -288,6 +291,53 @@ async def test_a_worker_is_told_what_it_holds_when_it_cannot_know() -> None:
             (hot.Holding({"CPU": 2 * UNIT, "GPU": UNIT}, other), 6),
             (hot.Holding({"CPU": UNIT}), 8),
         ]
+
+
+# ---- tasks that overlap ------------------------------------------------------------------
+
+OVERLAPPING = LaneKey(Resources.of(CPU=1), b"job!", 0, slots=100)
+
+
+@simulated
+async def test_tasks_that_overlap_are_sent_at_once_and_asked_back_never() -> None:
+    async with scene() as at:
+        tasks = [at.task(key=OVERLAPPING) for _ in range(50)]
+        at.submit.submit(tasks)
+        await at.settled()
+        [played] = at.workers[:1]
+        at.here.grant(at.here.requests[0].lease, played)
+        await anyio.sleep(100.0)  # all of them wait for something
+        assert len(played.tasks) == 50
+        assert played.asked == 0
+        for task in reversed(played.tasks):
+            played.finish(task)
+        await at.settled()
+        assert all(result_of(task) == Value(Form.INLINE, b"done") for task in tasks)
+
+
+@simulated
+async def test_a_crash_is_charged_to_the_overlapping_tasks_that_had_begun_and_not_ended() -> None:
+    async with scene() as at:
+        tasks = [at.task(key=OVERLAPPING, retries=0) for _ in range(6)]
+        at.submit.submit(tasks)
+        await at.settled()
+        crashed, other = at.workers[:2]
+        lease = at.here.requests[0].lease
+        at.here.grant(lease, crashed)
+        await anyio.sleep(1.0)
+        crashed.finish(crashed.tasks[3])
+        await at.settled()
+        last = crashed.tasks[3].id  # it began last, and has ended
+        at.here.holder.lost(hot.WorkerLost(lease, crashed.id, "w0", "it was killed", last))
+        await at.settled()
+        assert [result_of(task) is None for task in tasks] == [False] * 4 + [True] * 2
+        for task in tasks[:3]:
+            value = result_of(task)
+            assert value is not None
+            assert isinstance(error_of(value), WorkerCrashedError)
+        at.here.grant(at.here.requests[-1].lease, other)
+        await anyio.sleep(1.0)
+        assert [each.attempt for each in other.tasks] == [0, 0]
 
 
 # ---- where a lease is asked for ----------------------------------------------------------
