@@ -13,6 +13,7 @@ PARTS = {"service.py"}  # what another example runs
 EXAMPLES = sorted(each for each in (ROOT / "examples").glob("*.py") if each.name not in PARTS)
 SAYS = {
     "access_logs.py": r"71904 requests .*96 broken lines",
+    "crawler.py": r"511 pages say 'page' 25550 times\nup to \d\d+ requests were open",
     "monte_carlo.py": r"\[#{40}\]  64/64  6\.477 \+- 0\.078",
     "service_in_use.py": "there are 78498 primes.*8 requests were answered.*a client has gone.*raylite stop",
     "two_nodes.py": "2 nodes\n.* tasks on node .* read 5000000 bytes.*Stopped 2 nodes",
