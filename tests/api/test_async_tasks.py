@@ -11,6 +11,8 @@ import pytest
 
 import raylite as ray
 from raylite import aio
+from raylite._api import home
+from raylite._types.cancellation import CancelOutcome
 from raylite.exceptions import RayTaskError, TaskCancelledError, WorkerCrashedError
 from raylite.testing import LocalCluster
 
@@ -315,6 +317,98 @@ def test_sys_exit_ends_the_worker_and_others_run_again(gate: Gate) -> None:
         get(ray.remote(_exit).options(max_retries=0).remote())
     second.open()
     assert get(other) == "again"
+
+
+# ---- cancelling ----------------------------------------------------------------------------
+
+seen: list[str] = []
+
+
+def cancel(ref: Any) -> CancelOutcome:
+    """Cancel, and wait until it is known what came of it."""
+    return home([ref]).cancel(ref._entry, force=False, recursive=True).result(PATIENCE)
+
+
+async def _cancellable(name: str, manner: str = "") -> str:
+    try:
+        await gates["gate"].passed()
+    except asyncio.CancelledError:
+        seen.append(name)
+        if manner == "swallow":
+            return "stayed"
+        if manner == "clean up slowly":
+            await meeting.of(name, 2)
+            await asyncio.sleep(0)
+            seen.append(f"{name} has cleaned up")
+        raise
+    return name
+
+
+cancellable = ray.remote(_cancellable)
+
+
+def test_cancelling_interrupts_exactly_that_task(gate: Gate) -> None:
+    seen.clear()
+    refs = {name: cancellable.remote(name) for name in "abc"}
+    get(echo.remote(0))  # which was sent after them
+    assert cancel(refs["b"]) is CancelOutcome.WHILE_RUNNING
+    with pytest.raises(TaskCancelledError):
+        get(refs["b"])
+    gate.open()
+    assert get([refs["a"], refs["c"]]) == ["a", "c"]
+    assert seen == ["b"]
+
+
+def test_a_task_that_swallows_its_cancellation_ends_as_others_do(gate: Gate) -> None:
+    ref = cancellable.remote("a", "swallow")
+    assert gate.reached.wait(PATIENCE)
+    assert cancel(ref) is CancelOutcome.FINISHED_FIRST
+    assert get(ref) == "stayed"
+
+
+def test_the_cleaning_up_of_a_task_is_not_disturbed_when_another_is_cancelled(gate: Gate) -> None:
+    seen.clear()
+    slow, quick = cancellable.remote("slow", "clean up slowly"), cancellable.remote("quick")
+    get(echo.remote(0))
+    ray.cancel(slow)
+    assert cancel(quick) is CancelOutcome.WHILE_RUNNING
+    assert get(meet.remote("slow", 2))  # until then it cleans up
+    with pytest.raises(TaskCancelledError):
+        get(slow)
+    assert sorted(seen) == ["quick", "slow", "slow has cleaned up"]
+
+
+def test_a_task_that_waits_for_a_slot_is_cancelled_before_it_starts(gate: Gate) -> None:
+    running, queued = [wait_at_gate.options(max_concurrency=1).remote(n) for n in range(2)]
+    assert gate.reached.wait(PATIENCE)
+    assert cancel(queued) is CancelOutcome.BEFORE_START
+    gate.open()
+    assert get(running) == 0
+
+
+async def _parent() -> None:
+    await wait_at_gate.remote()
+
+
+def test_the_tasks_that_a_task_has_started_are_cancelled_with_it(gate: Gate) -> None:
+    parent = ray.remote(_parent).remote()
+    assert gate.reached.wait(PATIENCE)
+    assert cancel(parent) is CancelOutcome.WHILE_RUNNING
+    assert get(plain.remote(1)) == 1  # for which the child had to go
+
+
+def test_hundreds_that_overlap_are_cancelled_and_the_others_are_not(gate: Gate) -> None:
+    seen.clear()
+    refs = [cancellable.remote(str(n)) for n in range(300)]
+    get(echo.remote(0))
+    for ref in refs[::2]:
+        ray.cancel(ref)
+    for ref in refs[::2]:
+        with pytest.raises(TaskCancelledError):
+            get(ref)
+    gate.open()
+    assert get(refs[1::2]) == [str(n) for n in range(1, 300, 2)]
+    assert sorted(map(int, seen)) == list(range(0, 300, 2))
 
 
 # ---- what a task leaves behind -------------------------------------------------------------

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import raylite as ray
+from raylite.exceptions import TaskCancelledError
 from raylite.testing import LocalCluster
 
 PATIENCE = 60.0
@@ -59,6 +60,43 @@ def test_a_crash_costs_each_of_the_tasks_that_overlap_one_retry_and_those_behind
     assert ray.get(refs, timeout=PATIENCE) == list(range(80))
     counts = Counter(map(int, begun.read_text().split()))
     assert counts == dict.fromkeys(range(50), 2) | dict.fromkeys(range(50, 80), 1)
+
+
+async def _wait_or_tell(directory: str, name: str) -> str:
+    path = Path(directory)
+    (path / f"{name} {len(list(path.glob(f'{name} *')))}").touch()
+    fifo = path / f"fifo {name}"
+    if fifo.exists():
+        await asyncio.to_thread(fifo.read_bytes)
+    elif name == "forced":
+        await asyncio.Event().wait()
+    return name
+
+
+def test_cancelling_by_force_ends_the_worker_and_the_others_there_run_again(tmp_path: Path) -> None:
+    wait_or_tell = ray.remote(_wait_or_tell).options(max_retries=1)
+    os.mkfifo(tmp_path / "fifo forced")
+    os.mkfifo(tmp_path / "fifo other")
+    forced, other = (wait_or_tell.remote(str(tmp_path), name) for name in ("forced", "other"))
+    with open(tmp_path / "fifo other", "wb"), open(tmp_path / "fifo forced", "wb"):
+        (tmp_path / "fifo other").unlink()  # it does not wait the next time
+        ray.cancel(forced, force=True)
+        with pytest.raises(TaskCancelledError):
+            ray.get(forced, timeout=PATIENCE)
+        assert ray.get(other, timeout=PATIENCE) == "other"
+    assert (tmp_path / "other 1").exists()
+    assert not (tmp_path / "forced 1").exists()
+
+
+def test_cancelling_interrupts_one_of_those_that_overlap_in_a_process(tmp_path: Path) -> None:
+    wait_or_tell = ray.remote(_wait_or_tell)
+    os.mkfifo(tmp_path / "fifo other")
+    forced, other = (wait_or_tell.remote(str(tmp_path), name) for name in ("forced", "other"))
+    with open(tmp_path / "fifo other", "wb"):
+        ray.cancel(forced)
+        with pytest.raises(TaskCancelledError):
+            ray.get(forced, timeout=PATIENCE)
+    assert ray.get(other, timeout=PATIENCE) == "other"
 
 
 def test_a_worker_that_is_spent_ends_when_its_tasks_have() -> None:

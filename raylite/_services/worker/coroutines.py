@@ -2,14 +2,15 @@
 
 import asyncio
 import contextvars
-import inspect
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
+from enum import Enum
+from functools import partial
 from queue import Empty
 from time import perf_counter
 from types import GeneratorType
-from typing import Any, cast
+from typing import Any
 
 from raylite._kernel.alarm import Alarm
 from raylite._kernel.seams import now
@@ -30,12 +31,44 @@ from raylite._services.worker.streams import NONE
 from raylite._wire import hot, pickling
 from raylite._wire.hot import Form, Value
 
-NEW = inspect.CORO_CREATED
 LAST_SECONDS = 1.0  # for what is cancelled as the worker ends
 
 _Begun = set[asyncio.Task[Any]]
 _begun: ContextVar[_Begun | None] = ContextVar("begun", default=None)
 """What the code of a task began on the loop, and what has not ended of it."""
+
+
+class _Stage(Enum):
+    """How far a task has come."""
+
+    NEW = "nothing of it has run"
+    PREPARING = "its arguments are read"
+    IN_BODY = "its function runs"
+    ENDING = "its result is on its way"
+
+
+_INTERRUPTED = (_Stage.PREPARING, _Stage.IN_BODY)
+"""The stages in which a task is interrupted; one that is new looks whether it was cancelled."""
+
+
+class _Work:
+    """A task that overlaps with others."""
+
+    def __init__(
+        self,
+        run: "Callable[[_Work, Job], Coroutine[Any, Any, None]]",
+        job: Job,
+        running: RunningTask,
+        loop: asyncio.AbstractEventLoop | None,
+        context: Context,
+    ) -> None:
+        self.running = running
+        self.stage = _Stage.NEW
+        self.is_interrupted = False
+        self.begun: _Begun = set()
+        context.run(overlapping.set, running)
+        context.run(_begun.set, self.begun)
+        self.future = asyncio.Task(run(self, job), loop=loop, name=running.name, context=context)
 
 
 class AsyncRunner(Runner):
@@ -49,8 +82,11 @@ class AsyncRunner(Runner):
     the value. The rest goes on meanwhile.
     """
 
-    _loop: asyncio.AbstractEventLoop | None = None
-    _bug: BaseException | None = None
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._running: dict[bytes, _Work] = {}
+        self._bug: BaseException | None = None
 
     def run(self) -> None:
         try:
@@ -65,7 +101,6 @@ class AsyncRunner(Runner):
         self._begin(job)
         self._executor.on_arrival = self._arrived
         loop.call_soon(self._take)  # what came before it was known whom to tell
-        loop.call_soon(self._interrupt)
         self._values.on_await = self._awaits
         try:
             while self._running or not self._has_next:
@@ -85,7 +120,6 @@ class AsyncRunner(Runner):
     def _make_loop(self) -> asyncio.AbstractEventLoop:
         self._loop = loop = new_loop()
         loop.set_task_factory(_make_task)
-        self._running: dict[asyncio.Task[None], RunningTask] = {}
         self._awaited = 0
         self._is_lent = False
         self._idle = Alarm(self._on_idle)
@@ -114,8 +148,8 @@ class AsyncRunner(Runner):
             self._next, self._has_next = job, True
             if job is None:
                 self._is_leaving = True
-                for task in self._running:
-                    task.cancel()
+                for each in self._running.values():
+                    each.future.cancel()
         self._stop_if_done()
 
     def _begin(self, job: Job) -> None:
@@ -124,38 +158,34 @@ class AsyncRunner(Runner):
             task.id, definition.job, task.name or definition.title, definition.name,
             task.depth, task.attempt, job.deadline,
         )  # fmt: skip
-        begun: _Begun = set()
         context = contextvars.copy_context()
-        context.run(overlapping.set, running)
-        context.run(_begun.set, begun)
-        work = asyncio.Task(
-            self._work(job, running, begun), loop=self._loop, name=running.name, context=context
-        )
-        self._running[work] = running
-        work.add_done_callback(self._ended)
+        work = _Work(self._run_to_end, job, running, self._loop, context)
+        self._running[running.id] = work
+        work.future.add_done_callback(partial(self._ended, running.id))
         self._idle.cancel()
 
     # ---- jobs are cancelled --------------------------------------------------------------
 
     def runs(self, task: bytes, attempt: int) -> bool:
-        return super().runs(task, attempt) or any(
-            running.id == task and running.attempt == attempt
-            for running in (() if self._loop is None else list(self._running.values()))
+        known = self._running.get(task)
+        return super().runs(task, attempt) or (
+            known is not None and known.running.attempt == attempt
         )
 
-    def interrupt_overlapping(self) -> None:
+    def interrupt_overlapping(self, task: bytes, attempt: int) -> None:
         if self._executor.on_arrival is not None and self._loop is not None:
-            self._loop.call_soon_threadsafe(self._interrupt)
+            self._loop.call_soon_threadsafe(self._interrupt, task, attempt)
 
-    def _interrupt(self) -> None:
-        for work, running in self._running.items():
-            coroutine = cast(Coroutine[Any, Any, None], work.get_coro())
-            if self._is_cancelled(running) and inspect.getcoroutinestate(coroutine) != NEW:
-                work.cancel()  # one that is new sees it by itself, and says what came of it
+    def _interrupt(self, task: bytes, attempt: int) -> None:
+        known = self._running.get(task)
+        if known is not None and known.running.attempt == attempt and known.stage in _INTERRUPTED:
+            known.is_interrupted = True
+            known.future.cancel()
 
     # ---- jobs run ------------------------------------------------------------------------
 
-    async def _work(self, job: Job, running: RunningTask, begun: _Begun) -> None:
+    async def _run_to_end(self, work: "_Work", job: Job) -> None:
+        running, begun = work.running, work.begun
         self._board(running.id)
         self._on_task(running.name)
         started = perf_counter()
@@ -163,22 +193,28 @@ class AsyncRunner(Runner):
         interrupted = hot.Interrupted.NOT
         try:
             if self._asked and self._is_cancelled(running):
-                interrupted = hot.Interrupted.BEFORE_BODY
+                work.is_interrupted = True
                 raise asyncio.CancelledError
+            work.stage = _Stage.PREPARING
             config = job.definition.config
             if config is not self._config or self._executor.holding is not self.holding:
                 self._adopt(config)
-            values = await self._await(job)
+            result = await self._call_soon(work, job)
             if begun:
                 await _end(begun)
+            work.stage = _Stage.ENDING
+            values = await self._pack_all(result, job)
+            del result
         except (SystemExit, GeneratorExit):
             raise
         except BaseException as error:
+            if work.is_interrupted:
+                is_in_body = work.stage is _Stage.IN_BODY
+                kind = hot.Interrupted
+                interrupted = kind.IN_BODY if is_in_body else kind.BEFORE_BODY
             if isinstance(error, asyncio.CancelledError):
                 message = f"{running.name} was interrupted."
                 error = cancelled_error(running.id, message).with_traceback(error.__traceback__)
-            if self._asked and self._is_cancelled(running):
-                interrupted = interrupted or hot.Interrupted.IN_BODY
             values, retry = self._failed(error, job, running.name)
             if begun:
                 with suppress(asyncio.CancelledError):
@@ -192,15 +228,17 @@ class AsyncRunner(Runner):
         self._settle_cpu()
         self._executor.ended(job)
 
-    async def _await(self, job: Job) -> tuple[Value, ...]:
-        task = job.task
+    async def _call_soon(self, work: "_Work", job: Job) -> Any:
         if job.brought is not None:
             with suppress(Exception):  # it is raised again where it is read
                 await asyncio.wrap_future(job.brought)
         function = self._function(job.definition)
         args, kwargs = self._arguments(job)
-        result = await function(*args, **kwargs)
-        del args, kwargs
+        work.stage = _Stage.IN_BODY
+        return await function(*args, **kwargs)
+
+    async def _pack_all(self, result: Any, job: Job) -> tuple[Value, ...]:
+        task = job.task
         if task.returns == 1 and type(result) is not GeneratorType:
             return (await self._pack_soon(result, task, 0, job),)
         if not isinstance(result, list | tuple) or len(result) != task.returns:
@@ -227,9 +265,9 @@ class AsyncRunner(Runner):
 
     # ---- jobs end ------------------------------------------------------------------------
 
-    def _ended(self, work: "asyncio.Task[None]") -> None:
+    def _ended(self, id: bytes, work: "asyncio.Task[None]") -> None:
         assert self._loop is not None
-        del self._running[work]
+        del self._running[id]
         if not work.cancelled() and not self._is_leaving:
             self._bug = work.exception()
             if self._bug is not None:
@@ -248,9 +286,9 @@ class AsyncRunner(Runner):
         if (loop := self._loop) is None:
             return
         self._is_leaving = True
-        for work in self._running:
-            if work.done() and not work.cancelled():
-                work.exception()  # what ended the worker: nobody is to be told of it again
+        for work in self._running.values():
+            if work.future.done() and not work.future.cancelled():
+                work.future.exception()  # what ended the worker: nobody is to be told of it again
         cleaning = asyncio.Task(_clean_up(asyncio.all_tasks(loop)), loop=loop)
         cleaning.add_done_callback(lambda cleaning: loop.stop())
         while not cleaning.done():  # uvloop stops once more after an exception that ended it

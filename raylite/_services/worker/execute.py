@@ -329,7 +329,7 @@ class ExecuteService(Service, serves=(worker.Execute,)):
 
 class _Runner(Protocol):
     def runs(self, task: bytes, attempt: int) -> bool: ...
-    def interrupt_overlapping(self) -> None: ...
+    def interrupt_overlapping(self, task: bytes, attempt: int) -> None: ...
 
 
 class QueueExecutor:
@@ -387,7 +387,7 @@ class QueueExecutor:
         self.interrupts.ask(cancel)
         self.strike()
         if self.runner is not None:
-            self.runner.interrupt_overlapping()
+            self.runner.interrupt_overlapping(cancel.task, cancel.attempt)
 
     def runs(self, cancel: hot.Cancel) -> bool:
         return self.runner is not None and self.runner.runs(cancel.task, cancel.attempt)

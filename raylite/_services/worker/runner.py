@@ -127,8 +127,8 @@ class Runner:
         current = self.current
         return current is not None and current.id == task and current.attempt == attempt
 
-    def interrupt_overlapping(self) -> None:
-        """Interrupt those of the tasks that overlap which were cancelled; called by the loop."""
+    def interrupt_overlapping(self, task: bytes, attempt: int) -> None:
+        """Interrupt this attempt, if it is one of those that overlap; called by the loop."""
 
     def _is_cancelled(self, task: RunningTask) -> bool:
         return self._interrupts.has(task.id, task.attempt)
