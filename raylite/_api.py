@@ -13,7 +13,7 @@ from raylite._remote import RemoteFunction, show
 from raylite._runtime import auto, context, session
 from raylite._services.worker.core import Core
 from raylite._services.worker.generator import ObjectRefGenerator
-from raylite._services.worker.objects import ObjectRef, unknown_owner
+from raylite._services.worker.objects import ObjectRef, W, Waitable, unknown_owner
 from raylite._services.worker.outcomes import outcomes
 from raylite._types.address import NodeAddress, TcpAddress, UnixAddress, parse_address
 from raylite._types.keywords import DecoratorKeywords, Several
@@ -29,11 +29,13 @@ _WAITABLE = {ObjectRef, ObjectRefGenerator}
 
 
 @overload
-def remote(function: Callable[P, Never], /) -> RemoteFunction[Callable[P, Any], ObjectRef[Any]]: ...
+def remote(  # type: ignore[overload-overlap]
+    function: Callable[P, Never], /
+) -> RemoteFunction[Callable[P, Any], ObjectRef[Any]]: ...
 @overload
-def remote(
+def remote(  # type: ignore[overload-overlap]
     function: Callable[P, Iterator[T] | AsyncIterator[T]], /
-) -> RemoteFunction[Callable[P, Any], Any]: ...
+) -> RemoteFunction[Callable[P, Any], ObjectRefGenerator[T]]: ...
 @overload
 def remote(
     function: Callable[P, Coroutine[Any, Any, T]], /
@@ -43,7 +45,9 @@ def remote(function: Callable[P, T], /) -> RemoteFunction[Callable[P, T], Object
 @overload
 def remote(**options: Unpack[DecoratorKeywords]) -> Decorator: ...
 @overload
-def remote(*, num_returns: None, **options: Unpack[DecoratorKeywords]) -> Decorator: ...
+def remote(
+    *, num_returns: Literal["streaming"] | None, **options: Unpack[DecoratorKeywords]
+) -> Decorator: ...
 @overload
 def remote(
     *, num_returns: Literal[0], **options: Unpack[DecoratorKeywords]
@@ -125,6 +129,10 @@ def get(
 def get(
     refs: list[ObjectRef[T]], *, timeout: float | None = None, return_exceptions: bool
 ) -> list[T | RayError]: ...
+@overload
+def get(
+    refs: ObjectRefGenerator[T], *, timeout: float | None = None, return_exceptions: bool = False
+) -> ObjectRefGenerator[T]: ...
 def get(refs: Any, *, timeout: float | None = None, return_exceptions: bool = False) -> Any:
     """Return the value of one object, or the list of values of several.
 
@@ -261,12 +269,12 @@ def cancel(
 
 
 def wait(
-    refs: list[ObjectRef[T]],
+    refs: list[W],
     *,
     num_returns: int = 1,
     timeout: float | None = None,
     fetch_local: bool = True,
-) -> tuple[list[ObjectRef[T]], list[ObjectRef[T]]]:
+) -> tuple[list[W], list[W]]:
     """Split references into those whose objects are there and the rest.
 
     Blocks until `num_returns` are there or time is up. At most `num_returns` are returned as ready,
@@ -312,7 +320,7 @@ def check_refs(refs: object) -> None:
         )
 
 
-def check_wait(refs: Sequence[ObjectRef[Any]], num_returns: int, timeout: float | None) -> None:
+def check_wait(refs: Sequence[Waitable], num_returns: int, timeout: float | None) -> None:
     """Raise what `wait` raises for arguments that it cannot take."""
     if type(refs) is not list and (wrong := _not_a_list(refs)):
         raise TypeError(
@@ -374,7 +382,7 @@ def _place() -> context.Place:
     return here
 
 
-def home(refs: Sequence[ObjectRef[Any]]) -> Core:
+def home(refs: Sequence[Waitable]) -> Core:
     """Return the core that keeps these: the current one, or that of another living cluster."""
     core = refs[0]._entry.keeper
     for ref in refs:

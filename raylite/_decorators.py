@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any, Never, ParamSpec, Protocol, TypeVar, overload
 
 from raylite._remote import RemoteFunction
+from raylite._services.worker.generator import ObjectRefGenerator
 from raylite._services.worker.objects import ObjectRef
 
 P = ParamSpec("P")
@@ -19,13 +20,13 @@ class Decorator(Protocol):
     """
 
     @overload
-    def __call__(
+    def __call__(  # type: ignore[overload-overlap]
         self, function: Callable[P, Never], /
     ) -> RemoteFunction[Callable[P, Any], ObjectRef[Any]]: ...
     @overload
-    def __call__(
+    def __call__(  # type: ignore[overload-overlap]
         self, function: Callable[P, Iterator[T] | AsyncIterator[T]], /
-    ) -> RemoteFunction[Callable[P, Any], Any]: ...
+    ) -> RemoteFunction[Callable[P, Any], ObjectRefGenerator[T]]: ...
     @overload
     def __call__(
         self, function: Callable[P, Coroutine[Any, Any, T]], /

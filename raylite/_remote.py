@@ -163,7 +163,7 @@ class RemoteFunction(Generic[F, R]):
     def options(self, **options: Unpack[TaskKeywords]) -> "RemoteFunction[F, R]": ...
     @overload
     def options(
-        self, *, num_returns: None, **options: Unpack[TaskKeywords]
+        self, *, num_returns: Literal["streaming"] | None, **options: Unpack[TaskKeywords]
     ) -> "RemoteFunction[F, R]": ...
     @overload
     def options(

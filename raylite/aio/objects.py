@@ -11,7 +11,7 @@ from raylite._runtime import auto, context
 from raylite._runtime.context import Place
 from raylite._services.worker import awaiting
 from raylite._services.worker.core import Core, timed_out
-from raylite._services.worker.objects import Entry, ObjectRef
+from raylite._services.worker.objects import Entry, ObjectRef, W
 from raylite._types.cancellation import CancelOutcome
 from raylite.exceptions import RayError
 
@@ -93,12 +93,12 @@ async def gather(*refs: ObjectRef[Any], return_exceptions: bool = False) -> list
 
 
 async def wait(
-    refs: list[ObjectRef[T]],
+    refs: list[W],
     *,
     num_returns: int = 1,
     timeout: float | None = None,
     fetch_local: bool = True,
-) -> tuple[list[ObjectRef[T]], list[ObjectRef[T]]]:
+) -> tuple[list[W], list[W]]:
     """Split references into those whose objects are there and the rest; `raylite.wait`, awaited.
 
     To take many one by one as they come, `as_completed` is what costs the same for each.

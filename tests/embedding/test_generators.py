@@ -227,11 +227,11 @@ def test_get_gives_a_generator_back_and_nothing_else_takes_one() -> None:
     gen = count.remote(1)
     assert ray.get(gen) is gen
     with pytest.raises(TypeError, match="which is not an raylite"):
-        ray.get([gen])
+        ray.get([gen])  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="Serializing a ObjectRefGenerator is not allowed"):
         pickle.dumps(gen)
     with pytest.raises(TypeError, match="Serializing a ObjectRefGenerator is not allowed"):
-        count.remote(gen)
+        count.remote(gen)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="Serializing a ObjectRefGenerator is not allowed"):
         ray.put(gen)
     for method in (gen.send, gen.throw):

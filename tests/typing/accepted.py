@@ -1,10 +1,10 @@
 """What type checkers must take, and what they must find: read by mypy and pyright, never run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, NoReturn, assert_type
 
 import raylite as ray
-from raylite import ObjectRef
+from raylite import ObjectRef, ObjectRefGenerator, aio
 from raylite._remote import RemoteFunction
 from raylite.exceptions import RayError
 from raylite.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -53,6 +53,27 @@ def halves(items: list[int]) -> tuple[list[int], list[int]]:
 def silent(item: int) -> None: ...
 
 
+@ray.remote
+def count(limit: int) -> Iterator[int]:
+    yield from range(limit)
+
+
+@ray.remote(num_cpus=0)
+def lines(path: str) -> Generator[str, None, int]:
+    yield path
+    return 1
+
+
+@ray.remote(num_returns=3)
+def three() -> Iterator[int]:
+    yield from range(3)
+
+
+@ray.remote
+async def fetch(url: str, *, timeout: float = 1.0) -> bytes:
+    return url.encode()
+
+
 one, text, numbers = ray.put(1), ray.put("kg"), ray.put([1])
 assert_type(one, ObjectRef[int])
 
@@ -98,6 +119,36 @@ async def read() -> None:
 assert_type(halves.remote([1]), list[ObjectRef[Any]])
 assert_type(silent.remote(1), None)
 left, right = halves.remote([1])
+
+# Generators, and functions that await.
+assert_type(count.remote(3), ObjectRefGenerator[int])
+assert_type(count.remote(one), ObjectRefGenerator[int])
+assert_type(lines.remote("x"), ObjectRefGenerator[str])
+assert_type(count.options(num_cpus=1).remote(3), ObjectRefGenerator[int])
+assert_type(ray.get(count.remote(3)), ObjectRefGenerator[int])
+assert_type(three.remote(), list[ObjectRef[Any]])
+assert_type(fetch.remote("x", timeout=2), ObjectRef[bytes])
+assert_type(ray.get(fetch.remote(text)), bytes)
+assert_type(ray.wait([count.remote(3)])[0], list[ObjectRefGenerator[int]])
+for ref in count.remote(3):
+    assert_type(ref, ObjectRef[int])
+
+
+async def read_on() -> None:
+    async for ref in count.remote(3):
+        assert_type(await ref, int)
+    assert_type(await aio.get([one]), list[int])
+    assert_type(await aio.get(one, return_exceptions=True), int | RayError)
+    assert_type(await aio.gather(one, one), list[int])
+    async for done in aio.as_completed([one]):
+        assert_type(done, ObjectRef[int])
+    async with aio.TaskGroup() as group:
+        assert_type(group.start(weigh, 1), ObjectRef[int])
+
+
+# A map, in order.
+for weight in weigh.map([1, 2, 3]):
+    assert_type(weight, ObjectRef[int])
 
 # Options keep the types.
 assert_type(weigh.options(num_cpus=2, name="heavy").remote(1, "kg"), ObjectRef[int])

@@ -1,5 +1,7 @@
 """What type checkers must refuse: each line that says so, and no other. Read, never run."""
 
+from collections.abc import Iterator
+
 import raylite as ray
 
 
@@ -18,6 +20,16 @@ def total(*items: int) -> float:
     return sum(items)
 
 
+@ray.remote
+def count(limit: int) -> Iterator[int]:
+    yield from range(limit)
+
+
+@ray.remote
+async def fetch(url: str) -> bytes:
+    return url.encode()
+
+
 one, text = ray.put(1), ray.put("kg")
 
 weigh.remote("1")  # refused
@@ -34,6 +46,9 @@ weigh.remote([one])  # refused
 name.remote(name.remote(1))  # refused
 total.remote("1")  # refused
 total.remote(1, text)  # refused
+count.remote("3")  # refused
+count.remote(count.remote(1))  # refused
+fetch.remote(1)  # refused
 weigh(1)  # refused
 weigh.options(num_cpu=2)  # refused
 weigh.options(num_cpus="2")  # refused

@@ -6,16 +6,14 @@ However many objects somebody waits for, the loop is woken once, and nothing is 
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from raylite._services.worker.copies import GET
 from raylite._services.worker.core import Core, timed_out
-from raylite._services.worker.objects import Entry, Fetching, LoopFuture, ObjectRef
+from raylite._services.worker.objects import Entry, Fetching, LoopFuture, ObjectRef, W
 from raylite._services.worker.ready import has_ready, never, split
 from raylite._wire import pickling
 from raylite.exceptions import RaySystemError
-
-T = TypeVar("T")
 
 
 class Countdown(LoopFuture):
@@ -112,12 +110,12 @@ async def get(
 
 async def wait(
     core: Core,
-    refs: list[ObjectRef[T]],
+    refs: list[W],
     count: int,
     seconds: float | None,
     *,
     fetch_local: bool,
-) -> tuple[list[ObjectRef[T]], list[ObjectRef[T]]]:
+) -> tuple[list[W], list[W]]:
     """Split references into at most `count` whose objects are there, and the rest."""
     away = core.is_away if fetch_local else never
     if has_ready(refs, count, away):

@@ -33,6 +33,7 @@ from raylite._services.worker.objects import (
     FetchingThread,
     ObjectRef,
     Views,
+    W,
     Waiter,
 )
 from raylite._services.worker.owner import OwnerService, error_of
@@ -366,12 +367,12 @@ class Core:
 
     def wait(
         self,
-        refs: list[ObjectRef[T]],
+        refs: list[W],
         count: int,
         timeout: float | None,
         *,
         fetch_local: bool = True,
-    ) -> tuple[list[ObjectRef[T]], list[ObjectRef[T]]]:
+    ) -> tuple[list[W], list[W]]:
         """Split references into at most `count` whose values are there, and the rest.
 
         With `fetch_local`, they are there when they are on this node.

@@ -10,7 +10,7 @@ from raylite._services.worker.streams import END, Arrivals, GeneratorDrop
 from raylite._services.worker.submit import OwnedTask
 from raylite._types.keys import ObjectKey
 
-T = TypeVar("T")
+T = TypeVar("T", covariant=True)
 
 _HIDDEN = b"\xff" * 4  # the index of the end of a task that shows it to nobody
 

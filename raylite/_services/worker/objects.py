@@ -303,6 +303,16 @@ _NO_LOOP = (
 )
 
 
+class Waitable(Protocol):
+    """What `wait` takes: a reference, or a generator, whose entry is that of its next item."""
+
+    @property
+    def _entry(self) -> Entry: ...
+
+
+W = TypeVar("W", bound=Waitable)
+
+
 class LoopFuture:
     """Wakes an asyncio future of the loop that awaits a reference."""
 

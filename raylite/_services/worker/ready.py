@@ -1,11 +1,8 @@
 """Which of some objects are there: what a `wait` looks at before and after it waits."""
 
 from collections.abc import Callable, Container, Sequence
-from typing import Any, TypeVar
 
-from raylite._services.worker.objects import Entry, ObjectRef
-
-T = TypeVar("T")
+from raylite._services.worker.objects import Entry, W, Waitable
 
 
 def never(entry: Entry) -> bool:
@@ -13,7 +10,7 @@ def never(entry: Entry) -> bool:
     return False
 
 
-def has_ready(refs: Sequence[ObjectRef[Any]], count: int, away: Callable[[Entry], bool]) -> bool:
+def has_ready(refs: Sequence[Waitable], count: int, away: Callable[[Entry], bool]) -> bool:
     """Whether so many objects are there."""
     for ref in refs:
         if (value := ref._entry.value) is not None and not (value.node and away(ref._entry)):
@@ -24,16 +21,16 @@ def has_ready(refs: Sequence[ObjectRef[Any]], count: int, away: Callable[[Entry]
 
 
 def split(
-    refs: list[ObjectRef[T]],
+    refs: list[W],
     count: int,
     here: Container[Entry],
     away: Callable[[Entry], bool],
-) -> tuple[list[ObjectRef[T]], list[ObjectRef[T]]]:
+) -> tuple[list[W], list[W]]:
     """Split references into the first `count` of which the objects are there, and the rest.
 
     Those that were `away` and came are `here`.
     """
-    ready: list[ObjectRef[T]] = []
+    ready: list[W] = []
     for position, ref in enumerate(refs):
         entry = ref._entry
         value = entry.value
