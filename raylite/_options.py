@@ -173,6 +173,30 @@ def _fallback_strategy(strategy: Sequence[object] | None) -> str | None:
     return None
 
 
+def _scheduling_strategy(value: object) -> None:
+    if not isinstance(value, str | _NoneType) and not hasattr(value, "to_strategy"):
+        raise TypeError(
+            "The type of keyword 'scheduling_strategy' must be (<class 'NoneType'>, <class 'str'>, or "
+            f"one of raylite.util.scheduling_strategies), but received type {type(value)}"
+        )
+
+
+def _placement_group(value: object) -> None:
+    if value not in (None, "default"):
+        raise NotImplementedError(
+            f"placement_group={value!r}: placement groups are not supported yet; "
+            "'placement_group' may be None"
+        )
+
+
+def _task_labels(labels: Mapping[object, object] | None) -> str | None:
+    for which, texts in (("key", (labels or {}).keys()), ("value", (labels or {}).values())):
+        for text in texts:
+            if not isinstance(text, str):
+                return f"Label {which} must be string, but got {type(text)}"
+    return None
+
+
 def _runtime_env(value: Mapping[object, object] | None) -> None:
     variables_of(value, of_job=False)
 
@@ -295,14 +319,14 @@ def _common(num_cpus: int | None, name: Check | None, store: Check) -> list[Opti
         Option("num_cpus", _NUMBER, num_cpus, _quantity("num_cpus")),
         Option("num_gpus", _NUMBER, check=_quantity("num_gpus")),
         Option("object_store_memory", _INT, check=store),
-        Option("placement_group", object, "default"),
+        Option("placement_group", object, "default", _placement_group),
         Option("placement_group_bundle_index", int, -1),
         Option("placement_group_capture_child_tasks", _BOOL),
         Option("resources", _DICT, check=_resources),
         Option("runtime_env", _DICT, check=_runtime_env),
-        Option("scheduling_strategy", object),
+        Option("scheduling_strategy", object, check=_scheduling_strategy),
         Option("enable_task_events", bool, default=True),
-        Option("_labels", _DICT),
+        Option("_labels", _DICT, check=_task_labels),
     ]
 
 
@@ -447,6 +471,15 @@ def decorated(options: Mapping[str, Any]) -> dict[str, Any]:
     return dict(options)
 
 
+def refuse_other_yields(original: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raise if ``.options(**new)`` changes what each ``yield`` of a function means."""
+    name = "_num_objects_per_yield"
+    if name in new and new[name] != (original.get(name) or 1):
+        raise ValueError(
+            f"{name} cannot be overridden per task call. Use @raylite.remote({name}=...) instead."
+        )
+
+
 def update_options(original: Mapping[str, object], new: Mapping[str, object]) -> dict[str, object]:
     """The options of ``.options(**new)`` on something that has `original`: the new ones win.
 
@@ -510,6 +543,13 @@ class TaskOptions(Struct, frozen=True):
                 "The resources dictionary must not contain the key 'memory' or "
                 "'object_store_memory'"
             )
+        if "bundle" in resources:
+            raise ValueError(
+                "The resource should not include `bundle` which is reserved for Ray. "
+                f"resources: {resources}"
+            )
+        if given.get("placement_group_bundle_index", -1) != -1:
+            raise ValueError("If placement group is not set, the value of bundle index must be -1.")
         strategy = given.get("scheduling_strategy")
         if isinstance(strategy, str) and strategy not in ("DEFAULT", "SPREAD"):
             raise ValueError(

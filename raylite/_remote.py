@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import logging
 import math
 import os
 import time
@@ -22,10 +21,11 @@ from typing import (
 
 from raylite._machines.submitter import LaneKey
 from raylite._map import Chunked, Map
-from raylite._options import TaskOptions, update_options, validate_task_options
+from raylite._options import TaskOptions, refuse_other_yields, update_options, validate_task_options
 from raylite._runtime import auto
 from raylite._runtime.context import Place
 from raylite._services.worker.core import Core
+from raylite._services.worker.exports import check_size
 from raylite._services.worker.generator import stream
 from raylite._services.worker.objects import Entry, ObjectRef, unknown_owner
 from raylite._services.worker.runner import ANY
@@ -44,8 +44,6 @@ from raylite._types.strategies import (
     Strategy,
 )
 from raylite._wire import environments, hot, pickling, placement
-
-logger = logging.getLogger("raylite")
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -69,7 +67,6 @@ _NO_ARGUMENTS = pickling.dumps(((), {})).to_bytes()
 _FIRST = (1).to_bytes(4, "little")  # the index of a task's first return
 _STREAM = -1  # in the place of a number of returns
 _SHOWN = 1000  # characters of a value in a message
-_FUNCTION_WARNING, _FUNCTION_LIMIT = 10 * 1024 * 1024, 100 * 1024 * 1024
 
 
 _Exported = dict[Core, dict[bytes, int]]
@@ -150,11 +147,14 @@ class RemoteFunction(Generic[F, R]):
         self._options = dict(options)
         self._signature = signature or Signature.of(function)
         self._exported: _Exported = {} if exported is None else exported
-        self._name = f"{function.__module__}.{function.__name__}"
+        self._name = f"{function.__module__ or 'global'}.{function.__name__}"
         self._submission: _Submission | None = None
         self._chunked: dict[int, Chunked] = {}  # for `map`, by the number of arguments
         wrapper: Any = self
         functools.update_wrapper(wrapper, function)
+        decorate = getattr(function, "__ray_invocation_decorator__", None)
+        if decorate is not None:
+            wrapper.remote = _decorated(decorate, self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RemoteFunction, (self._function, self._options)
@@ -189,7 +189,11 @@ class RemoteFunction(Generic[F, R]):
         Example:
             >>> f.options(num_cpus=2, name="big").remote(1)  # doctest: +SKIP
         """
-        validate_task_options(options, in_options=True, is_async=self._overlaps)
+        is_generator = inspect.isgeneratorfunction(self._function)
+        validate_task_options(
+            options, in_options=True, is_generator=is_generator, is_async=self._overlaps
+        )
+        refuse_other_yields(self._options, options)
         merged = update_options(self._options, options)
         other: RemoteFunction[F, Any]
         other = RemoteFunction(self._function, merged, self._signature, self._exported)
@@ -341,7 +345,8 @@ class RemoteFunction(Generic[F, R]):
         return Map(self, RemoteFunction, self._chunked, iterables, chunksize)
 
     def _remote(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
-        """Ray's older spelling of ``.options(...).remote(...)``."""
+        """Ray's older spelling of ``.options(...).remote(...)``; ``max_calls`` has no effect here."""
+        options.pop("max_calls", None)
         function: RemoteFunction[Any, Any] = self.options(**options) if options else self
         return function.remote(*(args or ()), **(kwargs or {}))
 
@@ -425,20 +430,8 @@ class RemoteFunction(Generic[F, R]):
                 f"https://docs.ray.io/en/master/ray-core/objects/serialization.html#troubleshooting "
                 f"for more information.\n{report}"
             ) from error
-        advice = (
-            "Check that its definition is not implicitly capturing a large array or other object in "
-            "scope. Tip: use raylite.put() to put large objects in the object store."
-        )
-        if len(data) > _FUNCTION_LIMIT:
-            raise ValueError(
-                f"The remote function {self._name} is too large ({len(data) >> 20} MiB > "
-                f"FUNCTION_SIZE_ERROR_THRESHOLD={_FUNCTION_LIMIT >> 20} MiB). {advice}"
-            )
-        if len(data) > _FUNCTION_WARNING:
-            logger.warning(
-                "The remote function %s is very large (%s MiB). %s",
-                self._name, len(data) >> 20, advice,
-            )  # fmt: skip
+        check_size("remote function", self._name, len(data))
+        core.exports.note("remote function", self._name, self._function)
         for ref in captured:
             if isinstance(ref, ObjectRef):
                 core.pin_for_ever(ref._entry)
@@ -493,6 +486,20 @@ class RemoteFunction(Generic[F, R]):
         return f"Could not serialize the arguments for a task or actor {self._name}."
 
 
+def _decorated(decorate: Callable[..., Any], function: RemoteFunction[Any, Any]) -> Any:
+    """Return a `remote` that a function's ``__ray_invocation_decorator__`` has wrapped."""
+
+    def invocation(args: Any, kwargs: Any) -> Any:
+        return RemoteFunction.remote(function, *args, **kwargs)
+
+    invoke = decorate(invocation)
+
+    def remote(*args: Any, **kwargs: Any) -> Any:
+        return invoke(args, kwargs)
+
+    return remote
+
+
 def _refuse_call(function: RemoteFunction[Any, Any], *args: object, **kwargs: object) -> None:
     name = function._name
     raise TypeError(
@@ -532,12 +539,13 @@ def _put_large(
     """Store the arguments that are too large to travel with the task; `refs` takes references."""
     stored: list[tuple[int | str, Entry]] = []
     places: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    most = hot.inline_limit(len(places))
     for place, value in places:
         if value is None or isinstance(value, (int, float, ObjectRef)):
             continue
         pickled = pickling.dumps(value)
-        if pickled.size > hot.INLINE_LIMIT:
-            ref = core.put_pickled(pickled)
+        if pickled.size > most:
+            ref = core.store_pickled(pickled)
             stored.append((place, ref._entry))
             refs.append(ref)
     return stored

@@ -10,6 +10,13 @@ import msgspec
 from raylite._types.accelerators import Shares
 
 INLINE_LIMIT = 100 * 1024  # bytes of a pickled value up to which it travels instead of being stored
+INLINE_TOTAL = 10 * 1024 * 1024  # bytes of all arguments of a call, or all results, that do
+TASK_LIMIT = 128 * 1024 * 1024  # bytes of the small values that a task's references stand for
+
+
+def inline_limit(values: int) -> int:
+    """Return up to how many bytes each of so many values travels with the task or its result."""
+    return INLINE_LIMIT if values * INLINE_LIMIT <= INLINE_TOTAL else INLINE_TOTAL // values
 
 
 class TaskState(enum.StrEnum):

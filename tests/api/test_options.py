@@ -17,6 +17,7 @@ from raylite._options import (
     validate_actor_options,
     validate_task_options,
 )
+from raylite._types.accelerators import VISIBLE
 from raylite._types.keywords import DecoratorKeywords, TaskKeywords
 
 COMMON = {
@@ -381,7 +382,7 @@ def test_a_demand_is_what_is_asked_for_without_the_zeros() -> None:
 
 @given(st.floats(0.0001, 1e6), st.dictionaries(st.text(min_size=1), st.floats(0.0001, 1e6)))
 def test_what_is_valid_can_be_demanded(num_cpus: float, resources: dict[str, float]) -> None:
-    reserved = {"CPU", "GPU", "memory", "object_store_memory"}
+    reserved = {"CPU", "GPU", "memory", "object_store_memory", "bundle", *VISIBLE}
     custom = {name: amount for name, amount in resources.items() if name not in reserved}
     task(num_cpus=num_cpus, resources=custom)
     demand = TaskOptions.of({"num_cpus": num_cpus, "resources": custom}).demand()

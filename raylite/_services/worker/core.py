@@ -23,6 +23,7 @@ from raylite._kernel.threads import acquire, await_on, refuse_to_wait_for, run_o
 from raylite._protocol import raylet
 from raylite._services.worker import blocking
 from raylite._services.worker.copies import GET, Bringing, Copies
+from raylite._services.worker.exports import Exports
 from raylite._services.worker.locations import LocationService
 from raylite._services.worker.objects import (
     Blocked,
@@ -117,6 +118,7 @@ class Core:
         self._put_numbers = itertools.count(1)
         self._put_prefix = self._task_suffix = random.randbytes(8)
         self.config = hot.JobConfig()
+        self.exports = Exports()
         self.join(job, self.config)
         self._definition_numbers = itertools.count(1)
         self._pinned: list[Entry] = []
@@ -189,9 +191,14 @@ class Core:
         return self.put_pickled(pickling.dumps(value))
 
     def put_pickled(self, pickled: pickling.Pickled) -> ObjectRef[Any]:
-        id = self.new_object_id()
         if pickled.size <= hot.INLINE_LIMIT:
-            return self.keep(id, Value(Form.INLINE, pickled.to_bytes()), pickled)
+            value = Value(Form.INLINE, pickled.to_bytes())
+            return self.keep(self.new_object_id(), value, pickled)
+        return self.store_pickled(pickled)
+
+    def store_pickled(self, pickled: pickling.Pickled) -> ObjectRef[Any]:
+        """Put a value into the arena, be it small."""
+        id = self.new_object_id()
         return self.keep(id, self.store_result(id, self.id, pickled), pickled)
 
     def new_object_id(self) -> ObjectKey:

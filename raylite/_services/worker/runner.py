@@ -343,7 +343,8 @@ class Runner:
             return NONE
         pickled = pickling.dumps(result)
         contained = self._hand_over(pickled, job) if pickled.contained else ()
-        if pickled.size <= hot.INLINE_LIMIT:
+        size = pickled.size
+        if size <= hot.INLINE_LIMIT and (index < 100 or size <= hot.inline_limit(task.returns)):
             return Value(Form.INLINE, pickled.to_bytes(), 0, 0, contained)
         key = arena_key(task, index)
         stored = self._values.store_result(key, job.definition.owner, pickled)

@@ -53,6 +53,7 @@ from raylite.exceptions import (
     OutOfMemoryError,
     PeerLostError,
     RayError,
+    RaySystemError,
     TaskTimeoutError,
     TaskUnschedulableError,
     WorkerCrashedError,
@@ -171,6 +172,8 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
                 self._owner.refs.add(entry)
             if task.inputs or task.contained:
                 self._hold_arguments(task)
+                if not task.missing and not self._is_sendable(task):
+                    continue
             if not task.missing:
                 ready.append(task)
         if self._limited and not self._raylet.is_ended:  # nothing begins when its time is over
@@ -191,7 +194,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
             return
         if self._raylet.is_ended:
             self._fail(task, self._raylet_died())
-        else:
+        elif self._is_sendable(task):
             self._draw(task)
             self._perform(self._submitter.submit([task], now()))
 
@@ -399,6 +402,20 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
                 self._owner.need(entry)
         if task.inputs and not task.missing:
             self._draw(task)
+
+    def _is_sendable(self, task: OwnedTask) -> bool:
+        """Fail a task that would make too large a message, by the small values of very many references."""
+        if len(task.inputs) * hot.INLINE_LIMIT <= hot.TASK_LIMIT:
+            return True
+        size = sum(len(entry.value.data) for _, entry in task.inputs if entry.value is not None)
+        if size > hot.TASK_LIMIT:
+            text = (
+                f"Task {task.name or self.definitions[task.function].title} has {len(task.inputs)} references among its arguments, whose "
+                f"small values make {size >> 20} MiB together; at most {hot.TASK_LIMIT >> 20} MiB can be "
+                "sent with a task. Give it the references in a list, and call get in it."
+            )
+            self._fail(task, RaySystemError(text))
+        return size <= hot.TASK_LIMIT
 
     def _draw(self, task: OwnedTask) -> None:
         """Let a task run where most of its arguments' bytes are, if much of them is elsewhere."""
