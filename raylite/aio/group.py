@@ -1,12 +1,14 @@
 """`TaskGroup`: remote tasks that do not outlive a block of the program."""
 
 import asyncio
+import weakref
 from typing import Any, Protocol, Self, TypeVar
 
 from anyio import CancelScope
 
 from raylite._services.worker.awaiting import Arrivals
 from raylite._services.worker.core import Core
+from raylite._services.worker.generator import ObjectRefGenerator
 from raylite._services.worker.objects import Entry, ObjectRef
 from raylite.exceptions import TaskCancelledError
 
@@ -48,6 +50,7 @@ class TaskGroup:
         self._arrivals: Arrivals | None = None
         self._running: dict[Entry, ObjectRef[Any]] = {}
         self._failed: dict[ObjectRef[Any], BaseException] = {}
+        self._generators: weakref.WeakSet[ObjectRefGenerator[Any]] = weakref.WeakSet()
         self._idle: asyncio.Future[None] | None = None
         self._is_exiting = False
         self._is_aborting = False
@@ -62,7 +65,8 @@ class TaskGroup:
             **kwargs: The same by name.
 
         Returns:
-            The reference to its result; a list of them for several.
+            The reference to its result; a list of them for several, a generator for a stream. An
+            exception of a generator task is its last item, and no failure of the group.
 
         Raises:
             RuntimeError: The group was not entered, has been left, or is cancelling its tasks.
@@ -76,12 +80,16 @@ class TaskGroup:
         if self._is_aborting:
             raise RuntimeError(f"{self!r} is cancelling its tasks: it starts no more of them")
         started = function.remote(*args, **kwargs)
-        # Of several results the last is an error if any is.
-        ref = started[-1] if isinstance(started, list) else started
+        ref: object = started
+        if isinstance(started, list):
+            ref = started[-1]  # an error, if any of them is
+        elif isinstance(started, ObjectRefGenerator):
+            ref = started._end
+            self._generators.add(started)
         if not isinstance(ref, ObjectRef):
             raise TypeError(
                 f"{function!r} returns {started!r}, and not a reference by which the group could "
-                "know when the task has ended"
+                "know when the task has ended: it runs, but not in the group"
             )
         self._running[ref._entry] = ref
         ref._entry.keeper.watch(ref._entry, arrivals)
@@ -112,6 +120,8 @@ class TaskGroup:
                 cancelled = late if parent.cancelling() else None
         if error is not None and not self._is_aborting:
             self._abort()
+        for each in self._generators:
+            each.completed()  # nobody may read it any more, so it is not to wait for that
         while self._running:
             self._idle = arrivals.loop.create_future()
             try:

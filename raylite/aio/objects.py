@@ -6,11 +6,12 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import Any, Generic, Literal, Self, TypeVar, overload
 
 from raylite import _api
-from raylite._kernel.shielded import in_thread
+from raylite._kernel.shielded import expect_loop, in_thread
 from raylite._runtime import auto, context
 from raylite._runtime.context import Place
 from raylite._services.worker import awaiting
 from raylite._services.worker.core import Core, timed_out
+from raylite._services.worker.generator import ObjectRefGenerator
 from raylite._services.worker.objects import Entry, ObjectRef, W
 from raylite._types.cancellation import CancelOutcome
 from raylite.exceptions import RayError
@@ -212,6 +213,7 @@ async def put(value: T) -> ObjectRef[T]:
     Example:
         >>> table = await put(numpy.zeros(10_000_000))  # doctest: +SKIP
     """
+    expect_loop()
     place = await _place()
     if type(value) in _QUICK or (isinstance(value, str | bytes) and len(value) < _SHORT):
         return _put(place, value)
@@ -224,14 +226,14 @@ def _put(place: Place, value: T) -> ObjectRef[T]:
 
 
 async def cancel(
-    ref: ObjectRef[Any], *, force: bool = False, recursive: bool = True
+    ref: ObjectRef[Any] | ObjectRefGenerator[Any], *, force: bool = False, recursive: bool = True
 ) -> CancelOutcome:
     """Let the task that makes an object end early, and return what came of it when it has ended.
 
     `raylite.cancel`, acknowledged. Cancelling the await withdraws nothing.
 
     Args:
-        ref: A reference to a result of the task.
+        ref: A reference to a result of the task, or the generator of its items.
         force: End the worker process, if the task runs.
         recursive: Cancel the tasks that it has started as well, and theirs.
 
@@ -240,15 +242,17 @@ async def cancel(
         ``FINISHED_FIRST``: it had ended, or ended in spite of the interrupt; its result stays.
 
     Raises:
-        TypeError: `ref` is not a reference.
+        TypeError: `ref` is neither.
 
     Example:
         >>> await cancel(f.remote())  # doctest: +SKIP
         <CancelOutcome.BEFORE_START: 0>
     """
-    _api.check_refs([ref])
-    core = _api.home([ref])
-    outcome = core.cancel(ref._entry, force=bool(force), recursive=bool(recursive))
+    if isinstance(ref, ObjectRefGenerator):
+        ref = ref._end
+    if not isinstance(ref, ObjectRef):
+        raise TypeError(f"cancel() needs an ObjectRef or an ObjectRefGenerator, not {type(ref)}")
+    outcome = _api.home([ref]).cancel(ref._entry, force=bool(force), recursive=bool(recursive))
     return await asyncio.wrap_future(outcome)
 
 

@@ -66,6 +66,19 @@ parent = ray.remote(start_another)
 
 
 @ray.remote
+def count_up(items: int) -> Iterator[int]:
+    yield from range(items)
+
+
+def yield_and_stay(name: str) -> Iterator[int]:
+    yield 1
+    stay(name)
+
+
+stream_and_stay = ray.remote(yield_and_stay)
+
+
+@ray.remote
 def echo(value: Any) -> Any:
     return value
 
@@ -142,6 +155,32 @@ def test_options_and_several_results_are_as_without_a_group(run: Run) -> None:
         return await first, await named
 
     assert run(main) == (1, 3)
+
+
+def test_a_stream_is_waited_for_though_nobody_reads_it_to_its_end(run: Run) -> None:
+    async def main() -> Any:
+        async with aio.TaskGroup() as group:
+            stream = group.start(count_up, 3)
+            first = await (await anext(stream))
+        rest = [await ref async for ref in stream]
+        return first, rest
+
+    assert run(main) == (0, [1, 2])
+
+
+def test_a_stream_is_cancelled_with_its_group(run: Run) -> None:
+    async def main() -> Any:
+        with pytest.raises(ExceptionGroup):
+            async with aio.TaskGroup() as group:
+                stream = group.start(stream_and_stay, "s")
+                await anext(stream)
+                raise OSError
+        cancelled = stream_and_stay.remote("t")
+        await running("t")
+        outcome = await aio.cancel(cancelled)
+        return sorted(ENDED), outcome.name
+
+    assert run(main) == (["s interrupted", "t interrupted"], "WHILE_RUNNING")
 
 
 # --- Failures ---
@@ -411,7 +450,7 @@ def test_cancel_says_what_came_of_it(run: Run) -> None:
         await running("q")
         before = await aio.cancel(waiting)
         while_running = await aio.cancel(ref)
-        with pytest.raises(TypeError, match="not an raylite"):
+        with pytest.raises(TypeError, match="needs an ObjectRef"):
             await aio.cancel(1)  # type: ignore[arg-type]
         return [each.name for each in (before, while_running, await aio.cancel(done))]
 

@@ -37,6 +37,12 @@ def pass_gate(name: str, value: Any) -> Any:
     return value
 
 
+def yield_at_gate(name: str) -> Iterator[int]:
+    yield 0
+    yield pass_gate(name, 1)
+
+
+stream_gated = ray.remote(yield_at_gate)
 gated = ray.remote(pass_gate)  # pickled by name, so it finds this module's gates
 
 
@@ -333,6 +339,45 @@ def test_a_countdown_wakes_with_the_last_value_only() -> None:
         runner.run(main())
 
 
+# --- Streams ---
+
+
+def test_wait_takes_streams_and_get_leaves_them_as_they_are(run: Run, gate: Gate) -> None:
+    held = gate("stream")
+
+    async def main() -> Any:
+        stream, other = stream_gated.remote("stream"), echo.remote(1)
+        assert await aio.wait([stream, other], num_returns=2, timeout=20) == ([stream, other], [])
+        assert await aio.get(await anext(stream)) == 0
+        assert await aio.wait([stream], timeout=0.01) == ([], [stream])
+        held.set()
+        assert await aio.wait([stream], timeout=20) == ([stream], [])
+        with pytest.raises(TypeError, match="async for"):
+            aio.as_completed(stream)
+        return [await ref async for ref in stream]
+
+    assert run(main) == [1]
+
+
+# --- In tasks ---
+
+
+def test_a_task_that_is_a_coroutine_may_use_all_of_it(run: Run) -> None:
+    @ray.remote
+    async def outer(n: int) -> list[int]:
+        async with aio.TaskGroup() as group:
+            refs = [group.start(echo, each) for each in range(n)]
+        seen = [await ref async for ref in aio.as_completed(refs)]
+        assert sorted(seen) == await aio.get(refs)
+        mapped = [await ref async for ref in echo.map(range(n))]
+        return sorted([*seen, *mapped, await (await aio.put(100))])
+
+    async def main() -> Any:
+        return await outer.options(num_cpus=0).remote(3)
+
+    assert run(main) == [0, 0, 1, 1, 2, 2, 100]
+
+
 # --- put ---
 
 
@@ -418,6 +463,10 @@ def test_without_an_asyncio_loop_awaiting_says_what_works(gate: Gate) -> None:
     for waiting in (aio.get([ref]), aio.wait([ref])):
         with pytest.raises(RuntimeError, match=r"an asyncio event loop .* trio.to_thread"):
             waiting.send(None)
+    starting = aio.init()
+    for blocking in (aio.put([1]), aio.shutdown(), starting._begin(), aio.TaskGroup().__aenter__()):
+        with pytest.raises(RuntimeError, match="an asyncio event loop"):
+            blocking.send(None)
     with pytest.raises(RuntimeError, match="an asyncio event loop"):
         aio.as_completed([ref])
     with pytest.raises(RuntimeError, match="an asyncio event loop"):

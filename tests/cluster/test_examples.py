@@ -33,3 +33,25 @@ def test_an_example_runs_to_its_end_and_complains_about_nothing(example: Path) -
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(SAYS.get(example.name, r"\S"), done.stdout, re.DOTALL)
+
+
+@pytest.mark.process
+def test_the_first_programs_of_the_readme_and_of_the_page_on_coroutines_run() -> None:
+    readme, page = ((ROOT / name).read_text() for name in ("README.md", "docs/aio.md"))
+    one, other = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)[:2]
+    awaited = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
+    end = "ray.shutdown()\n"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", one + end + other + awaited],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    said = done.stdout.splitlines()
+    assert said[0] == "[0, 1, 4, 9]"
+    assert sorted(said[1:5]) == ["0", "1", "4", "9"]
+    assert said[5:7] == ["49", "[0, 1, 4, 9]"]
+    assert sorted(said[7:]) == ["0", "1", "4", "9"]
