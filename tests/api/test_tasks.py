@@ -968,6 +968,18 @@ def test_a_failing_task_that_succeeds_at_last_has_a_value(tmp_path: Path) -> Non
     assert ray.get(fifth.remote()) == 3
 
 
+def test_what_a_task_raises_uses_up_none_of_what_is_for_crashes(tmp_path: Path) -> None:
+    @ray.remote(max_retries=1, retry_exceptions=True)
+    def fail() -> None:
+        if note(tmp_path / "attempts") == 2:
+            os._exit(1)
+        raise ValueError
+
+    with pytest.raises(ValueError):
+        ray.get(fail.remote())
+    assert (tmp_path / "attempts").stat().st_size == 3
+
+
 def test_a_retried_task_reads_its_arguments_again(tmp_path: Path) -> None:
     @ray.remote
     def crash_once(large: Any, box: list[Any]) -> int:

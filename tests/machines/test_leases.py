@@ -12,6 +12,7 @@ from raylite._machines.leases import (
     LeaseStatistics,
     Request,
     Revoke,
+    Standing,
     Unwanted,
     Wanted,
 )
@@ -366,6 +367,18 @@ demands = st.sampled_from(
     ]
 )
 holders = st.sampled_from([DRIVER, OTHER, HolderKey(b"third")])
+
+
+def test_where_a_request_stands_is_known() -> None:
+    leases = Leases(Resources.of(CPU=1, GPU=1))
+    for number, depth in [(1, 0), (2, 0), (3, 2)]:
+        ask(leases, number, depth=depth)
+    ask(leases, 4, Resources.of(GPU=2))
+    assert leases.standing(lease(1)) == Standing(CPU, None)
+    assert leases.standing(lease(3)) == Standing(CPU, 0)
+    assert leases.standing(lease(2)) == Standing(CPU, 1)  # the deeper one goes first
+    assert leases.standing(lease(4)) is None
+    assert leases.standing(lease(5)) is None
 
 
 class LeasesModel(RuleBasedStateMachine):

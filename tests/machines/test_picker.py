@@ -325,6 +325,18 @@ def test_the_grace_begins_anew_when_a_node_could_serve_it_meanwhile() -> None:
     assert isinstance(machine.changed(views, 110.0)[0], Refuse)
 
 
+def test_why_and_since_when_a_request_waits_is_known() -> None:
+    machine, views = picker(), table(node(A, 4))
+    machine.request(ask(1, GPU), views, 3.0)
+    machine.request(ask(2), views, 4.0)
+    reason = machine.reason(ask(1).lease)
+    assert reason is not None
+    assert reason.startswith("no node has 4 GPUs")
+    assert (machine.since(ask(1).lease), machine.since(ask(2).lease)) == (3.0, 4.0)
+    assert machine.reason(ask(2).lease) is None
+    assert machine.since(ask(3).lease) is None
+
+
 def test_no_grace_leaves_the_time_in_which_nodes_become_known() -> None:
     machine, views = Picker(A, Random(1).random, 0.0), table(node(A, 4))
     assert isinstance(machine.request(ask(1, GPU), views, 0.0)[0], Infeasible)

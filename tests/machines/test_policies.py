@@ -13,7 +13,7 @@ from raylite._machines.policies import (
     is_feasible,
     utilisation,
 )
-from raylite._machines.shortage import refusal, shortage
+from raylite._machines.shortage import amounts, refusal, shortage, waiting
 from raylite._types.resources import Resources
 from raylite._types.strategies import (
     DefaultStrategy,
@@ -324,3 +324,16 @@ def test_whatever_is_chosen_is_feasible_and_something_feasible_is_chosen(
     for view in views:
         if view.node == b"a" and policies.prefers_local(placement, view):
             assert choice == view
+
+
+def test_what_a_request_waits_for_is_what_is_short_and_who_comes_before() -> None:
+    total, demand = Resources.of(CPU=4, GPU=2), Resources.of(CPU=2, GPU=1)
+    assert waiting(demand, Resources.of(CPU=0.5, GPU=2), total, 1) == (
+        "0.5 of 4 CPU are free and 1 request is before it"
+    )
+    assert waiting(demand, total, total, 7) == (
+        "4 of 4 CPU are free and 2 of 2 GPU are free and 7 requests are before it"
+    )
+    overdrawn = Resources.of(CPU=1) - Resources.of(CPU=2)
+    assert waiting(Resources.of(CPU=1), overdrawn, total, 0).startswith("0 of 4 CPU are free")
+    assert amounts(demand) == "2 CPUs and 1 GPU"

@@ -19,6 +19,7 @@ from raylite._machines.submitter import (
     Push,
     RequestLease,
     ReturnLease,
+    Standing,
     Submitter,
     SubmitterStatistics,
     Withdrawn,
@@ -646,6 +647,22 @@ def test_of_a_lost_workers_tasks_the_cancelled_ones_are_not_queued_again() -> No
 
 
 # ---- bounds --------------------------------------------------------------------------------
+
+
+def test_where_a_task_stands_is_known_from_its_submission_to_its_end() -> None:
+    owner = Owner()
+    first, second, third = tasks = make_many(3)
+    assert owner.machine.standing(first) is None
+    owner.submit(tasks)
+    leases = tuple(owner.waiting)
+    assert owner.machine.standing(third) == Standing(2, None, leases, 0)
+    owner.grant(1)
+    assert owner.machine.standing(first) == Standing(0, WorkerKey(b"1"))
+    assert owner.machine.standing(third) == Standing(1, None, leases[1:], 1)
+    owner.result(1, [first])  # now it is known to be quick
+    assert owner.machine.standing(first) is None
+    assert owner.machine.standing(second) == Standing(0, WorkerKey(b"1"))
+    assert owner.machine.standing(third) == Standing(1, WorkerKey(b"1"))
 
 
 def test_lanes_and_run_times_do_not_pile_up() -> None:

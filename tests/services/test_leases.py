@@ -119,3 +119,27 @@ async def test_what_no_node_can_run_is_refused_when_nobody_has_added_one() -> No
             assert refusal.is_final
             assert "no node has 2 GPUs (largest: 0)" in refusal.message
             assert site.raylet.leases.demand() == ((), ())
+
+
+@simulated
+async def test_a_raylet_says_what_a_lease_waits_for() -> None:
+    site = Site()
+    async with site.node(), site.gcs():
+        await anyio.sleep(1)
+        holder, leases = await driver(site, "holder")
+        names = [bytes([n]).ljust(36, b".") for n in range(1, 5)]
+        async with running(Host(holder, Hearing())):
+            for name, demand in zip(
+                names, [{"CPU": UNIT}, {"CPU": UNIT}, {"CPU": UNIT}, {"GPU": UNIT}], strict=True
+            ):
+                leases.request(hot.LeaseRequest(name, demand, b"job!", 0))
+            await anyio.sleep(5)
+            told = [await leases.explain(name) for name in [*names, b"unknown".ljust(36, b".")]]
+            assert [each.text for each in told] == [
+                "it starts a worker for it",
+                "0 of 1 CPU are free and 0 requests are before it",
+                "0 of 1 CPU are free and 1 request is before it",
+                "no node has 1 GPU (largest: 0); lower num_gpus or add a node",
+                "it does not know of it: it has just been granted or withdrawn",
+            ]
+            assert all(4.9 < each.seconds < 5.1 for each in told[:4])
