@@ -1,13 +1,15 @@
 """Run seeds of the simulated workloads: ``python -m tests.sim 1234``, or ``100-200`` for many.
 
-With ``--nodes``, of the one with many nodes.
+With ``--nodes``, of the one with many nodes; with ``--cancel``, of the one that cancels tasks.
 """
 
 import sys
 import time
 import traceback
+from functools import partial
 
 from tests.sim import cluster, workload
+from tests.sim.cancelling import CancellingProgram
 from tests.sim.workload import quiet_collector
 
 SHOWN, LINES = 1, 3  # failures shown with tracebacks, and how much of these
@@ -16,6 +18,9 @@ SHOWN, LINES = 1, 3  # failures shown with tracebacks, and how much of these
 def main(arguments: list[str]) -> int:
     """Run the seeds; one alone is shown with its plan, its faults and its ledger."""
     module = cluster if "--nodes" in arguments else workload
+    simulate = module.simulate
+    if "--cancel" in arguments:
+        simulate = partial(workload.simulate, program=CancellingProgram)
     once = "--once" in arguments
     seeds: list[int] = []
     for text in arguments:
@@ -27,8 +32,8 @@ def main(arguments: list[str]) -> int:
     with quiet_collector():
         for seed in seeds:
             try:
-                outcome = module.simulate(seed)
-                if not once and module.simulate(seed).trace != outcome.trace:
+                outcome = simulate(seed)
+                if not once and simulate(seed).trace != outcome.trace:
                     raise AssertionError(f"seed {seed} ran in two ways")
             except Exception as error:
                 failed.append(seed)

@@ -1,5 +1,6 @@
 """The body of every simulated task: it carries its script out and tells the ledger."""
 
+import asyncio
 import zlib
 from collections.abc import Awaitable
 from typing import Any
@@ -15,7 +16,7 @@ from raylite.exceptions import (
     WorkerCrashedError,
 )
 from raylite.testing.node import TaskContext
-from tests.sim.ledger import Ledger, current
+from tests.sim.ledger import Attempt, Ledger, current
 from tests.sim.scripts import Answer, Block, Planned, Script
 
 
@@ -27,6 +28,17 @@ def perform(task: TaskContext, script: Script, *inputs: Any) -> Awaitable[Answer
 async def _perform(task: TaskContext, script: Script, *inputs: Any) -> Answer:
     ledger = current()
     attempt = ledger.begin(task, script)
+    try:
+        return await _carry_out(task, script, inputs, ledger, attempt)
+    except asyncio.CancelledError:
+        if ledger.place.death_of(task.worker) is None:
+            ledger.interrupt(attempt)
+        raise
+
+
+async def _carry_out(
+    task: TaskContext, script: Script, inputs: tuple[Any, ...], ledger: Ledger, attempt: Attempt
+) -> Answer:
     answers: list[Answer] = []
     for each in inputs:
         if isinstance(each, list) and script.keeps:

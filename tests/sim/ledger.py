@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from raylite._services.worker.objects import ObjectRef
+from raylite._types.cancellation import CancelOutcome
 from raylite.exceptions import (
     ObjectLostError,
     RayTaskError,
@@ -17,7 +18,7 @@ from raylite.exceptions import (
 )
 from raylite.testing.loop import SimLoop
 from raylite.testing.node import TaskContext
-from tests.sim.scripts import Expected, Planned, Script, Wrong
+from tests.sim.scripts import Expected, Planned, Script, Wrong, scripts_in
 
 
 class Place(Protocol):
@@ -47,6 +48,7 @@ class Attempt:
     worker: str
     began: float
     ended: float | None = None
+    is_interrupted: bool = False
 
 
 class Ledger:
@@ -57,6 +59,9 @@ class Ledger:
         self.attempts: list[Attempt] = []
         self.of_task: dict[bytes, list[Attempt]] = {}
         self.of_label: dict[int, list[Attempt]] = {}
+        self.cancelled: set[int] = set()  # labels
+        self.doomed: set[int] = set()  # labels of what has a timeout, and of what that starts
+        self.prevented: set[bytes] = set()  # tasks of which nobody saw anything before they ended
         self._flags: dict[str, asyncio.Event] = {}
         self.kept: dict[str, list[ObjectRef[Any]]] = {}  # by worker
         self.on_event: Callable[[str], None] = lambda worker: None
@@ -71,7 +76,13 @@ class Ledger:
             self.wrong(f"attempt {task.attempt} of {script.label} began twice")
         if task.attempt > script.retries:
             self.wrong(f"attempt {task.attempt} of {script.label}, with {script.retries} retries")
+        if script.timeout is not None:
+            self.doomed |= {each.label for each in scripts_in(script)}
+        if task.id in self.prevented:
+            self.wrong(f"{script.label} begins, though it was cancelled before it started")
         for each in earlier:
+            if each.is_interrupted:
+                self.wrong(f"{script.label} was interrupted and is tried again: {each}")
             if not self.is_lost(each):
                 self.wrong(f"{script.label} runs again, and worker {each.worker} lives: {each}")
         earlier.append(attempt)
@@ -85,6 +96,30 @@ class Ledger:
         self.on_event(attempt.worker)
         if script.puts:
             self.on_put(attempt.worker)
+
+    def interrupt(self, attempt: Attempt) -> None:
+        """A body was interrupted, and its worker goes on."""
+        attempt.is_interrupted = True
+        if attempt.label not in self.cancelled | self.doomed:
+            self.wrong(f"{attempt.label} was interrupted, and nobody cancelled it: {attempt}")
+
+    def cancel(self, script: Script, *, recursive: bool) -> None:
+        """A driver is about to cancel this."""
+        self.cancelled |= (
+            {each.label for each in scripts_in(script)} if recursive else {script.label}
+        )
+
+    def came_of(self, task: bytes, outcome: CancelOutcome) -> None:
+        """A driver heard what came of cancelling a task for the first time."""
+        attempts = self.of_task.get(task, [])
+        match outcome:
+            case CancelOutcome.BEFORE_START:
+                self.prevented.add(task)
+                if any(not self.is_lost(each) for each in attempts):
+                    self.wrong(f"it was said not to have started: {attempts}")
+            case CancelOutcome.FINISHED_FIRST:
+                if any(each.is_interrupted and each.label not in self.doomed for each in attempts):
+                    self.wrong(f"it was said to have finished: {attempts}")
 
     def flag(self, name: str) -> asyncio.Event:
         return self._flags.setdefault(name, asyncio.Event())
@@ -114,6 +149,8 @@ class Ledger:
             allowed = any(self.is_exhausted(each) for each in scripts)
         elif isinstance(error, TaskTimeoutError | TaskCancelledError):  # what it started, too
             allowed = any(each.timeout is not None for each in scripts)
+            if isinstance(error, TaskCancelledError):
+                allowed = allowed or any(each.label in self.cancelled for each in scripts)
         elif isinstance(error, Planned):
             allowed = any(each.raises for each in scripts)
         elif isinstance(error, ObjectLostError):

@@ -93,17 +93,18 @@ class Expected:
 
     def closure(self) -> "Iterator[Script]":
         """All the scripts on which the value depends."""
-        yield from _scripts(self.script)
+        yield from scripts_in(self.script)
         for each in self.inputs:
             yield from each.closure()
         if self.parent is not None:
             yield self.parent.script
 
 
-def _scripts(script: Script) -> Iterator[Script]:
+def scripts_in(script: Script) -> Iterator[Script]:
+    """Yield a script and those of all that it starts."""
     yield script
     for child in script.children:
-        yield from _scripts(child)
+        yield from scripts_in(child)
 
 
 def digest_of(script: Script, inputs: list[int]) -> int:

@@ -139,13 +139,13 @@ class Outcome:
     ledger: Ledger
 
 
-def simulate(seed: int) -> Outcome:
+def simulate(seed: int, program: type[Program] = Program) -> Outcome:
     """Run a seed. Raises `Wrong`, or whatever else went wrong, with the seed in a note."""
     loop = SimLoop()
     unhandled: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda loop, context: unhandled.append(context))
     try:
-        outcome = loop.run(_simulate(Plan.of(seed)), within=WITHIN)
+        outcome = loop.run(_simulate(Plan.of(seed), program), within=WITHIN)
         if unhandled:
             raise Wrong(f"not handled: {unhandled[0]}") from unhandled[0].get("exception")
     except BaseException as error:
@@ -155,7 +155,7 @@ def simulate(seed: int) -> Outcome:
     return outcome
 
 
-async def _simulate(plan: Plan) -> Outcome:
+async def _simulate(plan: Plan, program: type[Program]) -> Outcome:
     loop = asyncio.get_running_loop()
     world = World(plan.seed, delay=plan.delay)
     node = SimNode(world, cpus=plan.cpus, start_failures=plan.start_failures)
@@ -166,7 +166,7 @@ async def _simulate(plan: Plan) -> Outcome:
     with keeping(ledger):
         await node.start()
         programs = [
-            Program(plan, number, await node.driver(f"driver-{number}"), ledger)
+            program(plan, number, await node.driver(f"driver-{number}"), ledger)
             for number in range(3)
         ]
         background = [

@@ -61,11 +61,11 @@ class Cancellation:
         why = "its worker was ended, as force=True asks" if self.force else "its worker died"
         return self.error or cancelled_error(task.id, f"{name} was running: {why}.")
 
-    def came(self, interrupted: int) -> RayError | None:
+    def came(self, task: Pending, interrupted: int) -> RayError | None:
         """Its result came. Return what its results are to raise, if that is not what came."""
         if not interrupted:
             return self.error
-        before = interrupted == hot.Interrupted.BEFORE_BODY
+        before = interrupted == hot.Interrupted.BEFORE_BODY and task.attempt == 0
         self.outcome = CancelOutcome.BEFORE_START if before else CancelOutcome.WHILE_RUNNING
         return self.error
 

@@ -524,7 +524,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
 
     def _interrupted(self, task: OwnedTask, result: hot.Result) -> hot.Result:
         """Return what a cancelled task ends with."""
-        error = self._cancelled[task.id].came(result.interrupted)
+        error = self._cancelled[task.id].came(task, result.interrupted)
         if error is None:
             return result
         self._discard(result)
