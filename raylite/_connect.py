@@ -37,11 +37,11 @@ class RayContext(Mapping[str, Any]):
     """What `init` returns: where the cluster is. As a context manager it ends with `shutdown`."""
 
     def __init__(self, place: Attached) -> None:
-        self.ray_version = __version__
-        self.python_version = ".".join(map(str, sys.version_info[:3]))
+        self.ray_version: str = __version__
+        self.python_version: str = ".".join(map(str, sys.version_info[:3]))
         self.ray_commit = ""
         self.dashboard_url = ""
-        self.address_info = {
+        self.address_info: dict[str, Any] = {
             "node_ip_address": place.ip,
             "raylet_ip_address": place.ip,
             "object_store_address": None,

@@ -53,13 +53,15 @@ class Node:
     def __init__(self, process: NodeProcess) -> None:
         self.process = process
         config = process.config
-        self.head = config.head
-        self.node_id = self.unique_id = config.node_id
+        self.head: bool = config.head
+        self.node_id: str = config.node_id
         """Its id, in hexadecimal."""
+        self.unique_id: str = config.node_id
 
-        self.node_ip_address = self.raylet_ip_address = config.ip
-        self.raylet_socket_name = config.raylet_address
-        self.session_name = config.sockets.parent.name
+        self.node_ip_address: str = config.ip
+        self.raylet_ip_address: str = config.ip
+        self.raylet_socket_name: str = config.raylet_address
+        self.session_name: str = config.sockets.parent.name
 
     @property
     def address(self) -> str:
@@ -214,7 +216,7 @@ class Cluster:
             raise RuntimeError("Cannot connect to uninitialized cluster: pass initialize_head=True")
         self.head_node: Node | None = None
         self.worker_nodes: set[Node] = set()
-        self.connected = False
+        self.connected: bool = False
         self._workers: list[Node] = []  # in the order they were added
         self._at_exit = self.shutdown if shutdown_at_exit else self._let_go
         atexit.register(self._at_exit)

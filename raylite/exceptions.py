@@ -62,7 +62,7 @@ from typing import Any, ClassVar
 import cloudpickle
 from msgspec import Struct
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class RayError(Exception):
@@ -588,7 +588,7 @@ class ActorDiedError(RayActorError):
     traceback.
     """
 
-    BASE_ERROR_MSG = "The actor died unexpectedly before finishing this task."
+    BASE_ERROR_MSG: ClassVar[str] = "The actor died unexpectedly before finishing this task."
 
     def __init__(self, cause: RayTaskError | ActorDeath | None = None) -> None:
         if cause is None:

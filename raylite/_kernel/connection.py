@@ -72,7 +72,7 @@ class Connection(H2Protocol):
     def __init__(self, network: Connections, handler: Any, config: Any, h2: Any) -> None:
         super().__init__(handler, config, h2)
         self.wire: Reader | None = None
-        self.lost = ""  # why, once it is
+        self.lost: str = ""  # why, once it is
         self.door: Gate | None = None
         self.stream = -1  # whose DATA goes to the wire, not to h2
         self._network = network
@@ -98,9 +98,9 @@ class Connection(H2Protocol):
         h2.max_inbound_frame_size = FRAME
         h2.initiate_connection()
         h2.increment_flow_control_window(2 * WINDOW - _DEFAULT_WINDOW)
-        self.connection = H2Streams(h2, transport, config=self.config)
+        self.connection: Any = H2Streams(h2, transport, config=self.config)
         self.connection.flush()
-        self.processor = EventsProcessor(self.handler, self.connection)
+        self.processor: Any = EventsProcessor(self.handler, self.connection)
         known = _Known(self.processor.processors)
         known[WindowUpdated] = known[RemoteSettingsChanged] = self._room
         self.processor.processors = known

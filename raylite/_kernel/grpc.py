@@ -117,7 +117,7 @@ class GrpcNetwork(Network):
     ) -> None:
         super().__init__(seams, config)
         self.metadata: dict[str, str] = {} if token is None else {METADATA: SCHEME}
-        self.server = _Server(self)
+        self.server: _Server = _Server(self)
         self._keyring = Keyring(token) if isinstance(token, Token) else token
         self._tls = tls
         rules = Rules(token is not None, tls, insecure, admission or Admission())
@@ -157,7 +157,7 @@ class GrpcNetwork(Network):
             OSError: It is taken, or not of this machine.
         """
         listening = self._reception.listen(address, sock)
-        self.address = self.address or listening
+        self.address: str = self.address or listening
         return listening
 
     async def dial(self, address: str, events: WireEvents, *, is_relayed: bool = False) -> Wire:

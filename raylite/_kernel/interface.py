@@ -112,7 +112,7 @@ class batch(Route, Generic[Q]):
         if is_protobuf(item):
             raise TypeError(f"items of a batch are bytes or structures, not {item.__name__}")
         super().__init__(list[item], None, bulk)  # type: ignore[valid-type]
-        self.encode_item = encode_msgpack
+        self.encode_item: Callable[[Any], bytes] = encode_msgpack
 
     @overload
     def __get__(self, instance: None, owner: type) -> Self: ...

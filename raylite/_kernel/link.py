@@ -194,8 +194,8 @@ class Link:
         self.session_id = session_id
         self.peer_incarnation = b""
         self.attempt = 0  # of the peer's attempts to dial, the last that was accepted
-        self.session = Session(config.window)
-        self.last_failure = "nobody has dialled it yet"
+        self.session: Session = Session(config.window)
+        self.last_failure: str = "nobody has dialled it yet"
         self.error: RayError | None = None
         self._destinations = destinations
         self._config = config

@@ -39,13 +39,13 @@ class Network(ABC):
     """One process's links. Make it on a running loop; `close` it there."""
 
     def __init__(self, seams: Seams | None = None, config: LinkConfig | None = None) -> None:
-        self.seams = seams or Seams()
-        self.config = config or LinkConfig()
+        self.seams: Seams = seams or Seams()
+        self.config: LinkConfig = config or LinkConfig()
         self._random = self.seams.random("network")
-        self.incarnation = self._random.randbytes(ID_SIZE)
+        self.incarnation: bytes = self._random.randbytes(ID_SIZE)
         self.address = ""
         self.node = ""  # the mark of this process's node, in addresses that name one
-        self.departures = Departures()
+        self.departures: Departures = Departures()
         self._destinations: dict[int, Destination] = {}
         self._links: dict[str, Link] = {}
         self._sessions: dict[bytes, Link] = {}  # those that a peer began

@@ -31,7 +31,7 @@ class Session:
         self._next = 1
         self._unreported_packets = 0
         self._unreported_bytes = 0
-        self.received = 0
+        self.received: int = 0
 
     @property
     def open(self) -> bool:

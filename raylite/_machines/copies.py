@@ -45,7 +45,7 @@ class Copies:
         # Those that nobody new is given, by room.
         self._leaving: dict[bytes, Copy] = {}
         #: How many bytes eviction could give back.
-        self.evictable = 0
+        self.evictable: int = 0
 
     def add(self, copy: Copy) -> list[Discard]:
         """A copy is complete; whoever needs it should `pin` it before anything else happens."""

@@ -29,12 +29,12 @@ class Reference:
     __slots__ = ("borrowers", "contained", "holds", "id", "local", "owner", "submitted", "views")
 
     def __init__(self, id: ObjectKey, owner: str = "", local: int = 0) -> None:
-        self.id = id
-        self.owner = owner
-        self.local = local
-        self.submitted = 0
-        self.views = 0
-        self.contained = 0
+        self.id: ObjectKey = id
+        self.owner: str = owner
+        self.local: int = local
+        self.submitted: int = 0
+        self.views: int = 0
+        self.contained: int = 0
         self.borrowers: dict[str, int] | None = None
         self.holds: tuple[Reference, ...] = ()  # what this object's value contains
 

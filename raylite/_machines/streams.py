@@ -73,9 +73,9 @@ class Stream:
         self._is_short = False  # this attempt ended before it got to what is new
         self._is_held = False  # the producer waits, for too many bytes are unread
         self._is_bounded = not limit
-        self.received = 0
-        self.is_abandoned = False
-        self.is_ended = False
+        self.received: int = 0
+        self.is_abandoned: bool = False
+        self.is_ended: bool = False
 
     @property
     def wants_news(self) -> bool:

@@ -48,11 +48,11 @@ class Pending:
     __slots__ = ("attempt", "function", "id", "key", "retries", "worker")
 
     def __init__(self, id: TaskKey, key: "LaneKey", function: int, retries: int):
-        self.id = id
-        self.key = key
-        self.function = function
-        self.retries = retries
-        self.attempt = 0
+        self.id: TaskKey = id
+        self.key: LaneKey = key
+        self.function: int = function
+        self.retries: int = retries
+        self.attempt: int = 0
         self.worker: WorkerKey | None = None
 
 

@@ -37,12 +37,12 @@ class Logs(Interface):
 class Holder(Interface):
     """What the raylet tells those who asked for leases."""
 
-    granted = batch(hot.LeaseGrant, bulk=False)
-    problem = batch(hot.LeaseProblem, bulk=False)
-    spilled = batch(hot.Spilled, bulk=False)  # ask another raylet
-    lost = batch(hot.WorkerLost, bulk=False)
-    wanted = post(bytes)  # others wait: give idle leases back at once
-    unwanted = post(bytes)
+    granted: batch[hot.LeaseGrant] = batch(hot.LeaseGrant, bulk=False)
+    problem: batch[hot.LeaseProblem] = batch(hot.LeaseProblem, bulk=False)
+    spilled: batch[hot.Spilled] = batch(hot.Spilled, bulk=False)  # ask another raylet
+    lost: batch[hot.WorkerLost] = batch(hot.WorkerLost, bulk=False)
+    wanted: post[bytes] = post(bytes)  # others wait: give idle leases back at once
+    unwanted: post[bytes] = post(bytes)
 
 
 class Objects(Interface):
@@ -72,6 +72,8 @@ class Copies(Interface):
 class Process(Interface):
     """What the raylet tells every process of its node."""
 
-    died = post(hot.Death)  # another one ended; answer with `viewless` when nothing of it is viewed
-    node_died = post(hot.NodeDeath)  # another node, with all its processes
-    leave = post(hot.Leave)  # to workers: exit, when nobody needs you
+    died: post[hot.Death] = post(
+        hot.Death
+    )  # another one ended; answer with `viewless` when nothing of it is viewed
+    node_died: post[hot.NodeDeath] = post(hot.NodeDeath)  # another node, with all its processes
+    leave: post[hot.Leave] = post(hot.Leave)  # to workers: exit, when nobody needs you

@@ -9,12 +9,18 @@ from raylite._wire import hot
 class Execute(Interface):
     """An owner to a worker that it leases. Those in bulk are one lane: order is the link's."""
 
-    define = batch(hot.Definition)
-    hold = batch(hot.Holding)  # before the first task of a lease, if it is not what was told last
-    run = batch(hot.Task)
-    cancel = batch(hot.Cancel)  # never before the `run` of what it cancels
-    give_back = post(bytes)  # return what was not started: there are idle hands elsewhere
-    allow = batch(hot.StreamTerms)  # in the lane of `run`, so that it never comes before its task
+    define: batch[hot.Definition] = batch(hot.Definition)
+    hold: batch[hot.Holding] = batch(
+        hot.Holding
+    )  # before the first task of a lease, if it is not what was told last
+    run: batch[hot.Task] = batch(hot.Task)
+    cancel: batch[hot.Cancel] = batch(hot.Cancel)  # never before the `run` of what it cancels
+    give_back: post[bytes] = post(
+        bytes
+    )  # return what was not started: there are idle hands elsewhere
+    allow: batch[hot.StreamTerms] = batch(
+        hot.StreamTerms
+    )  # in the lane of `run`, so that it never comes before its task
 
 
 class Submit(Interface):

@@ -42,14 +42,15 @@ class Interpreter:
     """
 
     def __init__(self, path: Sequence[str], roles: str = ROLES) -> None:
-        self.path, self.roles = tuple(path), roles
+        self.path: tuple[str, ...] = tuple(path)
+        self.roles: str = roles
         own, theirs = (_above_stdio(end) for end in socket.socketpair(type=socket.SOCK_SEQPACKET))
         self.end: socket.socket | None = own
         """The channel to it; whoever takes it has to reap the process."""
 
         self._output = _above_stdio_fd(os.memfd_create("raylite-node.log"))
         try:
-            self.pid = _spawn([roles, *path], theirs.fileno(), self._output)
+            self.pid: int = _spawn([roles, *path], theirs.fileno(), self._output)
         except BaseException:
             own.close()
             os.close(self._output)

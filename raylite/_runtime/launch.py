@@ -63,19 +63,19 @@ class NodeProcess:
         parent: "NodeProcess | None" = None,
         interpreter: Interpreter | None = None,
     ) -> None:
-        self.config = config
-        self.addresses = Addresses(config.gcs_address, config.raylet_address)
+        self.config: NodeConfig = config
+        self.addresses: Addresses = Addresses(config.gcs_address, config.raylet_address)
         self._starter = os.getpid()
         self._lock = threading.Lock()
         self._ready: Ready | None = None
         self._reason: str | None = None
         self._arena_fd = -1
         self._stopped = False
-        self.was_stopped = False
+        self.was_stopped: bool = False
         """Did it end because somebody asked it to?"""
 
         self._log = config.logs / "node.log"
-        self.pid = 0
+        self.pid: int = 0
         """The fork server's."""
 
         self._pidfd = -1

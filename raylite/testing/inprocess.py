@@ -84,7 +84,7 @@ class InProcessCluster:
         self._island: list[_Node] = []  # those that are cut off from the head
         self._thread = LoopThread("raylite-cluster")
         try:
-            self.place = self._thread.run(self._start(list(specs)), 30.0)
+            self.place: Place = self._thread.run(self._start(list(specs)), 30.0)
         except BaseException:
             self._thread.stop()
             raise

@@ -85,13 +85,13 @@ class SimNode:
         self.world = world
         self.name = name
         self.cpus = cpus
-        self.arena = HeapArena(store + board.SIZE)
-        self.workers = SimWorkers(self, start_failures)
+        self.arena: HeapArena = HeapArena(store + board.SIZE)
+        self.workers: SimWorkers = SimWorkers(self, start_failures)
         self.drivers: dict[str, SimDriver] = {}
         self.raylet: Raylet
-        self.id = world.random(f"node {name}").randbytes(28) if name else b""
+        self.id: bytes = world.random(f"node {name}").randbytes(28) if name else b""
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.is_dead = False
+        self.is_dead: bool = False
         self.on_end: Callable[[BaseException], None] = self.fail  # the raylet has ended by itself
         self._resources = resources or {}
         self._links = links
@@ -276,10 +276,10 @@ class SimProcess:
 
     def __init__(self, node: SimNode, network: SimNetwork, attachment: Attachment) -> None:
         self.node = node
-        self.name = network.name
+        self.name: str = network.name
         self.attachment = attachment
         self.core: Core = attachment.core
-        self.place = Place(self.core, attachment.node_id)
+        self.place: Place = Place(self.core, attachment.node_id)
         self.is_dead = False
         self.on_kill: Callable[[], object] = _nothing
         self._functions: dict[tuple[Any, ...], RemoteFunction[Callable[..., Any], Any]] = {}
@@ -366,9 +366,9 @@ class TaskContext:
     def __init__(self, worker: "SimWorker", process: SimProcess, task: RunningTask) -> None:
         self._worker = worker
         self._process = process
-        self.id = task.id
-        self.attempt = task.attempt
-        self.worker = worker.name
+        self.id: bytes = task.id
+        self.attempt: int = task.attempt
+        self.worker: str = worker.name
 
     @property
     def node(self) -> SimNode:
@@ -401,12 +401,12 @@ class SimWorkers:
     def __init__(self, node: SimNode, start_failures: float) -> None:
         self._node = node
         self._start_failures = start_failures
-        self.early_deaths = 0.0  # how likely it is that one dies while it starts
+        self.early_deaths: float = 0.0  # how likely it is that one dies while it starts
         self._random = node.world.random(node.host("workers"))
         self._workers: dict[int, SimWorker] = {}
         self._last_tasks: dict[int, bytes] = {}
         self.deaths: dict[str, str] = {}  # why those that ended did
-        self.failed_starts = 0
+        self.failed_starts: int = 0
 
     def all(self) -> "list[SimWorker]":
         """Those that were started and have not ended, in that order."""
@@ -470,11 +470,11 @@ class SimWorker:
     ) -> None:
         self.node = node
         self.token = token
-        self.name = node.host(f"worker-{token}")
+        self.name: str = node.host(f"worker-{token}")
         self.process: SimProcess | None = None
-        self.executor = SimExecutor(asyncio.get_running_loop())
+        self.executor: SimExecutor = SimExecutor(asyncio.get_running_loop())
         self.last_task = b""
-        self.is_ended = False
+        self.is_ended: bool = False
         self._random = random
         self._source = source
         self._work: asyncio.Task[None] | None = None

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from raylite._kernel.token import create_token
 from raylite._runtime import folders, inquiry, interrupts, launch, local, roles
+from raylite._runtime.context import Place
 from raylite._runtime.launch import NodeProcess
 from raylite._runtime.local import SessionOptions
 from raylite._runtime.node import NodeConfig, Roles, own_token
@@ -60,7 +61,7 @@ class ProcessCluster:
                 self._cuts.close()
                 raise
             self._nodes[config.node_id] = LocalNode(config.node_id, head), self._head
-            self.place = self._session.place
+            self.place: Place = self._session.place
             try:
                 self._add(others)
                 interrupt.raise_if_interrupted()

@@ -269,7 +269,7 @@ class SimWire(MemoryWire):
 
     def mute(self, linger: float) -> None:
         """The process at this end is gone: it sends and hears no more, and the wire breaks soon."""
-        self.events = Deaf()
+        self.events: WireEvents = Deaf()
         self._is_closing = True
         if linger:
             self._loop.call_later(linger, self.abort, "the peer died")

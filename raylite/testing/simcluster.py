@@ -24,13 +24,15 @@ class SimCluster:
         self, world: World, *, disk: SimDisk | None = None, links: LinkConfig | None = None
     ) -> None:
         self.world = world
-        self.links = links or LinkConfig()
+        self.links: LinkConfig = links or LinkConfig()
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.gcs = SimGcs(world, disk or SimDisk(world.random("disk")), self.links, self.fail)
+        self.gcs: SimGcs = SimGcs(
+            world, disk or SimDisk(world.random("disk")), self.links, self.fail
+        )
         self.nodes: dict[str, SimNode] = {}  # those that live
         self.gone: dict[str, SimNode] = {}
         self.on_node_ended: Callable[[SimNode, BaseException], None] = self._ended
-        self.is_stopping = False
+        self.is_stopping: bool = False
         self._lives: dict[str, int] = {}
 
     async def add(self, machine: str, *, is_head: bool = False, **options: Any) -> SimNode:

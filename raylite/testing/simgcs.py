@@ -109,7 +109,7 @@ class SimGcs:
     ) -> None:
         self.disk = disk
         self.host: Host
-        self.lives = 0
+        self.lives: int = 0
         self._world = world
         self._links = links
         self._fail = fail

@@ -42,7 +42,7 @@ class NodeAffinitySchedulingStrategy:
             raise ValueError("_spill_on_unavailable cannot be set when soft is False.")
         if _fail_on_unavailable and soft:
             raise ValueError("_fail_on_unavailable cannot be set when soft is True.")
-        self.node_id = node_id if isinstance(node_id, str) else node_id.hex()
+        self.node_id: str = node_id if isinstance(node_id, str) else node_id.hex()
         self.soft = soft
         self._spill_on_unavailable = _spill_on_unavailable
         self._fail_on_unavailable = _fail_on_unavailable
@@ -102,7 +102,8 @@ class NodeLabelSchedulingStrategy:
             raise ValueError(
                 "The `hard` and `soft` parameter of NodeLabelSchedulingStrategy cannot both be empty."
             )
-        self.hard, self.soft = _labels(hard), _labels(soft)
+        self.hard: Labels = _labels(hard)
+        self.soft: Labels = _labels(soft)
 
     def to_strategy(self) -> Strategy:
         """Return it as the scheduler knows it."""

@@ -52,3 +52,16 @@ def test_pyright_finds_what_is_wrong_and_nothing_else() -> None:
         for each in report["generalDiagnostics"]
     }
     assert found == expected(), report
+
+
+def test_every_type_that_a_user_can_reach_is_known() -> None:
+    report = json.loads(
+        run("pyright", "--verifytypes", "raylite", "--ignoreexternal", "--outputjson")
+    )["typeCompleteness"]
+    unknown = [
+        f"{each['name']}: {diagnostic['message']}"
+        for each in report["symbols"]
+        for diagnostic in each["diagnostics"]
+        if not each["isTypeKnown"] or each["isTypeAmbiguous"]
+    ]
+    assert report["completenessScore"] == 1.0, "\n".join(unknown)

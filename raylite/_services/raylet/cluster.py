@@ -55,7 +55,7 @@ class ClusterService(Service):
         self._raylets: dict[NodeKey, tuple[int, str]] = {}  # incarnation and address
         self._early: dict[NodeKey, list[hot.ViewDelta]] = {}  # of nodes not yet known to be members
         self._publisher = ViewPublisher(view())
-        self.local = view().node
+        self.local: NodeKey = view().node
         self._mark = mark_of_node(self.local)
         self._told_of: dict[
             bytes, None

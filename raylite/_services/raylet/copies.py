@@ -48,7 +48,7 @@ class CopyService(Service, serves=(raylet.Copies,)):
         self._arena = arena
         self._store = store
         self._cluster = cluster
-        self.copies = Copies()
+        self.copies: Copies = Copies()
         # Of what it says of its copies, so that owners can put it in order.
         self._numbers = itertools.count(1)
         # For nodes that have not been heard of yet; an owner may know of one before this raylet.

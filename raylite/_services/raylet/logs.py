@@ -75,7 +75,7 @@ class LogService(Service, serves=(raylet.Logs,)):
     ) -> None:
         self._network, self._pool, self._cluster = network, pool, cluster
         self._source, self._ip, self._files = source, ip, files
-        self.logs = Logs()
+        self.logs: Logs = Logs()
         self._moved = asyncio.Event()
         self._has_chunks = asyncio.Event()
         self._chunks: list[Chunk] = []

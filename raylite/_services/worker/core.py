@@ -90,18 +90,18 @@ class Core:
         wake: Callable[[Callable[[], None]], object] | None = None,
     ) -> None:
         self.id = id
-        self.job = job
+        self.job: bytes = job
         self.loop = loop
         self._call_soon = wake or loop.call_soon_threadsafe
         self.network = network
-        self.address = network.address
+        self.address: str = network.address
         self.owner = owner
         self.submitter = submit
         self.raylet_link = raylet_link
         self._arena = arena
         self._locations = locations
-        self.copies = Copies(owner, raylet_link, arena, self._later)
-        self.node = b""
+        self.copies: Copies = Copies(owner, raylet_link, arena, self._later)
+        self.node: bytes = b""
         self._objects = raylet.Objects(raylet_link)
         self._outbox: deque[Any] = deque()
         #: Called with the `Drop` of a reference that died. The loop is woken for it by an alert only.
@@ -117,13 +117,13 @@ class Core:
         self._task_numbers = itertools.count(random.getrandbits(64))
         self._put_numbers = itertools.count(1)
         self._put_prefix = self._task_suffix = random.randbytes(8)
-        self.config = hot.JobConfig()
-        self.exports = Exports()
+        self.config: hot.JobConfig = hot.JobConfig()
+        self.exports: Exports = Exports()
         self.join(job, self.config)
         self._definition_numbers = itertools.count(1)
         self._pinned: list[Entry] = []
         self._writing: Counter[bytes] = Counter()
-        self.is_closed = False
+        self.is_closed: bool = False
         #: Called, on the blocking thread, before and after it waits: a worker lends its CPU.
         self.on_block: Callable[[], None] | None = None
         self.on_unblock: Callable[[], None] | None = None

@@ -45,10 +45,10 @@ class Job:
     )  # fmt: skip
 
     def __init__(self, task: hot.Task, definition: hot.Definition, link: Link) -> None:
-        self.task = task
-        self.definition = definition
-        self.link = link
-        self.deadline = None if task.left is None else now() + task.left
+        self.task: hot.Task = task
+        self.definition: hot.Definition = definition
+        self.link: Link = link
+        self.deadline: float | None = None if task.left is None else now() + task.left
         self.arguments: tuple[Entry, ...] = ()  # entries made for this task's references
         self.handed: tuple[Entry, ...] = ()  # what its result contains
         self.brought: Bringing | None = None  # arguments that lie on other nodes
@@ -97,7 +97,7 @@ class ExecuteService(Service, serves=(worker.Execute,)):
         self._holdings: dict[Link, hot.Holding] = {}  # what owners have told of their leases
         self._lessee: Link | None = None  # whose lease it is
         self._is_dying = False
-        self.producers = Producers(owner, self._submitters, self.spawn)
+        self.producers: Producers = Producers(owner, self._submitters, self.spawn)
 
     @handles(worker.Execute.define)
     def define(self, definitions: list[hot.Definition]) -> None:
@@ -349,7 +349,7 @@ class QueueExecutor:
         #: Called, on the loop, when a job has come, while the thread does something else than wait
         #: for one.
         self.on_arrival: Callable[[], None] | None = None
-        self.interrupts = Interrupts()
+        self.interrupts: Interrupts = Interrupts()
         self.runner: _Runner | None = None
         #: Makes the thread look at `interrupts`, whatever it does; ends the worker.
         self.strike: Callable[[], None] = _nothing

@@ -84,15 +84,15 @@ class Entry(Reference):
         self.owner = owner
         self.local = local
         self.submitted = self.views = self.contained = 0
-        self.borrowers = None
-        self.holds = ()
-        self.keeper = keeper
-        self.value = value
+        self.borrowers: dict[str, int] | None = None
+        self.holds: tuple[Reference, ...] = ()
+        self.keeper: Keeper = keeper
+        self.value: Value | None = value
         self.waiters: list[Waiter] | None = None
         self.ref: Drop | None = None
         self.alert: weakref.ref[Any] | None = None  # wakes the loop when the reference dies
-        self.is_registered = False  # borrowed, and the owner knows
-        self.is_pulled = False  # borrowed, and its value has been asked for
+        self.is_registered: bool = False  # borrowed, and the owner knows
+        self.is_pulled: bool = False  # borrowed, and its value has been asked for
 
     @property
     def known_ref(self) -> "ObjectRef[Any] | None":
@@ -407,9 +407,9 @@ class BlockedThread:
     is_fetching = False
 
     def __init__(self, count: int, *, raises: bool) -> None:
-        self.count = count
-        self.raises = raises
-        self.lock = threading.Lock()
+        self.count: int = count
+        self.raises: bool = raises
+        self.lock: threading.Lock = threading.Lock()
         self.lock.acquire()
 
     def ready(self, entry: Entry) -> None:
@@ -430,7 +430,7 @@ class BlockedThread:
 class Fetching:
     """What makes a waiter wait until objects are here: has those that are `away` fetched."""
 
-    is_fetching = False
+    is_fetching: bool = False
 
     def __init__(
         self, away: Callable[[Entry], bool], fetch: Callable[[Entry, "Fetching"], None]

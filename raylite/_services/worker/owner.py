@@ -43,9 +43,9 @@ class OwnerService(Service, serves=(worker.Owner,)):
         self._network = network
         self._locations = locations
         locations.on_lost = self._lost
-        self.refs = Refs()
+        self.refs: Refs = Refs()
         self.canceller: Canceller
-        self.errors = UnhandledErrors()
+        self.errors: UnhandledErrors = UnhandledErrors()
         self._handed: dict[bytes, tuple[Entry, ...]] = {}
         self._dead: dict[str, None] = {}
         self.hear_drops: Callable[[], None] = _nothing  # what threads let go of

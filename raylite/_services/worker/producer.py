@@ -65,18 +65,18 @@ class Producer:
         self, task: hot.Task, link: Link, gate: Gate, note: "Callable[[Producer], None]"
     ) -> None:
         assert task.stream is not None
-        self.task = task
-        self.link = link
-        self.gate = gate
-        self.skip = task.stream.skip
-        self.until = task.stream.until
-        self.is_abandoned = task.stream.is_abandoned
-        self.is_orphan = False  # its owner has died: there is nobody to run on for
-        self.count = 0  # items yielded, those that are passed over among them
-        self.next = self.skip  # the number of the next item to be sent
-        self.is_noted = False  # the loop is about to take what there is
-        self.is_short = False  # it ended among the items that it had to pass over
-        self.is_waiting_for_room = False  # the owner reads too slowly
+        self.task: hot.Task = task
+        self.link: Link = link
+        self.gate: Gate = gate
+        self.skip: int = task.stream.skip
+        self.until: int = task.stream.until
+        self.is_abandoned: bool = task.stream.is_abandoned
+        self.is_orphan: bool = False  # its owner has died: there is nobody to run on for
+        self.count: int = 0  # items yielded, those that are passed over among them
+        self.next: int = self.skip  # the number of the next item to be sent
+        self.is_noted: bool = False  # the loop is about to take what there is
+        self.is_short: bool = False  # it ended among the items that it had to pass over
+        self.is_waiting_for_room: bool = False  # the owner reads too slowly
         self.on_sent: Callable[[], None] | None = None  # what waits until all are sent
         self._note = note
         self._made: deque[tuple[Value, tuple[Entry, ...]]] = deque()

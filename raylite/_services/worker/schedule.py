@@ -14,7 +14,7 @@ class Schedule:
     def __init__(self, callback: Callable[[TaskKey], None]) -> None:
         self._callback = callback
         self._table = Timetable[TaskKey]()
-        self.times = self._table.times  # by task, to look at only
+        self.times: dict[TaskKey, float] = self._table.times  # by task, to look at only
         self._alarm = Alarm(self._ring)
 
     def set(self, task: TaskKey, at: float) -> None:

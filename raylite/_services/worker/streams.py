@@ -68,15 +68,15 @@ class Arrivals:
         per_yield: int = 1,
         whole: Entry | None = None,
     ) -> None:
-        self.task = task
-        self.end = end
-        self.per_yield = per_yield
-        self.whole = whole
-        self.stream = Stream(limit)
+        self.task: TaskKey = task
+        self.end: Entry = end
+        self.per_yield: int = per_yield
+        self.whole: Entry | None = whole
+        self.stream: Stream = Stream(limit)
         self.items: deque[Entry] = deque()  # those that arrived and were not taken
-        self.pending = Entry(item_id(task, 0), end.keeper, "", 1)  # the one after those
-        self.wants_news = self.stream.wants_news
-        self.is_noted = False  # the loop is about to look what was taken
+        self.pending: Entry = Entry(item_id(task, 0), end.keeper, "", 1)  # the one after those
+        self.wants_news: bool = self.stream.wants_news
+        self.is_noted: bool = False  # the loop is about to look what was taken
         self.streams: Streams | None = None
         self.drop: GeneratorDrop | None = None
         self.alert: weakref.ref[Any] | None = None  # wakes the loop when the generator dies

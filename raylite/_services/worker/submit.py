@@ -88,16 +88,16 @@ class OwnedTask(Pending):
         self.function = function
         self.retries = retries
         self.failures: Retries | None = None
-        self.parent = parent
+        self.parent: RunningTask | None = parent
         self.attempt = 0
-        self.worker = None
-        self.arguments = arguments
-        self.entries = entries
-        self.name = name
-        self.retry_on = retry_on
-        self.inputs = inputs
-        self.contained = contained
-        self.missing = 0
+        self.worker: WorkerKey | None = None
+        self.arguments: bytes = arguments
+        self.entries: tuple[Entry, ...] = entries
+        self.name: str = name
+        self.retry_on: bytes = retry_on
+        self.inputs: tuple[tuple[int | str, Entry], ...] = inputs
+        self.contained: tuple[Entry, ...] = contained
+        self.missing: int = 0
         self.owner: SubmitService | None = None
 
     def ready(self, entry: Entry) -> None:
@@ -113,13 +113,13 @@ class Peer:
     __slots__ = ("address", "defined", "execute", "key", "lease", "link", "node", "pid")
 
     def __init__(self, grant: hot.LeaseGrant, link: Link) -> None:
-        self.key = WorkerKey(grant.worker)
-        self.lease = LeaseID(grant.lease)
-        self.address = grant.address
-        self.node = grant.node
-        self.pid = grant.pid
-        self.link = link
-        self.execute = worker.Execute(link)
+        self.key: WorkerKey = WorkerKey(grant.worker)
+        self.lease: LeaseID = LeaseID(grant.lease)
+        self.address: str = grant.address
+        self.node: bytes = grant.node
+        self.pid: int = grant.pid
+        self.link: Link = link
+        self.execute: worker.Execute = worker.Execute(link)
         self.defined: set[int] = set()
 
 
@@ -140,7 +140,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         self._locations = locations
         self._submitter = submitter
         self._raylet = raylet_link
-        self.lessors = Lessors(network, raylet_link, submitter, id, self._lessor_ended)
+        self.lessors: Lessors = Lessors(network, raylet_link, submitter, id, self._lessor_ended)
         self._random: Random = network.seams.random("retries")
         self._tasks: dict[TaskKey, OwnedTask] = {}
         self._peers: dict[WorkerKey, Peer] = {}
@@ -150,14 +150,14 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         self._cancelled: dict[TaskKey, Cancellation] = {}
         self._finishing: dict[TaskKey, None] = {}  # their results came, with references
         self._reported: dict[str, None] = {}
-        self.canceller = Canceller(network, self, owner.spawn)
+        self.canceller: Canceller = Canceller(network, self, owner.spawn)
         owner.canceller = self.canceller
         self.definitions: dict[int, hot.Definition] = {}
-        self.streams = Streams(owner, self._allow)
+        self.streams: Streams = Streams(owner, self._allow)
         self.on_warning: Callable[[str], None] = _ignore
         self._alarm = Alarm(self._expire)
-        self.delays = Schedule(self._submit_again)  # of what is to be tried again
-        self.limits = Schedule(self._timed_out)  # of what is to end by then
+        self.delays: Schedule = Schedule(self._submit_again)  # of what is to be tried again
+        self.limits: Schedule = Schedule(self._timed_out)  # of what is to end by then
         self._limited = self.limits.times
         raylet_link.on_end(self._raylet_ended)
 

@@ -21,7 +21,7 @@ class UnhandledErrors:
     """Watches a process's errors. All of it is the loop's."""
 
     def __init__(self) -> None:
-        self.unread = Unread()
+        self.unread: Unread = Unread()
         self._alarm = Alarm(self._report)
 
     def failed(self, id: bytes) -> None:

@@ -38,7 +38,7 @@ class Storage(ABC):
     Opened by whoever made it, who also closes it: the services that share it do neither.
     """
 
-    quarantined = 0  # records found damaged since this storage was opened
+    quarantined: int = 0  # records found damaged since this storage was opened
 
     async def put(self, table: str, key: bytes, row: bytes) -> None:
         """Keep a row; return when it is durable."""
