@@ -29,16 +29,30 @@ class _Reader(pickle.Unpickler):
 class _Told(Exception):
     """A task's error, without what it raised."""
 
+    def __init__(self, text: str, cause: bytes) -> None:
+        super().__init__(text)
+        self.cause = cause
 
-def _told(function_name: str, traceback_str: str, *rest: object) -> _Told:
-    return _Told(traceback_str)
+
+def _told(function_name: str, traceback_str: str, cause: bytes, *rest: object) -> _Told:
+    return _Told(traceback_str, cause)
 
 
 def story(data: bytes | memoryview) -> tuple[str, str]:
-    """Return the name of a pickled error's class, and its text."""
+    """Return a pickled error's class, by name, and its text.
+
+    The class of a task's error is that of what it raised, if that was one of raylite's, else
+    `RayTaskError`.
+    """
     try:
         error = _Reader(io.BytesIO(data)).load()
     except Exception as problem:
         return type(problem).__name__, _UNKNOWN
-    name = "RayTaskError" if isinstance(error, _Told) else type(error).__name__
-    return name, f"{error}" if isinstance(error, _Told) else f"{name}: {error}"
+    if not isinstance(error, _Told):
+        name = type(error).__name__
+        return name, f"{name}: {error}"
+    try:
+        name = type(_Reader(io.BytesIO(error.cause)).load()).__name__
+    except Exception:  # a class of the program's, or one of Python's
+        name = "RayTaskError"
+    return name, str(error)

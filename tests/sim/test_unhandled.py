@@ -209,6 +209,22 @@ def test_an_attempt_that_is_retried_is_no_error(logged: Callable[[], list[str]])
     run(program)
 
 
+def test_a_cancelled_task_and_what_needed_it_are_no_errors(
+    logged: Callable[[], list[str]],
+) -> None:
+    async def program(driver: SimDriver) -> None:
+        ref = driver.submit(fail, "too late", 20.0)
+        dependent = driver.submit(echo, ref)
+        await asyncio.sleep(1.0)
+        driver.core.cancel(ref._entry, force=False, recursive=True)
+        await settled(driver, ref, dependent)
+        del ref, dependent
+        await asyncio.sleep(30.0)
+        assert logged() == []
+
+    run(program)
+
+
 def test_of_very_many_errors_some_are_shown(logged: Callable[[], list[str]]) -> None:
     async def program(driver: SimDriver) -> None:
         refs = [driver.submit(fail, "many") for _ in range(30)]

@@ -53,6 +53,13 @@ def test_a_tasks_error_is_told_without_what_it_raised() -> None:
     assert "GhostError: boo" in text
 
 
+def test_a_task_that_needed_a_cancelled_one_is_told_by_that() -> None:
+    failed = capture_task_error(
+        TaskCancelledError(), function_name="f", pid=1, ip="10.0.0.1", proctitle="raylite::f"
+    )
+    assert story(pickled(failed)) == ("TaskCancelledError", str(failed))
+
+
 @pytest.mark.parametrize(
     "error",
     [
