@@ -43,7 +43,7 @@ from raylite._services.worker.streams import NONE
 from raylite._types import board
 from raylite._types.marks import mark_of_node
 from raylite._wire import hot, pickling
-from raylite._wire.hot import Value
+from raylite._wire.hot import Form, Value
 from raylite.exceptions import LinkError, RayError
 from raylite.testing.sim import SimNetwork, World
 
@@ -285,7 +285,7 @@ class SimProcess:
         self._functions: dict[tuple[Any, ...], RemoteFunction[Callable[..., Any], Any]] = {}
         node.watch(attachment.running, lambda: self.is_dead)
 
-    def submit(self, body: Callable[..., Awaitable[Any]], *args: Any, **options: Any) -> Any:
+    def submit(self, body: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """Submit a task; returns what ``.remote()`` returns."""
         key = body, *options.items()
         function = self._functions.get(key)
@@ -713,7 +713,11 @@ class _Stored:
             size = pickling.dumps(each).size
             if size > hot.INLINE_LIMIT:
                 id = arena_key(task, index)
-                self._room[id] = await self._core.allocate(id, owner, size)
+                try:
+                    self._room[id] = await self._core.allocate(id, owner, size)
+                except BaseException:  # as in `Core.store_result`: nobody will hear of it
+                    self._core.owner.free_value(id, Value(Form.ARENA))
+                    raise
 
     async def store_soon(self, id: bytes, owner: bytes, pickled: pickling.Pickled) -> Value:
         return self.store_result(id, owner, pickled)

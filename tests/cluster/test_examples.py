@@ -16,6 +16,7 @@ SAYS = {
     "crawler.py": r"511 pages say 'page' 25550 times\nup to \d\d+ requests were open",
     "monte_carlo.py": r"\[#{40}\]  64/64  6\.477 \+- 0\.078",
     "service_in_use.py": "there are 78498 primes.*8 requests were answered.*a client has gone.*raylite stop",
+    "streaming_pipeline.py": r"783849 measurements, mean 20\.002",
     "two_nodes.py": "2 nodes\n.* tasks on node .* read 5000000 bytes.*Stopped 2 nodes",
 }
 """What an example says, by which one knows that it has done what it shows."""

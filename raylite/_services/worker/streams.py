@@ -181,7 +181,10 @@ class Streams:
 
     def ended(self, arrivals: Arrivals) -> None:
         """A task has ended: `arrivals.end` says how."""
-        self.perform(arrivals, arrivals.stream.ended(failed=arrivals.end.is_error))
+        effects = arrivals.stream.ended(failed=arrivals.end.is_error)
+        self.perform(arrivals, effects)
+        if not effects:
+            self._owner.errors.read(arrivals.end.id)  # it was cancelled, and its error was an item
         self._owner.perform(self._owner.refs.dropped_local(arrivals.end))
         if arrivals.whole is not None:
             self.dropped(arrivals)
