@@ -8,6 +8,7 @@ import enum
 import msgspec
 
 from raylite._types.accelerators import Shares
+from raylite._types.cancellation import CancelOutcome
 
 INLINE_LIMIT = 100 * 1024  # bytes of a pickled value up to which it travels instead of being stored
 INLINE_TOTAL = 10 * 1024 * 1024  # bytes of all arguments of a call, or all results, that do
@@ -243,9 +244,9 @@ class CancelTask(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class Cancelled(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """What came of it: a `CancelOutcome`."""
+    """What came of it."""
 
-    outcome: int
+    outcome: CancelOutcome
 
 
 class Where(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -4,6 +4,7 @@
 reference's value. The rest is here. Everything works on several loops at once, in several threads.
 """
 
+from raylite._types.cancellation import CancelOutcome as CancelOutcome
 from raylite.aio.cluster import init as init, shutdown as shutdown
 from raylite.aio.group import TaskGroup as TaskGroup
 from raylite.aio.objects import (

@@ -89,8 +89,8 @@ def _echo(value: Any) -> Any:
     return value
 
 
-def _cancel(refs: list[Any]) -> int:
-    return int(cancel(refs[0]))
+def _cancel(refs: list[Any]) -> CancelOutcome:
+    return cancel(refs[0])
 
 
 class _Slow:

@@ -116,8 +116,7 @@ class Canceller:
             recursive=request.recursive,
             told=partial(_tell, told),
         )
-        outcome: CancelOutcome = await asyncio.wrap_future(told)
-        return hot.Cancelled(outcome)
+        return hot.Cancelled(await asyncio.wrap_future(told))
 
     async def _ask(
         self, owner: str, request: hot.CancelTask, told: "Future[CancelOutcome]"
@@ -126,7 +125,7 @@ class Canceller:
             outcome = (await worker.Owner(self._network.connect(owner)).cancel(request)).outcome
         except LinkError:  # it has ended, and what it owned with it
             outcome = CancelOutcome.FINISHED_FIRST
-        _tell(told, CancelOutcome(outcome))
+        _tell(told, outcome)
 
 
 def _tell(told: "Future[CancelOutcome]", outcome: CancelOutcome) -> None:
