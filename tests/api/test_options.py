@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -395,3 +396,10 @@ def test_type_checkers_know_the_options_that_there_are() -> None:
     known = set(TaskKeywords.__annotations__) | {"num_returns"}
     assert known == in_options - always_refused
     assert set(DecoratorKeywords.__annotations__) | known == set(TASK_OPTIONS) - always_refused
+
+
+def test_the_page_of_tasks_has_a_row_for_each_option() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text()
+    table = page.split("## Options")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)`", table, re.MULTILINE)
+    assert sorted(rows) == sorted(TASK_OPTIONS)

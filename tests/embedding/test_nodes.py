@@ -95,6 +95,9 @@ def test_a_task_runs_where_its_resources_are(cluster: LocalCluster) -> None:
 def test_a_task_runs_where_its_labels_are(cluster: LocalCluster) -> None:
     first, second = ids(cluster)
     assert ray.get(where.options(label_selector={"zone": "b"}).remote()) == second
+    fallback = [{"label_selector": {"zone": "z"}}, {"label_selector": {"zone": "in(a, b)"}}]
+    task = where.options(label_selector={"zone": "y"}, fallback_strategy=fallback)
+    assert ray.get(task.remote()) == second
     here = NodeLabelSchedulingStrategy({"zone": DoesNotExist()})
     there = NodeLabelSchedulingStrategy({"zone": In("a", "b")})
     assert ray.get(where.options(scheduling_strategy=here).remote()) == first

@@ -70,6 +70,8 @@ class Script:
 
     def options(self) -> dict[str, Any]:
         options: dict[str, Any] = {"max_retries": self.retries}
+        if self.label % 5 == 0:
+            options["max_calls"] = 1 + self.label % 3
         if self.spread:
             options["scheduling_strategy"] = "SPREAD"
         if self.cpus != 1.0:
