@@ -289,7 +289,8 @@ def wait(
 
     Raises:
         TypeError: `refs` is not a list of references.
-        ValueError: A reference is there twice, or `num_returns` cannot be had.
+        ValueError: A reference is there twice, or `num_returns` cannot be had, or all are of
+            a session that has ended. Some of such a session are never ready, nor waited for.
 
     Example:
         >>> ready, rest = wait([f.remote(), g.remote()])  # doctest: +SKIP
@@ -300,8 +301,12 @@ def wait(
         timeout = limit(timeout)
     if not refs:
         return [], []
-    if refs[0]._entry.keeper is not core:
-        core = home(refs)
+    if refs[0]._entry.keeper is not core or Core.has_ended:
+        known = of_living_clusters(refs)
+        core = home(known)
+        if len(known) < len(refs):  # as long as there is one to wait for
+            count = min(num_returns, len(known))
+            return told_apart(refs, core.wait(known, count, timeout, fetch_local=fetch_local)[0])
     return core.wait(refs, num_returns, timeout, fetch_local=fetch_local)
 
 
@@ -380,6 +385,22 @@ def _place() -> context.Place:
     if here is None:
         raise RaySystemError(auto.NOT_STARTED)
     return here
+
+
+def of_living_clusters(refs: list[W]) -> list[W]:
+    """Return those that did not outlive their session; raise a ValueError if all have."""
+    known = [
+        ref for ref in refs if isinstance(core := ref._entry.keeper, Core) and not core.is_closed
+    ]
+    if not known:
+        raise unknown_owner(refs[0]._entry)
+    return known
+
+
+def told_apart(refs: list[W], ready: list[W]) -> tuple[list[W], list[W]]:
+    """Return these as `wait` does, of which some are ready."""
+    chosen = set(ready)
+    return ready, [ref for ref in refs if ref not in chosen]
 
 
 def home(refs: Sequence[Waitable]) -> Core:

@@ -122,7 +122,10 @@ async def wait(
         timeout = _api.limit(timeout)
     if not refs:
         return [], []
-    return await awaiting.wait(_api.home(refs), refs, num_returns, timeout, fetch_local=fetch_local)
+    known = _api.of_living_clusters(refs)
+    core, count = _api.home(known), min(num_returns, len(known))
+    ready, rest = await awaiting.wait(core, known, count, timeout, fetch_local=fetch_local)
+    return (ready, rest) if len(known) == len(refs) else _api.told_apart(refs, ready)
 
 
 def as_completed(refs: Iterable[ObjectRef[T]], *, timeout: float | None = None) -> "AsCompleted[T]":

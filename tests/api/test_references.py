@@ -24,7 +24,7 @@ from raylite.exceptions import (
 )
 from raylite.testing import LocalCluster
 
-go = threading.Event()
+go, fails = threading.Event(), threading.Event()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,9 +36,11 @@ def threads() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def closed() -> Iterator[None]:
     """Whatever a test began that waits for `go` ends with it."""
-    go.clear()
+    for event in (go, fails):
+        event.clear()
     yield
-    go.set()
+    for event in (go, fails):
+        event.set()
 
 
 class TaggedError(Exception):
@@ -66,7 +68,12 @@ def when_it_goes(value: Any = None) -> Any:
     return value
 
 
-held = ray.remote(when_it_goes)
+def fail_when_told() -> None:
+    assert fails.wait(20)
+    raise ValueError("told")
+
+
+held, when_told = ray.remote(when_it_goes), ray.remote(fail_when_told)
 get_all: Any = ray.get
 
 
@@ -186,6 +193,42 @@ def test_a_copy_that_cannot_be_had_is_an_outcome_like_others() -> None:
         assert isinstance(error, ObjectLostError)
         assert (error.object_ref, error.task_id) == (lost, lost.task_id())
         assert (one, len(large)) == (1, 200_000)
+
+
+# --- get and wait ---
+
+
+def test_get_raises_the_first_error_that_comes_though_others_are_unfinished() -> None:
+    slow, bad = held.remote(1), when_told.remote()
+    with ThreadPoolExecutor(1) as waiting:
+        got = waiting.submit(ray.get, [slow, bad, slow])
+        fails.set()
+        with pytest.raises(ValueError, match="told"):
+            got.result(20)
+    assert not slow.done()
+    go.set()
+    assert ray.get(slow) == 1
+
+
+def test_wait_takes_references_of_a_session_that_has_ended_among_others() -> None:
+    with LocalCluster(num_cpus=1, workers="threads"):
+        old = [ray.put(0), held.remote(0)]
+        go.set()
+        ray.get(old)
+        go.clear()
+    first, second = ray.put(1), held.remote(2)
+    one, two = old
+    for refs in ([one, first, two], [first, one, two]):
+        rest = [ref for ref in refs if ref is not first]
+        assert ray.wait(refs) == ([first], rest)
+        assert ray.wait(refs, num_returns=3) == ([first], rest)  # there is no more to wait for
+        assert asyncio.run(aio.wait(refs, num_returns=2)) == ([first], rest)
+    assert ray.wait([two, second], timeout=0) == ([], [two, second])
+    for call in (ray.get, ray.wait):
+        with pytest.raises(ValueError, match=r"^Ray object\(s\) whose owner is unknown"):
+            call(old)
+    with pytest.raises(ValueError, match=r"^Ray object\(s\) whose owner is unknown"):
+        asyncio.run(aio.wait(old))
 
 
 # --- timeouts ---

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from time import monotonic
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 from raylite._kernel.arena import Arena
 from raylite._kernel.link import Link
@@ -75,6 +75,9 @@ class Core:
         raylet_link: The link to this node's raylet.
         wake: Has the loop call something soon, from any thread; a simulation has only one.
     """
+
+    #: Whether one of this process has been closed, of which there may be references yet.
+    has_ended: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -517,6 +520,7 @@ class Core:
     def close(self) -> None:
         """Ask nothing more of the loop, which is about to end."""
         self.is_closed = True
+        Core.has_ended = True
         self.owner.expect_no_drop()
         self.submitter.streams.expect_no_drop()
 
