@@ -10,7 +10,7 @@ import pytest
 
 import raylite as ray
 from raylite import aio
-from raylite._services.worker.awaiting import Arrivals, Countdown
+from raylite._services.worker.awaiting import Countdown
 from raylite.exceptions import GetTimeoutError, RayTaskError
 from raylite.testing import LocalCluster
 
@@ -302,29 +302,26 @@ def test_a_cancelled_as_completed_loses_nothing(run: Run, gate: Gate) -> None:
     assert run(main) == [7]
 
 
-def test_many_completions_cost_one_wake_up_a_batch_and_no_look_at_the_others() -> None:
-    steps = 0
-
-    class Counted(Arrivals):
-        def rearm(self) -> None:
-            nonlocal steps
-            steps += 1
-            super().rearm()
+def test_completions_that_come_while_nobody_looks_wake_the_loop_once() -> None:
+    wakes = []
 
     async def main() -> None:
-        arrivals = Counted()
-        others = [ray.put(n)._entry for n in range(10_000)]
-        for entry in others:
-            arrivals.ready(entry)
-        await arrivals.future
-        arrivals.rearm()
-        assert list(arrivals.arrived) == others
-        await asyncio.sleep(0)
-        assert not arrivals.future.done()
+        loop = asyncio.get_running_loop()
+        wake = loop.call_soon_threadsafe
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            wakes.append(args)
+            return wake(*args, **kwargs)
+
+        refs = [echo.remote(n) for n in range(500)]
+        loop.call_soon_threadsafe = counted  # type: ignore[method-assign, assignment]
+        coming = aio.as_completed(refs)
+        await asyncio.to_thread(ray.get, refs)
+        assert len([ref async for ref in coming]) == 500
 
     with asyncio.Runner() as runner:
         runner.run(main())
-    assert steps == 1
+    assert len(wakes) <= 4  # theirs, that of the thread, and at the end the runner's own
 
 
 def test_a_countdown_wakes_with_the_last_value_only() -> None:

@@ -122,6 +122,21 @@ def test_no_more_is_read_and_begun_than_twice_what_can_run(
     assert len(seen) == 4 * size + 100
 
 
+def test_a_slow_reader_has_no_more_results_before_it_than_that() -> None:
+    read = []
+
+    def elements() -> Iterator[int]:
+        for n in itertools.count():
+            read.append(n)
+            yield n
+
+    refs = square.map(elements(), chunksize=1)
+    for taken in range(1, 20):
+        next(refs)
+        assert len(read) <= taken + 4  # two CPUs: four tasks
+        ray.wait(list(refs._under_way), num_returns=len(refs._under_way))
+
+
 def test_a_long_map_holds_only_what_is_ahead_of_its_reader() -> None:
     place = context.current()
     assert place is not None
