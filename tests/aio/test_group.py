@@ -53,6 +53,13 @@ def fail_beside(name: str, text: str = "no") -> None:
     raise ValueError(text)
 
 
+def stay_and_fail(name: str) -> None:
+    try:
+        stay(name)
+    except BaseException as error:
+        raise OSError("while cleaning up") from error
+
+
 def start_another(name: str) -> None:
     stay_remote.remote(name)
     began(f"parent of {name}").set()
@@ -63,6 +70,7 @@ def start_another(name: str) -> None:
 stay_remote = ray.remote(stay)  # pickled by name: they find this module's gates
 fail = ray.remote(fail_beside)
 parent = ray.remote(start_another)
+clean_up_badly = ray.remote(stay_and_fail)
 
 
 @ray.remote
@@ -384,6 +392,25 @@ def test_groups_can_be_nested(run: Run) -> None:
         return texts(caught.value), ENDED
 
     assert run(main) == (["outer"], ["o interrupted"])
+
+
+def test_nested_groups_that_fail_together_leave_no_cancellation_behind(run: Run) -> None:
+    async def main() -> Any:
+        with pytest.raises(ExceptionGroup) as caught:
+            async with aio.TaskGroup() as outer:
+                outer.start(fail, "u", "outer")
+                async with aio.TaskGroup() as inner:
+                    inner.start(clean_up_badly, "u")
+                    await asyncio.Event().wait()
+        await asyncio.sleep(0)
+        current = asyncio.current_task()
+        assert current is not None
+        assert not current.cancelling()
+        one, other = caught.value.exceptions
+        assert isinstance(other, ExceptionGroup)
+        return texts(ExceptionGroup("", [one, *other.exceptions]))
+
+    assert run(main) == ["outer", "while cleaning up"]
 
 
 def test_a_cancelled_anyio_scope_is_heard_once(run: Run) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 import raylite as ray
 from raylite import aio
+from raylite._runtime import context
 from raylite.exceptions import GetTimeoutError, ObjectLostError
 from raylite.testing import LocalCluster
 
@@ -21,10 +22,17 @@ def make(value: float) -> Any:
 
 
 @pytest.fixture
-def cluster() -> Iterator[LocalCluster]:
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalCluster]:
     nodes: list[Any] = [2, {"num_cpus": 2, "resources": {"far": 9}}]
     with LocalCluster(nodes=nodes, workers="threads") as cluster:
+        place = context.current()
+        assert place is not None
+        monkeypatch.setattr(place.core, "_brought", blocked)
         yield cluster
+
+
+def blocked(*_: object) -> None:
+    raise AssertionError("this would have blocked the loop until the object is here")
 
 
 def test_what_lies_elsewhere_is_brought_here(cluster: LocalCluster) -> None:
