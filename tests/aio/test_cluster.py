@@ -1,12 +1,14 @@
 """`aio.init` and `aio.shutdown`: a cluster that begins and ends while the loop goes on."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import raylite as ray
 from raylite import aio
+from tests.cluster.watching import Driver, eventually
 
 pytestmark = [pytest.mark.process, pytest.mark.asyncio]
 
@@ -77,3 +79,37 @@ async def test_a_start_that_fails_raises_what_init_raises() -> None:
     with pytest.raises(RuntimeError, match="Unknown keyword"):
         await aio.init(num_cpu=1)
     assert not ray.is_initialized()
+
+
+async def test_ctrl_c_interrupts_the_tasks_of_a_group_and_ends_the_cluster(tmp_path: Path) -> None:
+    program = """
+        import asyncio, pathlib
+        from raylite import aio
+
+        @ray.remote
+        def stay(folder):
+            (folder / "runs").touch()
+            try:
+                for _ in range(3000):
+                    time.sleep(0.01)
+            finally:
+                (folder / "interrupted").touch()
+
+        async def main():
+            async with aio.init(num_cpus=1), aio.TaskGroup() as group:
+                group.start(stay, pathlib.Path(hear()))
+
+        try:
+            asyncio.run(main())
+        except KeyboardInterrupt:
+            say("interrupted", ray.is_initialized())
+    """
+    with Driver(program) as driver:
+        driver.say(tmp_path)
+        assert eventually((tmp_path / "runs").exists)
+        driver.watch_tree()
+        driver.press_ctrl_c()
+        assert driver.hear() == "interrupted False"
+        assert (tmp_path / "interrupted").exists()
+        assert driver.end() == (0, "")
+        assert driver.watch.left_after(2) == []
