@@ -124,6 +124,7 @@ class TaskGroup:
             each.completed()  # nobody may read it any more, so it is not to wait for that
         while self._running:
             self._idle = arrivals.loop.create_future()
+            next(iter(self._running)).keeper.awaits(self._idle)
             try:
                 # An anyio scope that was cancelled says so in every turn of the loop.
                 with CancelScope(shield=self._is_aborting):

@@ -28,12 +28,12 @@ from raylite._runtime.context import Place
 from raylite._services.raylet.pool import OutputListener, SourceListener
 from raylite._services.worker.copies import GET, Bringing
 from raylite._services.worker.core import Core
+from raylite._services.worker.coroutines import AsyncRunner, Stage, Work
 from raylite._services.worker.execute import Job, QueueExecutor
 from raylite._services.worker.objects import Entry, ObjectRef, Views
 from raylite._services.worker.producer import Gate
 from raylite._services.worker.runner import (
     BadArgument,
-    Runner,
     arena_key,
     is_retried,
     pack_error,
@@ -311,6 +311,8 @@ class SimProcess:
         if missing and not any(entry.is_error for entry in entries):
             waiter = _BlockedTask(len(missing))
             core.begin_wait(missing, waiter, is_task=is_task)
+            if not is_task:
+                core.awaits(waiter.future)
             try:
                 await waiter.future
             finally:
@@ -363,9 +365,12 @@ class SimDriver(SimProcess):
 class TaskContext:
     """What a task's body can do."""
 
-    def __init__(self, worker: "SimWorker", process: SimProcess, task: RunningTask) -> None:
+    def __init__(
+        self, worker: "SimWorker", process: SimProcess, task: RunningTask, overlaps: bool
+    ) -> None:
         self._worker = worker
         self._process = process
+        self._overlaps = overlaps
         self.id: bytes = task.id
         self.attempt: int = task.attempt
         self.worker: str = worker.name
@@ -384,7 +389,7 @@ class TaskContext:
         return await self._process.put(value)
 
     async def get(self, refs: Sequence[ObjectRef[Any]]) -> list[Any]:
-        return await self._process.get(refs, is_task=True)
+        return await self._process.get(refs, is_task=not self._overlaps)
 
     async def crash(self) -> None:
         """End this worker, in the middle of the task."""
@@ -479,6 +484,7 @@ class SimWorker:
         self._source = source
         self._work: asyncio.Task[None] | None = None
         self._network: SimNetwork | None = None
+        self.runner: SimRunner | None = None
 
     def start(self, delay: float) -> None:
         with self.node.world.at(self.name):
@@ -500,6 +506,8 @@ class SimWorker:
         if self._work is not None:
             self._work.cancel()
             self.node.see_off(self._work)
+        if self.runner is not None:
+            self.runner.abandon()
         later = self._random.choice((0.0, 0.002, 0.02, 0.1)) * self._random.random()
         self._source.end(self, cause, later)
 
@@ -535,11 +543,15 @@ class SimWorker:
         process = self.process = SimProcess(node, network, attachment)
         core = attachment.core
         core.raylet_link.on_end(lambda link: self.kill("exit code 1"))
-        runner = SimRunner(self, process)
+        runner = self.runner = SimRunner(self, process)
         process.place.runner = runner
         self.executor.strike = runner.strike
         self.executor.die = lambda: self.kill("exit code 1")
         while (job := await self.executor.arrival()) is not None:
+            if job.definition.overlaps:
+                runner.begin(job)
+                continue
+            await runner.all_ended()
             await runner.work_off(job)
             self.executor.ended(job)
             del job
@@ -592,14 +604,51 @@ class SimGate:
         self._is_open.clear()
 
 
-class SimRunner(Runner):
-    """The production runner, for bodies that are awaited."""
+class SimRunner(AsyncRunner):
+    """The production runner, for bodies that are awaited. Those that overlap run as in production."""
 
     def __init__(self, worker: SimWorker, process: SimProcess) -> None:
         self._stored = _Stored(process.core)
-        super().__init__(worker.executor, self._stored, _nothing, _nothing, _nothing, "127.0.0.1")
+        super().__init__(worker.executor, self._stored, self._note, _nothing, _nothing, "127.0.0.1")
         self._worker = worker
         self._process = process
+        self._loop = asyncio.get_running_loop()
+        self._clock = now
+        self._none_runs = asyncio.Event()
+        worker.executor.on_arrival = _nothing  # the worker's own coroutine takes what comes
+        process.core.on_await = self._awaits
+
+    def begin(self, job: Job) -> None:
+        """Run a job beside others."""
+        self._none_runs.clear()
+        self._begin(job)
+
+    async def all_ended(self) -> None:
+        while self._running:
+            await self._none_runs.wait()
+
+    def abandon(self) -> None:
+        """The worker has ended, and what it ran with it."""
+        for work in self._running.values():
+            self._process.node.see_off(work.future)
+        self._abandon()
+
+    def _note(self, task: bytes) -> None:
+        self._worker.last_task = task
+
+    async def _call_soon(self, work: Work, job: Job) -> Any:
+        if job.brought is not None:
+            await asyncio.wait([_wrapped(job.brought)])
+        awaitable = self._awaitable(job, work.running)
+        work.stage = Stage.IN_BODY
+        return await awaitable
+
+    def _ended(self, id: bytes, work: "asyncio.Task[None]") -> None:
+        del self._running[id]
+        if not self._running:
+            self._none_runs.set()
+        if not work.cancelled() and not self._is_leaving and (bug := work.exception()) is not None:
+            self._process.node.fail(bug)
 
     async def work_off(self, job: Job) -> None:
         task = job.task
@@ -655,13 +704,7 @@ class SimRunner(Runner):
         assert self.current is not None
         if job.brought is not None:
             await asyncio.wait([_wrapped(job.brought)])
-        with context.at(self._process.place):
-            function = self._function(job.definition)
-            args, kwargs = self._arguments(job)
-            awaitable = function(
-                TaskContext(self._worker, self._process, self.current), *args, **kwargs
-            )
-        del args, kwargs
+        awaitable = self._awaitable(job, self.current)
         if task.stream is not None:
             await self._stream_to(awaitable, job)
             return (NONE,)
@@ -672,6 +715,13 @@ class SimRunner(Runner):
         if task.returns == 1:
             return (self._pack(result, task, 0, job),)
         return self._pack_each(result, task, job)
+
+    def _awaitable(self, job: Job, running: RunningTask) -> Any:
+        with context.at(self._process.place):
+            function = self._function(job.definition)
+            args, kwargs = self._arguments(job)
+            task = TaskContext(self._worker, self._process, running, job.definition.overlaps)
+            return function(task, *args, **kwargs)
 
     async def _stream_to(self, items: AsyncIterator[Any], job: Job) -> None:
         """The runner's `_stream`, for bodies that are asynchronous generators."""
@@ -720,7 +770,8 @@ class _Stored:
                     raise
 
     async def store_soon(self, id: bytes, owner: bytes, pickled: pickling.Pickled) -> Value:
-        return self.store_result(id, owner, pickled)
+        room = await self._core.allocate(id, owner, pickled.size)
+        return self._core.write(owner, room, pickled)
 
     def pause(self, gate: Gate) -> None:
         raise AssertionError("no thread runs here that could wait")

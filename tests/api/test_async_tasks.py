@@ -97,10 +97,15 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _count_up(count: int) -> Iterator[int]:
+    yield from range(count)
+
+
 meet = ray.remote(_meet)
 wait_at_gate = ray.remote(_wait_at_gate)
 echo = ray.remote(_echo)
 plain = ray.remote(_plain)
+count_up = ray.remote(_count_up)
 
 
 # ---- overlapping ---------------------------------------------------------------------------
@@ -163,8 +168,16 @@ async def _add_in(way: str) -> int:
         case "wait":
             ready, _ = await aio.wait(refs, num_returns=4)
             return sum(await aio.get(ready))
-        case _:
+        case "as_completed":
             return sum([await ref async for ref in aio.as_completed(refs)])
+        case "map":
+            return sum([await ref async for ref in plain.map(range(4), chunksize=1)])
+        case "generator":
+            return sum([await ref async for ref in count_up.remote(4)])
+        case _:
+            async with aio.TaskGroup() as group:
+                started = [group.start(plain, n) for n in range(4)]
+            return sum(await aio.get(started))
 
 
 fib = ray.remote(_fib)
@@ -175,7 +188,9 @@ def test_a_recursion_ends_on_one_cpu() -> None:
     assert get(fib.remote(6)) == 8
 
 
-@pytest.mark.parametrize("way", ["await", "get", "wait", "as_completed"])
+@pytest.mark.parametrize(
+    "way", ["await", "get", "wait", "as_completed", "map", "generator", "group"]
+)
 def test_a_task_lends_its_cpu_while_it_awaits_values(way: str) -> None:
     assert get([add_in.remote(way) for _ in range(3)]) == [6, 6, 6]
 

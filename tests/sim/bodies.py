@@ -2,7 +2,7 @@
 
 import asyncio
 import zlib
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from raylite._services.worker.objects import ObjectRef
@@ -23,6 +23,15 @@ from tests.sim.scripts import Answer, Block, Planned, Script
 def perform(task: TaskContext, script: Script, *inputs: Any) -> Awaitable[Answer]:
     """The body of every task."""
     return _perform(task, script, *inputs)
+
+
+async def overlap(task: TaskContext, script: Script, *inputs: Any) -> Answer:
+    """The body of tasks that overlap."""
+    return await _perform(task, script, *inputs)
+
+
+def body_of(script: Script) -> Callable[..., Awaitable[Answer]]:
+    return overlap if script.overlaps else perform
 
 
 async def _perform(task: TaskContext, script: Script, *inputs: Any) -> Answer:
@@ -98,7 +107,7 @@ async def _raise_children(
     refs: list[ObjectRef[Any]] = []
     for child in script.children:
         given = refs[-1:] if script.manner == "chain" else []
-        refs.append(task.submit(perform, child, *given, **child.options()))
+        refs.append(task.submit(body_of(child), child, *given, **child.options()))
     if script.manner == "get":
         known = [answer.digest for answer in await task.get(refs)]
     elif script.manner == "chain":

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from raylite._services.worker.objects import ObjectRef
 from raylite.exceptions import LocalRayletDiedError
 from raylite.testing.node import SimDriver
-from tests.sim.bodies import perform
+from tests.sim.bodies import body_of
 from tests.sim.ledger import Ledger
 from tests.sim.scripts import Answer, Block, Expected, Script
 
@@ -121,7 +121,7 @@ class Program:
         if given and self._chance(0.3):
             given = [given]  # inside a list they arrive as references
         expected = Expected(script, tuple(each for _, each in inputs))
-        ref = self.driver.submit(perform, script, *given, **script.options())
+        ref = self.driver.submit(body_of(script), script, *given, **script.options())
         self._held.append((ref, expected))
         return self._held[-1]
 

@@ -38,7 +38,7 @@ _begun: ContextVar[_Begun | None] = ContextVar("begun", default=None)
 """What the code of a task began on the loop, and what has not ended of it."""
 
 
-class _Stage(Enum):
+class Stage(Enum):
     """How far a task has come."""
 
     NEW = "nothing of it has run"
@@ -47,23 +47,23 @@ class _Stage(Enum):
     ENDING = "its result is on its way"
 
 
-_INTERRUPTED = (_Stage.PREPARING, _Stage.IN_BODY)
+_INTERRUPTED = (Stage.PREPARING, Stage.IN_BODY)
 """The stages in which a task is interrupted; one that is new looks whether it was cancelled."""
 
 
-class _Work:
+class Work:
     """A task that overlaps with others."""
 
     def __init__(
         self,
-        run: "Callable[[_Work, Job], Coroutine[Any, Any, None]]",
+        run: "Callable[[Work, Job], Coroutine[Any, Any, None]]",
         job: Job,
         running: RunningTask,
         loop: asyncio.AbstractEventLoop | None,
         context: Context,
     ) -> None:
         self.running = running
-        self.stage = _Stage.NEW
+        self.stage = Stage.NEW
         self.is_interrupted = False
         self.begun: _Begun = set()
         context.run(overlapping.set, running)
@@ -85,8 +85,14 @@ class AsyncRunner(Runner):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._running: dict[bytes, _Work] = {}
+        self._running: dict[bytes, Work] = {}
         self._bug: BaseException | None = None
+        self._next: Job | None = None
+        self._has_next = self._is_leaving = self._is_woken = False
+        self._awaited = 0
+        self._is_lent = False
+        self._idle = Alarm(self._on_idle)
+        self._clock = perf_counter
 
     def run(self) -> None:
         try:
@@ -96,8 +102,7 @@ class AsyncRunner(Runner):
 
     def _overlap(self, job: Job) -> Job | None:
         loop = self._loop or self._make_loop()
-        self._next: Job | None = None
-        self._has_next = self._is_leaving = self._is_woken = False
+        self._next, self._has_next = None, False
         self._begin(job)
         self._executor.on_arrival = self._arrived
         loop.call_soon(self._take)  # what came before it was known whom to tell
@@ -120,9 +125,6 @@ class AsyncRunner(Runner):
     def _make_loop(self) -> asyncio.AbstractEventLoop:
         self._loop = loop = new_loop()
         loop.set_task_factory(_make_task)
-        self._awaited = 0
-        self._is_lent = False
-        self._idle = Alarm(self._on_idle)
         return loop
 
     # ---- jobs come -----------------------------------------------------------------------
@@ -147,9 +149,7 @@ class AsyncRunner(Runner):
                 continue
             self._next, self._has_next = job, True
             if job is None:
-                self._is_leaving = True
-                for each in self._running.values():
-                    each.future.cancel()
+                self._abandon()
         self._stop_if_done()
 
     def _begin(self, job: Job) -> None:
@@ -159,7 +159,7 @@ class AsyncRunner(Runner):
             task.depth, task.attempt, job.deadline,
         )  # fmt: skip
         context = contextvars.copy_context()
-        work = _Work(self._run_to_end, job, running, self._loop, context)
+        work = Work(self._run_to_end, job, running, self._loop, context)
         self._running[running.id] = work
         work.future.add_done_callback(partial(self._ended, running.id))
         self._idle.cancel()
@@ -184,32 +184,32 @@ class AsyncRunner(Runner):
 
     # ---- jobs run ------------------------------------------------------------------------
 
-    async def _run_to_end(self, work: "_Work", job: Job) -> None:
+    async def _run_to_end(self, work: "Work", job: Job) -> None:
         running, begun = work.running, work.begun
         self._board(running.id)
         self._on_task(running.name)
-        started = perf_counter()
+        started = self._clock()
         retry = False
         interrupted = hot.Interrupted.NOT
         try:
             if self._asked and self._is_cancelled(running):
                 work.is_interrupted = True
                 raise asyncio.CancelledError
-            work.stage = _Stage.PREPARING
+            work.stage = Stage.PREPARING
             config = job.definition.config
             if config is not self._config or self._executor.holding is not self.holding:
                 self._adopt(config)
             result = await self._call_soon(work, job)
             if begun:
                 await _end(begun)
-            work.stage = _Stage.ENDING
+            work.stage = Stage.ENDING
             values = await self._pack_all(result, job)
             del result
         except (SystemExit, GeneratorExit):
             raise
         except BaseException as error:
             if work.is_interrupted:
-                is_in_body = work.stage is _Stage.IN_BODY
+                is_in_body = work.stage is Stage.IN_BODY
                 kind = hot.Interrupted
                 interrupted = kind.IN_BODY if is_in_body else kind.BEFORE_BODY
             if isinstance(error, asyncio.CancelledError):
@@ -223,18 +223,18 @@ class AsyncRunner(Runner):
             return  # who waits for the result hears that the worker is gone
         flush_output()
         job.result = hot.Result(
-            running.id, running.attempt, perf_counter() - started, values, (), retry, interrupted
+            running.id, running.attempt, self._clock() - started, values, (), retry, interrupted
         )
         self._settle_cpu()
         self._executor.ended(job)
 
-    async def _call_soon(self, work: "_Work", job: Job) -> Any:
+    async def _call_soon(self, work: "Work", job: Job) -> Any:
         if job.brought is not None:
             with suppress(Exception):  # it is raised again where it is read
                 await asyncio.wrap_future(job.brought)
         function = self._function(job.definition)
         args, kwargs = self._arguments(job)
-        work.stage = _Stage.IN_BODY
+        work.stage = Stage.IN_BODY
         return await function(*args, **kwargs)
 
     async def _pack_all(self, result: Any, job: Job) -> tuple[Value, ...]:
@@ -275,6 +275,12 @@ class AsyncRunner(Runner):
         if not self._running and not self._has_next:
             self._idle.set(now() + IDLE_AFTER)
         self._stop_if_done()
+
+    def _abandon(self) -> None:
+        """End all that run, and tell no results: the worker ends."""
+        self._is_leaving = True
+        for each in self._running.values():
+            each.future.cancel()
 
     def _stop_if_done(self) -> None:
         assert self._loop is not None

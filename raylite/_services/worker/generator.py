@@ -187,6 +187,7 @@ class ObjectRefGenerator(Generic[T]):
         """Wait for the next item. Who is cancelled here has taken nothing."""
         waiter = LoopFuture()
         self._core.watch(pending, waiter)
+        self._core.awaits(waiter.future)
         try:
             await waiter.future
         finally:
