@@ -17,6 +17,7 @@ from raylite._services.worker.objects import ObjectRef, W, Waitable, unknown_own
 from raylite._services.worker.outcomes import outcomes
 from raylite._types.address import NodeAddress, TcpAddress, UnixAddress, parse_address
 from raylite._types.keywords import DecoratorKeywords, Several
+from raylite._types.signature import is_async, yields
 from raylite._wire import pickling
 from raylite._wire.messages import gcs as msg
 from raylite.exceptions import RayError, RaySystemError
@@ -104,8 +105,8 @@ def _make_remote(target: Any, options: Mapping[str, Any]) -> Any:
     validate_task_options(
         options,
         in_options=False,
-        is_generator=inspect.isgeneratorfunction(target),
-        is_async=inspect.iscoroutinefunction(target),
+        is_generator=yields(target),
+        is_async=is_async(target),
     )
     return RemoteFunction(target, decorated(options))
 

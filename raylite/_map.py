@@ -14,7 +14,7 @@ from raylite._services.worker import awaiting
 from raylite._services.worker.chunk import Chunk
 from raylite._services.worker.core import Core
 from raylite._services.worker.objects import Entry, ObjectRef
-from raylite._types.signature import Signature
+from raylite._types.signature import Signature, yields
 from raylite._wire import pickling
 
 T = TypeVar("T")
@@ -270,9 +270,7 @@ def _has_ref(element: tuple[Any, ...]) -> bool:
 def _size(function: Calls, chunksize: int | str) -> int | None:
     """Return how many elements a task is to have, or None if that is to be found out."""
     options = function._options
-    if options.get("num_returns") not in (None, 1) or inspect.isgeneratorfunction(
-        function._function
-    ):
+    if options.get("num_returns") not in (None, 1) or yields(function._function):
         raise ValueError(
             f"map() needs a function with one result, and {function._name} has more: call "
             f"{function._name}.remote() for each element"

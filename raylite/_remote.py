@@ -1,7 +1,6 @@
 """`@remote` on functions: what a call becomes before it leaves the calling thread."""
 
 import functools
-import inspect
 import math
 import os
 import time
@@ -35,7 +34,7 @@ from raylite._types.environment import variables_of
 from raylite._types.keys import ObjectKey, TaskKey
 from raylite._types.keywords import HasStrategy, Several, TaskKeywords
 from raylite._types.resources import Resources
-from raylite._types.signature import Signature
+from raylite._types.signature import Signature, is_async, yields
 from raylite._types.strategies import (
     DefaultStrategy,
     Labels,
@@ -142,7 +141,7 @@ class RemoteFunction(Generic[F, R]):
         exported: "_Exported | None" = None,
     ) -> None:
         # Ray: refuses them; `asyncio.run(f())` in a plain function is what it has instead.
-        self._overlaps = inspect.iscoroutinefunction(function)
+        self._overlaps = is_async(function)
         self._function = function
         self._options = dict(options)
         self._signature = signature or Signature.of(function)
@@ -189,7 +188,7 @@ class RemoteFunction(Generic[F, R]):
         Example:
             >>> f.options(num_cpus=2, name="big").remote(1)  # doctest: +SKIP
         """
-        is_generator = inspect.isgeneratorfunction(self._function)
+        is_generator = yields(self._function)
         validate_task_options(
             options, in_options=True, is_generator=is_generator, is_async=self._overlaps
         )
@@ -395,11 +394,6 @@ class RemoteFunction(Generic[F, R]):
             os.environ.get("RAYLITE_TASK_MAX_RETRIES", os.environ.get("RAY_TASK_MAX_RETRIES", "3"))
         )
         options = TaskOptions.of(self._options, max_retries=default)
-        if inspect.isasyncgenfunction(self._function):
-            raise NotImplementedError(
-                f"{self._name} is an asynchronous generator function, which a task cannot be yet: "
-                "return a list, or write it as a generator without async"
-            )
         variables = variables_of(options.runtime_env, of_job=False)
         config = environments.inherit(core.config, variables)
         environment = config.environment
@@ -416,7 +410,7 @@ class RemoteFunction(Generic[F, R]):
         number = numbers[environment]
         returns = options.num_returns
         if returns is None:
-            returns = "streaming" if inspect.isgeneratorfunction(self._function) else 1
+            returns = "streaming" if yields(self._function) else 1
         return _Submission(core, depth, number, environment, options, self._overlaps, returns)
 
     def _export(self, core: Core, config: hot.JobConfig) -> int:

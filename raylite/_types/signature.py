@@ -102,3 +102,13 @@ def _by_keyword(parameters: list[Parameter]) -> set[str]:
 
 def _anything(*args: object, **kwargs: object) -> None:
     """It stands for builtins that do not tell their arguments."""
+
+
+def yields(function: Callable[..., object]) -> bool:
+    """Return whether calling it makes a generator, of one kind or the other."""
+    return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+
+
+def is_async(function: Callable[..., object]) -> bool:
+    """Return whether it is an ``async def``."""
+    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)

@@ -586,7 +586,7 @@ class SimExecutor(QueueExecutor):
         except Empty:  # a worker that is spent runs nothing more
             return await self.arrival()
 
-    def new_gate(self) -> Gate:
+    def new_gate(self, job: Job) -> Gate:
         return SimGate()
 
 

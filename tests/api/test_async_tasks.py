@@ -4,7 +4,7 @@ import asyncio
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -537,9 +537,77 @@ def test_max_concurrency_is_positive(value: int) -> None:
         echo.options(max_concurrency="5")  # type: ignore[call-overload]
 
 
-def test_an_asynchronous_generator_is_refused() -> None:
-    async def generator() -> Any:
-        yield 1
+# ---- asynchronous generators ---------------------------------------------------------------
 
-    with pytest.raises(NotImplementedError, match="asynchronous generator"):
-        ray.remote(generator).remote()
+yielded: list[int] = []
+
+
+async def _stream(count: int, error: Exception | None = None) -> AsyncIterator[Any]:
+    try:
+        for n in range(count):
+            await asyncio.sleep(0)
+            yielded.append(n)
+            yield n if n % 2 == 0 else bytes(200_000)
+        if error is not None:
+            raise error
+    finally:
+        yielded.append(-1)
+
+
+stream = ray.remote(_stream)
+
+
+def test_items_of_an_asynchronous_generator_are_streamed() -> None:
+    items = [get(ref) for ref in stream.remote(5)]
+    assert items == [0, bytes(200_000), 2, bytes(200_000), 4]
+
+
+def test_streams_overlap(gate: Gate) -> None:
+    waiting = wait_at_gate.remote()
+    generators = [stream.remote(3) for _ in range(10)]
+    assert [get(list(each))[2] for each in generators] == [2] * 10
+    gate.open()
+    get(waiting)
+
+
+def test_an_error_is_the_last_item_of_a_stream() -> None:
+    first, last = list(stream.remote(1, ValueError("no good")))
+    assert get(first) == 0
+    with pytest.raises(ValueError, match="no good"):
+        get(last)
+
+
+def test_a_stream_stays_only_so_far_ahead_of_its_reader_and_lends_its_cpu_meanwhile() -> None:
+    yielded.clear()
+    generator = stream.options(_generator_backpressure_num_objects=2).remote(6)
+    assert get(next(generator)) == 0
+    assert get(plain.options(num_cpus=1).remote(1)) == 1  # in another worker
+    assert len(yielded) <= 3
+    assert len(list(generator)) == 5
+
+
+def test_an_asynchronous_generator_that_is_cancelled_cleans_up(gate: Gate) -> None:
+    yielded.clear()
+    generator = ray.remote(_stream_and_wait).remote()
+    assert get(next(generator)) == 0
+    assert gate.reached.wait(PATIENCE)
+    ray.cancel(generator)
+    with pytest.raises(TaskCancelledError):
+        get(next(generator))
+    get(echo.remote(1))
+    assert yielded == [-1]
+
+
+async def _stream_and_wait() -> AsyncIterator[int]:
+    try:
+        yield 0
+        await gates["gate"].passed()
+    finally:
+        yielded.append(-1)
+
+
+def test_the_first_items_of_an_asynchronous_generator_are_several_results() -> None:
+    assert get(stream.options(num_returns=3).remote(3)) == [0, bytes(200_000), 2]
+    for ref in stream.options(num_returns=2).remote(3):
+        with pytest.raises(ValueError, match="Task returned 3 objects, but num_returns=2"):
+            get(ref)

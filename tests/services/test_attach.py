@@ -51,7 +51,7 @@ class Shelf:
 
     def note(self, producer: Producer) -> None: ...
 
-    def new_gate(self) -> Gate:
+    def new_gate(self, job: Job) -> Gate:
         raise AssertionError("nothing is streamed here")
 
 

@@ -2,8 +2,8 @@
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Coroutine, Generator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from contextlib import aclosing, suppress
 from contextvars import Context, ContextVar
 from enum import Enum
 from functools import partial
@@ -17,6 +17,7 @@ from raylite._kernel.seams import now
 from raylite._kernel.threads import new_loop
 from raylite._services.worker.cancel import cancelled_error
 from raylite._services.worker.execute import Job
+from raylite._services.worker.producer import CoroutineGate, Gate
 from raylite._services.worker.runner import (
     IDLE_AFTER,
     Runner,
@@ -215,7 +216,9 @@ class AsyncRunner(Runner):
             if isinstance(error, asyncio.CancelledError):
                 message = f"{running.name} was interrupted."
                 error = cancelled_error(running.id, message).with_traceback(error.__traceback__)
-            values, retry = self._failed(error, job, running.name)
+                values = (self._error(error, job, running.name),)
+            else:
+                values, retry = self._failed(error, job, running.name)
             if begun:
                 with suppress(asyncio.CancelledError):
                     await _end(begun)
@@ -235,7 +238,18 @@ class AsyncRunner(Runner):
         function = self._function(job.definition)
         args, kwargs = self._arguments(job)
         work.stage = Stage.IN_BODY
-        return await function(*args, **kwargs)
+        made = function(*args, **kwargs)
+        del args, kwargs
+        if not isinstance(made, AsyncGenerator):
+            return await made
+        if job.task.stream is None:
+            return await _first(made, job.task.returns + 1)
+        producer = self._executor.producer_of(job)
+        return await producer.run_soon(made, job, self._pack_soon, self._pause)
+
+    async def _pause(self, gate: Gate) -> None:
+        assert isinstance(gate, CoroutineGate)
+        await gate.passed(self._awaits)
 
     async def _pack_all(self, result: Any, job: Job) -> tuple[Value, ...]:
         task = job.task
@@ -339,6 +353,16 @@ def _make_task(
         begun.add(made)
         made.add_done_callback(begun.discard)
     return made
+
+
+async def _first(items: AsyncGenerator[Any], most: int) -> list[Any]:
+    found: list[Any] = []
+    async with aclosing(items):
+        async for each in items:
+            found.append(each)
+            if len(found) == most:
+                break
+    return found
 
 
 async def _end(begun: _Begun) -> None:

@@ -24,7 +24,7 @@ from raylite._services.worker.core import Core
 from raylite._services.worker.interrupts import Interrupts
 from raylite._services.worker.objects import Entry
 from raylite._services.worker.owner import OwnerService
-from raylite._services.worker.producer import Gate, Producer, Producers, ThreadGate
+from raylite._services.worker.producer import CoroutineGate, Gate, Producer, Producers, ThreadGate
 from raylite._types.resources import ONE_CPU
 from raylite._wire import hot
 from raylite._wire.hot import Form
@@ -76,7 +76,7 @@ class Executor(Protocol):
         """End this worker, as if it were killed."""
 
     def note(self, producer: Producer) -> None: ...
-    def new_gate(self) -> Gate: ...
+    def new_gate(self, job: Job) -> Gate: ...
 
 
 class ExecuteService(Service, serves=(worker.Execute,)):
@@ -131,7 +131,7 @@ class ExecuteService(Service, serves=(worker.Execute,)):
             if task.inputs or task.contained:
                 self._hold_arguments(job)
             if task.stream is not None:
-                gate = self._executor.new_gate()
+                gate = self._executor.new_gate(job)
                 self.producers.table[task.id] = Producer(task, link, gate, self._executor.note)
             self._executor.run(job)
         if self._is_spent:
@@ -468,8 +468,8 @@ class QueueExecutor:
         assert self._service is not None
         return self._service.producers.table[job.task.id]
 
-    def new_gate(self) -> Gate:
-        return ThreadGate()
+    def new_gate(self, job: Job) -> Gate:
+        return CoroutineGate() if job.definition.overlaps else ThreadGate()
 
     def note(self, producer: Producer) -> None:
         """A producer has made something."""

@@ -1,8 +1,10 @@
 """The producer's side of a stream: between the thread that runs a generator and the loop."""
 
+import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
+from contextlib import aclosing, suppress
 from itertools import chain
 from typing import Any, Protocol
 
@@ -46,6 +48,35 @@ class ThreadGate:
     def open(self) -> None:
         if self.lock.locked():
             self.lock.release()
+
+
+class CoroutineGate:
+    """A gate for a coroutine of another loop than that which opens it."""
+
+    __slots__ = ("_is_open", "_waiting")
+
+    def __init__(self) -> None:
+        self._is_open = False
+        self._waiting: asyncio.Future[None] | None = None
+
+    def open(self) -> None:
+        self._is_open = True
+        if (waiting := self._waiting) is not None:
+            with suppress(RuntimeError):  # that loop was closed
+                waiting.get_loop().call_soon_threadsafe(_let_through, waiting)
+
+    async def passed(self, awaits: "Callable[[asyncio.Future[None]], None]") -> None:
+        """Wait until it is open; `awaits` is told of what is awaited."""
+        self._waiting = waiting = asyncio.get_running_loop().create_future()
+        if not self._is_open:
+            awaits(waiting)
+            await waiting
+        self._is_open, self._waiting = False, None
+
+
+def _let_through(waiting: "asyncio.Future[None]") -> None:
+    if not waiting.done():
+        waiting.set_result(None)
 
 
 class Producer:
@@ -125,6 +156,31 @@ class Producer:
             del item  # which may be large, while its generator makes the next one
             while self.must_wait:
                 pause(self.gate)
+        self.is_short = self.count < self.skip
+
+    async def run_soon(
+        self,
+        items: AsyncGenerator[Any],
+        job: Handing,
+        pack: Callable[[Any, hot.Task, int, Any], Awaitable[Value]],
+        pause: Callable[[Gate], Awaitable[None]],
+    ) -> None:
+        """The same for an asynchronous generator."""
+        assert self.task.stream is not None
+        per_yield = self.task.stream.per_yield
+        async with aclosing(items):
+            async for made in items:
+                for item in (made,) if per_yield == 1 else _several(made, per_yield):
+                    if self.is_wanted:
+                        value = await pack(item, self.task, self.count + 1, job)
+                        handed, job.handed = job.handed, ()
+                        self.add(value, handed)
+                    elif self.is_orphan:
+                        return
+                    else:
+                        self.count += 1
+                    while self.must_wait:
+                        await pause(self.gate)
         self.is_short = self.count < self.skip
 
     # ---- the side of the loop ------------------------------------------------------------
