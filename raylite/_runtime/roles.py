@@ -191,7 +191,7 @@ def worker(inherited: Inherited, network_of: NetworkOf = networks.network_of) ->
     place.ip = ip
     place.variable = variables.before
     context.enter(place)
-    executor.strike = Striker(runner.strikes).strike
+    executor.strike = Striker(thread.loop, runner.strikes).strike
     executor.die = partial(os._exit, 1)
     core.raylet_link.on_end(lambda link: os._exit(1))
     try:

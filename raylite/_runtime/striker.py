@@ -1,14 +1,17 @@
 """The striker: interrupts the task that a worker's main thread runs, if that was cancelled."""
 
+import asyncio
 import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
 from raylite._kernel.alarm import Alarm
 from raylite._kernel.seams import now
+from raylite._services.worker.interrupts import is_below
 
 #: Not SIGINT: that may come from elsewhere, and then says nothing about whom it is for.
 STRIKE = signal.SIGRTMIN + 5
@@ -25,10 +28,14 @@ class Striker:
     one, as `asyncio.run` does; else KeyboardInterrupt is raised. Make it on the main thread.
 
     Args:
+        loop: The loop, in another thread, that calls `strike`.
         is_due: Says whether the code at a frame is to be interrupted.
     """
 
-    def __init__(self, is_due: Callable[[FrameType | None], bool]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, is_due: Callable[[FrameType | None], bool]
+    ) -> None:
+        self._loop = loop
         self._patience = AGAIN
         self._alarm = Alarm(self._look)
         self._is_due = is_due
@@ -58,6 +65,9 @@ class Striker:
         self._seen = self._wanted
         if not self._is_due(frame):
             return
+        if is_below(frame, _UNRAISABLE):
+            self._later()
+            return
         handler = signal.getsignal(signal.SIGINT)
         if callable(handler):
             handler(signal.SIGINT, frame)
@@ -67,6 +77,13 @@ class Striker:
     def _unraisable(self, unraisable: Any) -> None:
         """What is raised while an object dies ends nothing: strike again."""
         if isinstance(unraisable.exc_value, KeyboardInterrupt):
-            signal.pthread_kill(self._main, STRIKE)
+            self._later()
         else:
             self._report(unraisable)
+
+    def _later(self) -> None:
+        with suppress(RuntimeError):  # the loop was closed: the process is ending
+            self._loop.call_soon_threadsafe(self.strike)
+
+
+_UNRAISABLE = Striker._unraisable.__code__

@@ -225,7 +225,7 @@ ROUNDS = [500, pytest.param(25_000, marks=[pytest.mark.fault, pytest.mark.timeou
 def test_a_signal_interrupts_the_cancelled_task_alone(loop_thread: LoopThread, rounds: int) -> None:
     def make(owner: Owner, values: Any) -> Runner:
         runner = Runner(owner.executor, values, owner.note, _ignore, _ignore, "127.0.0.1")
-        owner.executor.strike = Striker(runner.strikes).strike
+        owner.executor.strike = Striker(loop_thread.loop, runner.strikes).strike
         return runner
 
     race(loop_thread, rounds, make)

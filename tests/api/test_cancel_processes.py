@@ -1,0 +1,147 @@
+"""Cancelling tasks in processes: what a signal reaches, and what the end of a process leaves alone."""
+
+import asyncio
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import raylite as ray
+from raylite._api import home
+from raylite._types.cancellation import CancelOutcome
+from raylite.exceptions import TaskCancelledError
+
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("cluster")]
+
+SOON = 20.0
+
+
+def meet(fifo: Path, end: int) -> None:
+    os.close(os.open(fifo, end))
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Path:
+    fifo = tmp_path / "begun"
+    os.mkfifo(fifo)
+    return fifo
+
+
+def cancel(ref: Any, *, force: bool = False) -> CancelOutcome:
+    return home([ref]).cancel(ref._entry, force=force, recursive=True).result(SOON)
+
+
+@ray.remote
+def sleep(begun: Path) -> None:
+    meet(begun, os.O_WRONLY)
+    time.sleep(1000)
+
+
+@ray.remote(num_cpus=0)
+def get(begun: Path, refs: list[Any]) -> Any:
+    meet(begun, os.O_WRONLY)
+    return ray.get(refs[0])
+
+
+@ray.remote
+def compute(begun: Path) -> None:
+    meet(begun, os.O_WRONLY)
+    while True:
+        pass
+
+
+@ray.remote
+def run_loop(begun: Path, cleaned: Path) -> None:
+    async def main() -> None:
+        meet(begun, os.O_WRONLY)
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            cleaned.write_text("cancelled")
+
+    asyncio.run(main())
+
+
+class Finalized:
+    """Dies again and again: most of the time is spent where an exception reaches nobody."""
+
+    def __del__(self) -> None:
+        for _ in range(1000):
+            pass
+
+
+@ray.remote
+def finalize(begun: Path) -> None:
+    meet(begun, os.O_WRONLY)
+    while True:
+        Finalized()
+
+
+class Slow:
+    def __init__(self, begun: Path) -> None:
+        self.begun = begun
+
+    def __reduce__(self) -> Any:
+        return _unpickle_slowly, (self.begun,)
+
+
+def _unpickle_slowly(begun: Path) -> None:
+    begun.with_name("pid").write_text(str(os.getpid()))
+    meet(begun, os.O_WRONLY)
+    time.sleep(1000)
+
+
+@ray.remote
+def pid(*_: Any) -> int:
+    return os.getpid()
+
+
+def pids() -> set[int]:
+    return set(ray.get([pid.remote() for _ in range(8)], timeout=SOON))
+
+
+@pytest.mark.parametrize("body", [sleep, compute, finalize], ids=["sleep", "compute", "finalize"])
+def test_it_is_interrupted_whatever_it_does(body: Any, begun: Path) -> None:
+    ref = body.remote(begun)
+    meet(begun, os.O_RDONLY)
+    assert cancel(ref) is CancelOutcome.WHILE_RUNNING
+    with pytest.raises(TaskCancelledError, match="was interrupted"):
+        ray.get(ref, timeout=SOON)
+
+
+def test_it_is_interrupted_where_it_blocks_in_get(begun: Path, tmp_path: Path) -> None:
+    never = sleep.options(num_cpus=1000).remote(tmp_path)
+    ref = get.remote(begun, [never])
+    meet(begun, os.O_RDONLY)
+    assert cancel(ref) is CancelOutcome.WHILE_RUNNING
+    assert cancel(never) is CancelOutcome.BEFORE_START
+
+
+def test_a_loop_of_its_own_is_cancelled_as_by_ctrl_c(begun: Path, tmp_path: Path) -> None:
+    cleaned = tmp_path / "cleaned"
+    ref = run_loop.remote(begun, cleaned)
+    meet(begun, os.O_RDONLY)
+    assert cancel(ref) is CancelOutcome.WHILE_RUNNING
+    assert cleaned.read_text() == "cancelled"
+
+
+def test_it_is_interrupted_while_arguments_are_unpickled_and_the_worker_lives(begun: Path) -> None:
+    ref = pid.remote(Slow(begun))
+    meet(begun, os.O_RDONLY)
+    assert cancel(ref) is CancelOutcome.BEFORE_START
+    with pytest.raises(TaskCancelledError):
+        ray.get(ref, timeout=SOON)
+    os.kill(int(begun.with_name("pid").read_text()), 0)
+
+
+def test_by_force_its_process_ends_and_nobody_elses(begun: Path) -> None:
+    ref = sleep.remote(begun)
+    meet(begun, os.O_RDONLY)
+    others = pids()
+    behind: list[Any] = [pid.options(max_retries=0).remote() for _ in range(100)]
+    assert cancel(ref, force=True) is CancelOutcome.WHILE_RUNNING
+    with pytest.raises(TaskCancelledError, match="force=True"):
+        ray.get(ref, timeout=SOON)
+    assert others & set(ray.get(behind, timeout=SOON))
