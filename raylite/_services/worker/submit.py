@@ -267,6 +267,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
     def check(self) -> None:
         self._submitter.check()
         self._owner.refs.check()
+        self._owner.errors.unread.check()
         self.streams.check()
 
     # ---- what workers say ----------------------------------------------------------------
