@@ -5,6 +5,7 @@ A module of its own, for anyio takes tens of milliseconds to load, and workers n
 
 import asyncio
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TypeVar
 
 from anyio import CancelScope
@@ -42,7 +43,7 @@ async def in_thread(work: Callable[[], T]) -> T:
     while not working.done():
         try:
             # An anyio scope that was cancelled says so in every turn of the loop: once is enough.
-            with CancelScope(shield=cancelled is not None):
+            with nullcontext() if cancelled is None else CancelScope(shield=True):
                 await asyncio.wait([working])
         except asyncio.CancelledError as error:
             cancelled = error

@@ -2,6 +2,7 @@
 
 import asyncio
 import weakref
+from contextlib import nullcontext
 from typing import Any, Protocol, Self, TypeVar
 
 from anyio import CancelScope
@@ -10,7 +11,7 @@ from raylite._services.worker.awaiting import Arrivals
 from raylite._services.worker.core import Core
 from raylite._services.worker.generator import ObjectRefGenerator
 from raylite._services.worker.objects import Entry, ObjectRef
-from raylite.exceptions import TaskCancelledError
+from raylite.exceptions import RayError, TaskCancelledError
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -127,7 +128,7 @@ class TaskGroup:
             next(iter(self._running)).keeper.awaits(self._idle)
             try:
                 # An anyio scope that was cancelled says so in every turn of the loop.
-                with CancelScope(shield=self._is_aborting):
+                with CancelScope(shield=True) if self._is_aborting else nullcontext():
                     await self._idle
             except asyncio.CancelledError as again:
                 cancelled = again
@@ -151,7 +152,8 @@ class TaskGroup:
             raise error
         errors = list(self._failed.values())
         if error is not None and not isinstance(error, asyncio.CancelledError):
-            if getattr(error, "object_ref", None) not in self._failed:  # it awaited what failed
+            met = error.object_ref if isinstance(error, RayError) else None
+            if met not in self._failed:  # or it is the same error: the block awaited what failed
                 errors.append(error)
         if not errors:
             if cancelled is not None:

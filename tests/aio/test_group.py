@@ -479,9 +479,10 @@ def test_cancel_says_what_came_of_it(run: Run) -> None:
         while_running = await aio.cancel(ref)
         with pytest.raises(TypeError, match="needs an ObjectRef"):
             await aio.cancel(1)  # type: ignore[arg-type]
-        return [each.name for each in (before, while_running, await aio.cancel(done))]
+        return before, while_running, await aio.cancel(done)
 
-    assert run(main) == ["BEFORE_START", "WHILE_RUNNING", "FINISHED_FIRST"]
+    outcome = aio.CancelOutcome
+    assert run(main) == (outcome.BEFORE_START, outcome.WHILE_RUNNING, outcome.FINISHED_FIRST)
 
 
 def test_a_cancel_that_is_cancelled_itself_goes_on(run: Run) -> None:
