@@ -13,7 +13,12 @@ import raylite as ray
 from raylite import aio
 from raylite._api import home
 from raylite._types.cancellation import CancelOutcome
-from raylite.exceptions import RayTaskError, TaskCancelledError, WorkerCrashedError
+from raylite.exceptions import (
+    RayTaskError,
+    TaskCancelledError,
+    TaskTimeoutError,
+    WorkerCrashedError,
+)
 from raylite.testing import LocalCluster
 
 PATIENCE = 30.0
@@ -399,6 +404,15 @@ def test_a_task_that_waits_for_a_slot_is_cancelled_before_it_starts(gate: Gate) 
     assert cancel(queued) is CancelOutcome.BEFORE_START
     gate.open()
     assert get(running) == 0
+
+
+def test_a_timeout_ends_one_of_those_that_overlap(gate: Gate) -> None:
+    late = wait_at_gate.options(timeout=0.05).remote("late")
+    other = wait_at_gate.remote("other")
+    with pytest.raises(TaskTimeoutError):
+        get(late)
+    gate.open()
+    assert get(other) == "other"
 
 
 async def _parent() -> None:
