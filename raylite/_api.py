@@ -173,17 +173,15 @@ def get(refs: Any, *, timeout: float | None = None, return_exceptions: bool = Fa
         value = entry.value
         if value is not None and not value.form and entry.keeper is core and not return_exceptions:
             return pickling.load_value(value.data)
-        own = home([refs])
-        return (outcomes(own, [refs], timeout) if return_exceptions else own.get([refs], timeout))[
-            0
-        ]
+        read = outcomes if return_exceptions else Core.get
+        return read(home([refs]), [refs], timeout)[0]
     if type(refs) is ObjectRefGenerator:
         return refs
     check_refs(refs)
     if not refs:
         return []
-    own = home(refs)
-    return outcomes(own, refs, timeout) if return_exceptions else own.get(refs, timeout)
+    read = outcomes if return_exceptions else Core.get
+    return read(home(refs), refs, timeout)
 
 
 def limit(timeout: float) -> float | None:
