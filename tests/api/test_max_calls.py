@@ -1,5 +1,6 @@
 """`max_calls`: a worker ends after so many runs of a function, and nothing is lost or run twice."""
 
+import asyncio
 import os
 import threading
 from collections import Counter
@@ -94,6 +95,34 @@ def test_by_default_it_is_one_for_functions_that_are_declared_to_use_gpus() -> N
     assert len(names(ray.remote(num_gpus=0.5)(plain))) == 3
     assert len(names(ray.remote(num_gpus=0.5, max_calls=0)(plain))) == 1
     assert len(names(often.options(num_gpus=0.5))) == 1  # as in Ray: the decorator says
+
+
+def test_tasks_that_overlap_end_before_their_worker_does() -> None:
+    async def overlap(n: int) -> tuple[int, str]:
+        await asyncio.sleep(0.001 * (n % 3))
+        return n, worker()
+
+    many = ray.remote(max_calls=4)(overlap)
+    assert [n for n, _ in ray.get([many.remote(n) for n in range(40)])] == list(range(40))
+    several = ray.remote(max_calls=4, max_concurrency=2)(overlap)
+    results = ray.get([several.remote(n) for n in range(40)])
+    assert [n for n, _ in results] == list(range(40))
+    # What had begun when the fourth ended goes on to its end.
+    assert max(Counter(name for _, name in results).values()) <= 5
+
+
+def test_a_generator_counts_once() -> None:
+    def generate(n: int) -> Iterator[tuple[int, str]]:
+        for item in range(n):
+            yield item, worker()
+
+    streaming: Any = ray.remote(max_calls=1)(generate)
+    names: list[str] = []
+    for _ in range(3):
+        items = [ray.get(ref) for ref in streaming.remote(5)]
+        assert [item for item, _ in items] == list(range(5))
+        names += {name for _, name in items}
+    assert len(set(names)) == len(names) == 3
 
 
 BEGUN, GO_ON = threading.Event(), threading.Event()
