@@ -76,6 +76,18 @@ def map_over(count: int) -> None:
         ray.get(ref)
 
 
+@ray.remote
+def numbers(count: int) -> Iterator[int]:
+    """Yield small values."""
+    yield from range(count)
+
+
+def read_stream(count: int) -> None:
+    """Take the items of a generator task one by one."""
+    for ref in numbers.remote(count):
+        ray.get(ref)
+
+
 def wait_for_each(count: int) -> None:
     """Take one finished task after another out of many."""
     not_ready = [small_value.remote() for _ in range(count)]
@@ -121,6 +133,7 @@ def measures() -> Iterator[Measure]:
             "single client tasks from one event loop", lambda: runner.run(await_all(1000)), 1000
         )
     yield Measure("single client map 10k elements", lambda: map_over(10_000), 10_000)
+    yield Measure("single client streaming generator items", lambda: read_stream(10_000), 10_000)
     # Ray: its four clients are actors; here they are tasks, which submit in the same way.
     yield Measure(
         "multi client tasks async",

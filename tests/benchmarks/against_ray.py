@@ -50,6 +50,7 @@ ROWS = (
     Row("tasks_10000", "10,000 tasks, one get", "/s", 12),
     Row("aio_1000", "tasks, 1,000 awaited by one loop", "/s", 12),
     Row("map_10000", "`map` over 10,000 (Ray: a list of tasks)", "/s", 12),
+    Row("stream_10000", "10,000 items of a generator task", "/s", 5),
     Row("wait_1000", "`wait` loop over 1,000", "/s", 8),
     Row("fan_out", "recursive fan-out, every task blocks", "/s", 5),
     Row("put_small", "`put` of a small value", "/s", 40),

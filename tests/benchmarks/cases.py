@@ -12,7 +12,7 @@ import importlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 CPUS = 4
@@ -172,6 +172,22 @@ def map_10000(ray: Any) -> float:
         else:
             total = sum(ray.get([successor.remote(n) for n in range(count)]))
         assert total == count * (count + 1) // 2
+
+    return rate(lambda: step(10_000), 10_000, warm_up=lambda: step(1000))
+
+
+@case
+def stream_10000(ray: Any) -> float:
+    """The items of a generator task, read one by one."""
+    start(ray)
+
+    @ray.remote
+    def count(items: int) -> Iterator[int]:
+        for n in range(items):  # noqa: UP028 - Ray takes no `yield from` of what is no generator
+            yield n
+
+    def step(items: int) -> None:
+        assert sum(ray.get(ref) for ref in count.remote(items)) == items * (items - 1) // 2
 
     return rate(lambda: step(10_000), 10_000, warm_up=lambda: step(1000))
 
