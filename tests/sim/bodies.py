@@ -9,6 +9,7 @@ from raylite._services.worker.objects import ObjectRef
 from raylite.exceptions import (
     NodeDiedError,
     ObjectLostError,
+    OutOfMemoryError,
     OwnerDiedError,
     TaskCancelledError,
     TaskTimeoutError,
@@ -87,6 +88,7 @@ async def _recall(task: TaskContext, ledger: "Ledger") -> None:
             Planned,
             WorkerCrashedError,
             NodeDiedError,
+            OutOfMemoryError,
             OwnerDiedError,
             TaskCancelledError,
             TaskTimeoutError,

@@ -10,6 +10,7 @@ from raylite._services.worker.objects import ObjectRef
 from raylite._types.cancellation import CancelOutcome
 from raylite.exceptions import (
     ObjectLostError,
+    OutOfMemoryError,
     RayTaskError,
     TaskCancelledError,
     TaskTimeoutError,
@@ -64,6 +65,7 @@ class Ledger:
         self.prevented: set[bytes] = set()  # tasks of which nobody saw anything before they ended
         self._flags: dict[str, asyncio.Event] = {}
         self.kept: dict[str, list[ObjectRef[Any]]] = {}  # by worker
+        self.ended_for_memory: set[str] = set()  # workers
         self.on_event: Callable[[str], None] = lambda worker: None
         self.on_put: Callable[[str], None] = lambda worker: None
 
@@ -74,7 +76,7 @@ class Ledger:
         earlier = self.of_task.setdefault(task.id, [])
         if any(each.number == task.attempt for each in earlier):
             self.wrong(f"attempt {task.attempt} of {script.label} began twice")
-        if task.attempt > script.retries:
+        if task.attempt > script.retries + (len(self.ended_for_memory) if script.retries else 0):
             self.wrong(f"attempt {task.attempt} of {script.label}, with {script.retries} retries")
         if script.timeout is not None:
             self.doomed |= {each.label for each in scripts_in(script)}
@@ -132,9 +134,14 @@ class Ledger:
         """Whether all attempts that some task with this script may have were lost."""
         by_task: dict[bytes, int] = {}
         for attempt in self.of_label.get(script.label, ()):
-            if self.is_lost(attempt):
+            if self.is_lost(attempt) and attempt.worker not in self.ended_for_memory:
                 by_task[attempt.task] = by_task.get(attempt.task, 0) + 1
         return any(lost > script.retries for lost in by_task.values())
+
+    def is_out_of_memory(self, script: Script) -> bool:
+        """Whether a task that may not be tried again was ended for want of memory."""
+        attempts = self.of_label.get(script.label, ())
+        return not script.retries and any(a.worker in self.ended_for_memory for a in attempts)
 
     def is_owner_dead(self, script: Script) -> bool:
         """Whether a worker died that may have owned what this script's answer refers to."""
@@ -147,6 +154,8 @@ class Ledger:
         scripts = list(expected.closure())
         if isinstance(error, WorkerCrashedError):
             allowed = any(self.is_exhausted(each) for each in scripts)
+        elif isinstance(error, OutOfMemoryError):
+            allowed = any(self.is_out_of_memory(each) for each in scripts)
         elif isinstance(error, TaskTimeoutError | TaskCancelledError):  # what it started, too
             allowed = any(each.timeout is not None for each in scripts)
             if isinstance(error, TaskCancelledError):

@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from raylite._wire.hot import LossReason
 from raylite.testing.loop import SimLoop
-from raylite.testing.node import KILLED, SimNode
+from raylite.testing.node import KILLED, SimNode, SimWorker
 from raylite.testing.sim import World
 from tests.sim.ledger import Ledger, keeping
 from tests.sim.programs import Program
@@ -54,8 +55,8 @@ class Plan:
 class Faults:
     """Draws what goes wrong, and when."""
 
-    def __init__(self, plan: Plan, node: SimNode) -> None:
-        self._node, self._plan = node, plan
+    def __init__(self, plan: Plan, node: SimNode, ledger: Ledger) -> None:
+        self._node, self._plan, self._ledger = node, plan, ledger
         self._draw = random.Random(f"faults {plan.seed}")
         self._pairs: dict[tuple[str, str], None] = {}  # cut once already
         self.log: list[str] = []
@@ -95,6 +96,8 @@ class Faults:
                     chosen = [each for each in workers if each.name == target]
                     worker = draw.choice(chosen or workers)
                     what = worker.name
+                    if len(self.log) % 3 == 2:
+                        self._end_for_memory(worker)
                     worker.kill(KILLED)
             case "kill driver":
                 drivers = list(node.drivers.values())
@@ -116,6 +119,16 @@ class Faults:
                     asyncio.get_running_loop().call_later(seconds, node.world.heal, *pair)
         if what:
             self.log.append(f"{asyncio.get_running_loop().time():.4f} {kind} {what}")
+
+    def _end_for_memory(self, worker: SimWorker) -> None:
+        """Have the raylet end a worker, as a monitor of the memory would."""
+        if worker.process is None or worker.is_ended or self._node.is_dead:
+            return
+        id = worker.process.core.id
+        with self._node.world.at(self._node.name):
+            if any(member.id == id for member in self._node.raylet.pool.workers()):
+                self._ledger.ended_for_memory.add(worker.name)
+                self._node.raylet.pool.end(id, "no memory is left", LossReason.OUT_OF_MEMORY)
 
     def _pair(self, target: str) -> tuple[str, str]:
         names = ["gcs", "raylet", *(process.name for process in self._node.processes())]
@@ -161,7 +174,7 @@ async def _simulate(plan: Plan, program: type[Program]) -> Outcome:
     node = SimNode(world, cpus=plan.cpus, start_failures=plan.start_failures)
     node.workers.early_deaths = plan.early_deaths
     ledger = Ledger(node)
-    faults = Faults(plan, node)
+    faults = Faults(plan, node, ledger)
     ledger.on_event, ledger.on_put = faults.happened, faults.put
     with keeping(ledger):
         await node.start()
