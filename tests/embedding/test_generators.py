@@ -258,12 +258,13 @@ def test_wait_takes_generators_among_references(gate: str) -> None:
 
 
 def test_next_with_a_timeout_gives_the_nil_reference(gate: str) -> None:
-    gen = slow.remote(gate, before=0, items=1)
+    gen = slow.remote(gate, before=0, items=2)
     assert gen._next_sync(0).is_nil()
     assert gen._next_sync(0.01).is_nil()
     assert asyncio.run(gen._next_async(0.01)).is_nil()
     gates[gate].set()
     assert ray.get(gen._next_sync(-1)) == 0
+    assert ray.get(asyncio.run(gen._next_async(-1))) == 1
     ray.get(gen.completed())
     with pytest.raises(StopIteration):
         gen._next_sync(0)
@@ -451,6 +452,14 @@ def test_the_end_of_a_stream_is_no_error_that_nobody_has_read() -> None:
     place = context.current()
     assert place is not None
     assert place.core.owner.errors.unread.next_due is None
+
+
+def test_a_cluster_ends_under_a_producer_that_would_not() -> None:
+    with LocalCluster(num_cpus=1, workers="threads"):
+        bounded = count.options(_generator_backpressure_num_objects=1, num_cpus=0)
+        next(bounded.remote(1 << 60))  # this one nobody reads
+        gen = bounded.remote(1 << 60)
+        next(gen)
 
 
 def test_streams_leave_no_cycles() -> None:

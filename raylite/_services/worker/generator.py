@@ -121,6 +121,8 @@ class ObjectRefGenerator(Generic[T]):
 
     async def _next_async(self, timeout_s: float | None = None) -> ObjectRef[T]:
         """Do the same in a coroutine."""
+        if timeout_s is not None and timeout_s < 0:
+            timeout_s = None
         try:
             async with asyncio.timeout(timeout_s):
                 return await anext(self)

@@ -122,6 +122,8 @@ class Producer:
 
     @property
     def must_wait(self) -> bool:
+        if self.is_orphan:
+            return False  # also when the loop, which would open the gate, has ended
         return self.count >= self.until or self._made_bytes - self._taken_bytes > AHEAD
 
     def add(self, value: Value, handed: tuple[Entry, ...] = ()) -> None:
