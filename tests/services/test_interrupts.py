@@ -167,7 +167,7 @@ class Owner:
                 assert pickling.load_value(value.data) == int.from_bytes(id, "little")
         withdrawn = len(self.cancelled - self.results.keys())
         assert len(self.results) + withdrawn == self._count
-        assert struck > self._count / 50, "the cancels came too late or too early"
+        assert struck, "all cancels came too late or too early"
         assert len(self.executor.interrupts.asked) <= 3 * TOGETHER
 
 
@@ -189,9 +189,10 @@ def quick_switches() -> Iterator[None]:
 
 @pytest.fixture
 def restored_signals() -> Iterator[None]:
-    handler = signal.getsignal(STRIKE)
+    handler, hook = signal.getsignal(STRIKE), sys.unraisablehook
     yield
     signal.signal(STRIKE, handler or signal.SIG_DFL)
+    sys.unraisablehook = hook
 
 
 def _ignore(_: object) -> None: ...
