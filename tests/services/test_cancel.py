@@ -209,6 +209,18 @@ async def test_a_result_whose_references_are_being_counted_stays() -> None:
 
 
 @simulated
+async def test_who_waits_for_the_outcome_hears_once_when_the_process_ends() -> None:
+    async with scene() as at:
+        task = at.task()
+        await sent(at, task)
+        told = cancel(at, task)
+        assert told == []
+    assert told == [CancelOutcome.FINISHED_FIRST]
+    at.submit._fail(task, TaskCancelledError())
+    assert told == [CancelOutcome.FINISHED_FIRST]
+
+
+@simulated
 async def test_without_a_raylet_a_cancelled_task_ends_as_all_do() -> None:
     async with scene() as at:
         task = at.task()

@@ -14,7 +14,7 @@ from raylite._types.cancellation import CancelOutcome
 from raylite._types.ids import TaskID
 from raylite._types.keys import TaskKey
 from raylite._wire import hot
-from raylite.exceptions import LinkError, RayError, TaskCancelledError
+from raylite.exceptions import RayError, TaskCancelledError
 
 FORCE_SECONDS = 1.5  # within which a worker is to end for a task; then its raylet ends it
 ID = 24  # bytes of a task's id: what the ids of its objects begin with
@@ -123,7 +123,7 @@ class Canceller:
     ) -> None:
         try:
             outcome = (await worker.Owner(self._network.connect(owner)).cancel(request)).outcome
-        except LinkError:  # it has ended, and what it owned with it
+        except RayError:  # it has ended, and what it owned with it
             outcome = CancelOutcome.FINISHED_FIRST
         _tell(told, outcome)
 

@@ -766,8 +766,8 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
                 return WorkerCrashedError(f"{which}; its worker: {cause}.")
 
     async def stopped(self) -> None:
-        for cancellation in self._cancelled.values():
-            cancellation.settle()
+        while self._cancelled:
+            self._cancelled.popitem()[1].settle()
         self._alarm.cancel()
         self.delays.stop()
         self.limits.stop()
