@@ -25,6 +25,7 @@ from raylite.testing.loop import CLOCK, Clock
 
 T = TypeVar("T")
 
+RESENT = 0.2  # seconds until an unanswered SYN is sent again, then twice as many, and so on
 BETWEEN = ""  # the place between all machines, where the world's own clock is read
 
 
@@ -207,8 +208,12 @@ class SimNetwork(Network):
         await asyncio.sleep(self.world.mean_delay(self.name, address))
         peer = self.world.networks.get(address)
         there = address if peer is None else peer.name
-        if self.is_dead or self.world.is_silent(self.name, there):
-            await asyncio.get_running_loop().create_future()  # until the deadline on dialling
+        pause = RESENT
+        while self.is_dead or self.world.is_silent(self.name, there):
+            await asyncio.sleep(pause)  # until the deadline on dialling, if need be
+            pause *= 2
+            peer = self.world.networks.get(address)
+            there = address if peer is None else peer.name
         if peer is None or self.world.is_cut(self.name, there):
             raise ConnectionRefusedError(f"nobody answers at {address}")
         wire = self.world.join(self.name, peer.name)
