@@ -52,13 +52,15 @@ from raylite._kernel.handshake import (
     tcp_channel,
     tls_channel,
 )
+from raylite._kernel.interface import SCOPES
 from raylite._kernel.keyring import Keyring
 from raylite._kernel.link import LinkConfig
 from raylite._kernel.listener import tune
 from raylite._kernel.network import Network
 from raylite._kernel.newcomers import Newcomers, is_newcomer
 from raylite._kernel.reception import Reception, Rules
-from raylite._kernel.relay import FOR, TO, reached, relay
+from raylite._kernel.relay import FOR, SCOPE, TO, reached, relay
+from raylite._kernel.revocation import cut_revoked, look_again
 from raylite._kernel.seams import Seams
 from raylite._kernel.service import Service
 from raylite._kernel.tls import TIMES as TLS_TIMES, Tls
@@ -120,6 +122,10 @@ class GrpcNetwork(Network):
         self.server: _Server = _Server(self)
         self._keyring = Keyring(token) if isinstance(token, Token) else token
         self._tls = tls
+        if self._keyring is not None and self._keyring.is_kept:
+            kept = self._keyring
+            kept.on_change = lambda: cut_revoked(self._connections.values(), kept)
+            self._scope.start(look_again(kept, self.config.ping_after), "look at the tokens")
         rules = Rules(token is not None, tls, insecure, admission or Admission())
         self._reception = Reception(
             rules, self.server.connection, self._scope, self.config.connect_timeout
@@ -160,7 +166,8 @@ class GrpcNetwork(Network):
         self.address: str = self.address or listening
         return listening
 
-    async def dial(self, address: str, events: WireEvents, *, is_relayed: bool = False) -> Wire:
+    async def dial(self, address: str, events: WireEvents, *, relays: str = "") -> Wire:
+        """Open a wire; `relays` is the scope of the one whom it is for, if that is not this process."""
         place = place_to_dial(address, self.node)
         transport, connection = await self._connect(place)
         terminated = Terminated()
@@ -179,8 +186,8 @@ class GrpcNetwork(Network):
             ]
             if name := socket_name(address):
                 headers.append((TO, name))
-            if is_relayed:
-                headers.append((FOR, "another node"))
+            if relays:
+                headers += [(FOR, "another node"), (SCOPE, relays)]
             await stream.send_request(headers, _processor=connection.processor)
             wire = GrpcWire(connection, stream, events)
             terminated.wire = wire
@@ -191,6 +198,7 @@ class GrpcNetwork(Network):
                 wire.events = answering = Answering(wire, self._keyring, channel, events, address)
                 wire.start()
                 await answering.done
+                wire.token = answering.token.id
         except (H2Error, StreamTerminatedError) as error:
             transport.abort()
             raise ConnectionError(f"the connection broke while it was opened: {error}") from error
@@ -242,6 +250,7 @@ class GrpcNetwork(Network):
             raise GRPCError(Status.UNAUTHENTICATED, "you show no certificate of this cluster")
         wire = GrpcWire(connection, stream._stream, Deaf())
         wire.is_local = wire.is_local and FOR not in told
+        wire.scope = _scope(str(told.get(SCOPE, SCOPES[-1])))
         name = str(told.get(TO) or self.front)
         accept = served.accepted
         if served is self and name and name not in self._reception.names:
@@ -265,7 +274,9 @@ class GrpcNetwork(Network):
     ) -> None:
         """Ask a stranger for a proof: at once, unless too many from where it comes have failed."""
 
-        def passed() -> None:
+        def passed(token: Token) -> None:
+            wire.token = token.id
+            wire.scope = min(wire.scope, token.scope, key=SCOPES.index)
             door.passed()
             accept(wire)
 
@@ -280,7 +291,7 @@ class GrpcNetwork(Network):
     def _pass_on(self, stream: "ServerStream[bytes, bytes]", name: str, wire: GrpcWire) -> None:
         """A member has opened a wire that is meant for another process."""
         wire.pause_reading()
-        dial = partial(self.dial, is_relayed=True)
+        dial = partial(self.dial, relays=wire.scope)
         reach = partial(reached, dial, self.relays, name, self.config.connect_timeout)
         self._scope.start(relay(wire, stream, reach), f"relay to {name}")
 
@@ -354,6 +365,11 @@ class GrpcNetwork(Network):
                 await self._all_gone.wait()
         except TimeoutError:
             pass
+
+
+def _scope(told: str) -> str:
+    """Return what a relay says of whom it speaks for; the least if that makes no sense."""
+    return told if told in SCOPES else SCOPES[0]
 
 
 class _Server(Server):

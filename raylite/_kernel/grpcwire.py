@@ -17,6 +17,7 @@ from grpclib.protocol import Stream
 from grpclib.utils import Wrapper
 
 from raylite._kernel.connection import DEFAULT_FRAME, FRAME_HEAD, WINDOW, WINDOW_UPDATE, Connection
+from raylite._kernel.interface import SCOPES
 from raylite._kernel.wire import CLOSING, FIRST_PACKET, WireEvents
 from raylite.exceptions import AuthenticationError, LinkError, ProtocolError
 
@@ -35,6 +36,8 @@ class GrpcWire:
     def __init__(self, connection: Connection, stream: Stream, events: WireEvents) -> None:
         assert stream.id is not None
         self.events = events
+        self.scope = SCOPES[-1]
+        self.token = ""  # the id of the one by which it was opened
         self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stream, self._id = stream, stream.id
         self._connection = connection

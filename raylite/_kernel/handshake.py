@@ -81,7 +81,7 @@ def prove(token: Token, role: str, server: bytes, client: bytes, channel: Channe
 class Asking:
     """Hears an accepted wire until its peer has proven itself, and then never again.
 
-    `passed` gives the wire its next listener at once. `failed` is called when the peer was told
+    `passed` is given the token that the peer knows, and gives the wire its next listener at once. `failed` is called when the peer was told
     no, which also closes the wire.
     """
 
@@ -90,7 +90,7 @@ class Asking:
         wire: Wire,
         keyring: Keyring,
         channel: Channel,
-        passed: Callable[[], None],
+        passed: Callable[[Token], None],
         failed: Callable[[str], None],
     ) -> None:
         self._wire, self._tokens, self._channel = wire, keyring.tokens, channel
@@ -119,7 +119,7 @@ class Asking:
             if hmac.compare_digest(expected, answer.proof):
                 mine = prove(token, "server", *nonces, self._channel)
                 self._wire.send(aside(Kind.PROOF, Proof(self._nonce, mine)))
-                self._passed()
+                self._passed(token)
                 return
         self._refuse(
             "wrong proof",
@@ -153,6 +153,11 @@ class Answering:
         self._events, self._peer = events, peer
         self._nonce = secrets.token_bytes(NONCE)
         self._theirs = b""
+
+    @property
+    def token(self) -> Token:
+        """What this end has proven that it knows."""
+        return self._token
 
     def packet(self, data: bytes | memoryview) -> None:
         try:

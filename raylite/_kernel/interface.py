@@ -18,24 +18,35 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, overload
 from raylite._kernel.codec import Codec, codec_for, encode_msgpack, is_protobuf
 from raylite._kernel.packet import Kind
 
+SCOPES = ("read", "node", "admin")
+"""What a token lets its holder do, from the least to the most: ask what there is; be a node of the
+cluster, or a process of one; run drivers."""
+
 Q = TypeVar("Q")
 R = TypeVar("R")
+
+
+def allows(scope: str, needed: str) -> bool:
+    """Whether a token of a scope lets its holder do what needs one."""
+    return SCOPES.index(scope) >= SCOPES.index(needed)
 
 
 class Route:
     """One thing that can be said. `number` is its name on the wire, the same in every process.
 
     A route is control unless it says ``bulk=True``: control messages are handled before bulk ones.
+    Where peers prove tokens, it is for those whose token's scope is `scope` or more.
     """
 
     kind: ClassVar[Kind]
     name: str
     number: int
 
-    def __init__(self, request: Any, reply: Any, bulk: bool) -> None:
+    def __init__(self, request: Any, reply: Any, bulk: bool, scope: str = "node") -> None:
         self.request: Codec = codec_for(request)
         self.reply: Codec = codec_for(reply)
         self.bulk = bulk
+        self.scope = scope
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.attribute = name
@@ -53,13 +64,22 @@ class call(Route, Generic[Q, R]):
     kind = Kind.CALL
 
     @overload
-    def __init__(self, request: type[Q], reply: type[R], *, bulk: bool = False) -> None: ...
+    def __init__(
+        self, request: type[Q], reply: type[R], *, bulk: bool = False, scope: str = "node"
+    ) -> None: ...
     @overload
     def __init__(
-        self: "call[Q, None]", request: type[Q], reply: None, *, bulk: bool = False
+        self: "call[Q, None]",
+        request: type[Q],
+        reply: None,
+        *,
+        bulk: bool = False,
+        scope: str = "node",
     ) -> None: ...
-    def __init__(self, request: Any, reply: Any, *, bulk: bool = False) -> None:
-        super().__init__(request, reply, bulk)
+    def __init__(
+        self, request: Any, reply: Any, *, bulk: bool = False, scope: str = "node"
+    ) -> None:
+        super().__init__(request, reply, bulk, scope)
 
     @overload
     def __get__(self, instance: None, owner: type) -> Self: ...
@@ -92,8 +112,10 @@ class feed(Route, Generic[Q, R]):
 
     kind = Kind.FEED
 
-    def __init__(self, request: type[Q], item: type[R], *, bulk: bool = False) -> None:
-        super().__init__(request, item, bulk)
+    def __init__(
+        self, request: type[Q], item: type[R], *, bulk: bool = False, scope: str = "node"
+    ) -> None:
+        super().__init__(request, item, bulk, scope)
 
     @overload
     def __get__(self, instance: None, owner: type) -> Self: ...

@@ -1,7 +1,7 @@
 """The keyring: the tokens by which this process knows members, two while one takes another's place."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from raylite._kernel.token import Token, read_tokens
 from raylite.exceptions import AuthenticationError
@@ -17,6 +17,7 @@ class Keyring:
     def __init__(self, *tokens: Token, path: str = "") -> None:
         self._tokens, self._path = tokens, path
         self._seen: tuple[int, int] | None = None
+        self.on_change: Callable[[], object] = tuple  # the tokens are others now
 
     @classmethod
     def open(cls, path: str) -> "Keyring":
@@ -39,7 +40,14 @@ class Keyring:
                 self._tokens = read_tokens(self._path)
             except AuthenticationError:
                 pass
+            else:
+                self.on_change()
         return self._tokens
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the tokens are in a file, and so may become others."""
+        return bool(self._path)
 
     def shared(self, ids: Sequence[str]) -> Token:
         """Return the newest token that a peer with these has too; the newest, if there is none."""

@@ -23,7 +23,7 @@ import msgspec
 from msgspec import Struct
 
 from raylite._kernel.deadlines import effective_deadline
-from raylite._kernel.interface import Route, batch
+from raylite._kernel.interface import SCOPES, Route, batch
 from raylite._kernel.mailbox import Mailbox
 from raylite._kernel.outbox import Outbox
 from raylite._kernel.packet import (
@@ -39,6 +39,7 @@ from raylite._kernel.packet import (
 from raylite._kernel.session import WINDOW_BYTES, Session
 from raylite._kernel.wire import Deaf, Wire
 from raylite.exceptions import (
+    AuthenticationError,
     CongestedError,
     LinkClosedError,
     LinkError,
@@ -193,6 +194,7 @@ class Link:
         self.peer = peer
         self.session_id = session_id
         self.peer_incarnation = b""
+        self.scope = SCOPES[-1]  # what the peer may do here
         self.attempt = 0  # of the peer's attempts to dial, the last that was accepted
         self.session: Session = Session(config.window)
         self.last_failure: str = "nobody has dialled it yet"
@@ -720,7 +722,7 @@ class Link:
         destination = self._destinations.get(number)
         if destination is None:
             if call:
-                self.fail(call, UnavailableError(f"no service here answers route {number:#06x}"))
+                self.fail(call, self._no_destination(number))
             return
         mailbox, route = destination
         if route.kind is not kind:
@@ -740,6 +742,13 @@ class Link:
             if self._wire is not None:
                 self._wire.pause_reading()
             mailbox.on_room(self._resume)
+
+    def _no_destination(self, number: int) -> RayError:
+        if self.scope != SCOPES[-1]:
+            return AuthenticationError(
+                f"your token, of the scope {self.scope!r}, does not let you ask this; use the cluster's own"
+            )
+        return UnavailableError(f"no service here answers route {number:#06x}")
 
     def _resume(self) -> None:
         self._paused = False

@@ -4,6 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable
 
+from raylite._kernel.interface import SCOPES
 from raylite._kernel.link import LinkConfig
 from raylite._kernel.network import Network
 from raylite._kernel.seams import Seams
@@ -89,6 +90,7 @@ class MemoryWire:
 
     def __init__(self) -> None:
         self.limit = FIRST_PACKET
+        self.scope = SCOPES[-1]
         self.is_local = False  # it stands for any network, and may be cut
         self._arriving: deque[bytes | None] = deque()
         self._arriving_bytes = 0

@@ -13,6 +13,7 @@ import itertools
 from abc import ABC, abstractmethod
 from functools import partial
 
+from raylite._kernel.interface import SCOPES, allows
 from raylite._kernel.link import Departures, Destination, Link, LinkConfig
 from raylite._kernel.opening import (
     ID_SIZE,
@@ -147,29 +148,38 @@ class Network(ABC):
         elif link is not None and hello.attempt <= link.attempt:
             wire.events = Deaf()
             wire.abort("a later attempt came first")
+        elif link is not None and wire.scope != link.scope:
+            refuse(wire, "the session was begun with a token of another scope", is_gone=True)
         else:
-            link = link or self._begin(hello)
+            link = link or self._begin(hello, wire.scope)
             link.attempt = hello.attempt
             wire.send(aside(Kind.WELCOME, Welcome(self.incarnation, link.session.received)))
             link.attach(wire, hello.received)
 
-    def _begin(self, hello: Hello) -> Link:
+    def _begin(self, hello: Hello, scope: str) -> Link:
         """Begin a session that a peer has named."""
-        if hello.address:
+        destinations = self._destinations
+        address = hello.address if allows(scope, "node") else ""  # nobody dials a mere reader
+        if scope != SCOPES[-1]:
+            destinations = {
+                number: destination
+                for number, destination in destinations.items()
+                if allows(scope, destination.route.scope)
+            }
+        if address:
             for other in self.links:  # an address belongs to one process at a time
-                if other.peer == hello.address and other.peer_incarnation not in (
+                if other.peer == address and other.peer_incarnation not in (
                     b"",
                     hello.incarnation,
                 ):
                     other.confirm_dead("another process now has its address")
-        peer = hello.address or f"peer {hello.incarnation.hex()[:8]}"
-        link = Link(
-            peer, hello.session, self._destinations, self.config, self.departures, self._forget
-        )
+        peer = address or f"peer {hello.incarnation.hex()[:8]}"
+        link = Link(peer, hello.session, destinations, self.config, self.departures, self._forget)
+        link.scope = scope
         link.peer_incarnation = hello.incarnation
         self._sessions[hello.session] = link
-        if hello.address:
-            self._links.setdefault(hello.address, link)
+        if address:
+            self._links.setdefault(address, link)
         return link
 
     async def _keep_wired(self, link: Link, address: str) -> None:

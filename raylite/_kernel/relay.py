@@ -24,6 +24,7 @@ from raylite.exceptions import LinkError
 
 TO = "raylite-to"  # in a request: the name of the socket that it is for
 FOR = "raylite-for"  # and of a relay: that its unix socket leads out of the machine
+SCOPE = "raylite-scope"  # and of a relay: what the asker may do, by the token that it has proven
 NUDGE = 1.0  # seconds after which a frame that takes longer is announced to the other end
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9_-]{1,16})?")

@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from raylite._kernel.interface import SCOPES
 from raylite._kernel.secretfile import read_secret, write_secret
 from raylite.exceptions import AuthenticationError
 
-SCOPES = ("admin", "node", "read")  # drivers and jobs; nodes that join; metrics
 SECRET = 32  # bytes
-MOST = 2  # valid at one time
+MOST = 2  # tokens of the cluster that are valid at one time
+MOST_LESSER = 16  # and tokens of a lesser scope
 
 _TEXT = re.compile(r"rl1\.([a-z]+)\.([0-9a-f]{8})\.([A-Za-z0-9_-]{43})\.([0-9a-f]{8})")
 
@@ -38,7 +39,7 @@ class Token:
         return _with_crc(f"rl1.{self.scope}.{self.id}.{secret}")
 
 
-def new_token(scope: str = "node") -> Token:
+def new_token(scope: str = "admin") -> Token:
     """Return a token that nobody else has."""
     if scope not in SCOPES:
         raise ValueError(f"{scope!r} is no scope of a token: choose one of {', '.join(SCOPES)}")
@@ -66,7 +67,7 @@ def parse_token(text: str) -> Token:
     return Token(match[1], match[2], secret)
 
 
-def create_token(path: str, scope: str = "node") -> Token:
+def create_token(path: str, scope: str = "admin") -> Token:
     """Make a token and keep it in a new file, as `write_secret` does."""
     token = new_token(scope)
     write_secret(path, token.reveal().encode() + b"\n")
@@ -79,10 +80,12 @@ def read_token(path: str) -> Token:
 
 
 def read_tokens(path: str) -> tuple[Token, ...]:
-    """Return the tokens in a file, the newest first, if only this user could have written it.
+    """Return the tokens in a file, if only this user could have written it.
+
+    Those of the cluster come first, the newest before the other, and then those of lesser scopes.
 
     Raises:
-        AuthenticationError: There is none, or more than two, or others could have used the file.
+        AuthenticationError: There is none, or too many, or others could have used the file.
     """
     try:
         lines = read_secret(path).decode("ascii").split("\n")
@@ -92,9 +95,13 @@ def read_tokens(path: str) -> tuple[Token, ...]:
         ) from error
     while len(lines) > 1 and not lines[-1].strip():
         lines.pop()
-    if len(lines) > MOST:
-        raise AuthenticationError(f"{path} holds {len(lines)} tokens, and {MOST} is the most")
-    return tuple(map(parse_token, lines))
+    if len(lines) > MOST + MOST_LESSER:
+        raise AuthenticationError(f"{path} holds {len(lines)} tokens, which is too many")
+    tokens = [parse_token(line) for line in lines]
+    tokens.sort(key=_is_lesser)  # a stable sort
+    if (count := len(tokens) - sum(map(_is_lesser, tokens))) > MOST:
+        raise AuthenticationError(f"{path} holds {count} tokens, and {MOST} is the most")
+    return tuple(tokens)
 
 
 def write_tokens(path: str, tokens: Sequence[Token]) -> None:
@@ -104,6 +111,10 @@ def write_tokens(path: str, tokens: Sequence[Token]) -> None:
         os.unlink(new)
     write_secret(new, "".join(f"{token.reveal()}\n" for token in tokens).encode())
     os.replace(new, path)
+
+
+def _is_lesser(token: Token) -> bool:
+    return token.scope != SCOPES[-1]
 
 
 def _with_crc(text: str) -> str:

@@ -35,11 +35,13 @@ class Wire(Protocol):
     """One connection. `limit` bounds the packets it takes; it starts at `FIRST_PACKET`.
 
     One that `is_local` stays within a machine, which reports at once that the other end is gone.
+    `scope` is what the peer may do, by the token that it has proven; all, where there are none.
     """
 
     events: WireEvents
     limit: int
     is_local: bool
+    scope: str
 
     @property
     def is_writable(self) -> bool:

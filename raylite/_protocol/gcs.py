@@ -15,7 +15,7 @@ class Nodes(Interface):
     register = call(msg.RegisterNode, msg.Registered)  # once a node, before it takes leases
     heartbeat = post(msg.Heartbeat)  # every second; silence is how a node dies
     sync = call(msg.Heartbeat, msg.Synced)  # a heartbeat that asks whether it was one of a member
-    list = call(msg.ListNodes, msg.NodeList)
+    list = call(msg.ListNodes, msg.NodeList, scope="read")
     watch = feed(msg.WatchNodes, msg.NodeEvent)  # all nodes, dead ones too, then what changes
 
 
@@ -24,15 +24,15 @@ class Views(Interface):
 
     report = call(hot.ViewDelta, hot.ViewWanted)  # a raylet's own, a tenth of a second apart
     watch = feed(hot.WatchViews, hot.ViewDeltas)  # all that is known, then what changes
-    demand = call(hot.AskDemand, hot.Demand)  # what waits, in all nodes' views together
+    demand = call(hot.AskDemand, hot.Demand, scope="read")  # what waits, in all nodes' views
 
 
 class Jobs(Interface):
     """Drivers, each a job from its start to its end."""
 
-    add = call(msg.AddJob, msg.JobAdded)  # again after a restart of the GCS: the job is still mine
+    add = call(msg.AddJob, msg.JobAdded, scope="admin")  # and again after a restart of the GCS
     finish = call(msg.FinishJob, msg.JobFinished)
-    list = call(msg.ListJobs, msg.JobList)
+    list = call(msg.ListJobs, msg.JobList, scope="read")
     watch = feed(msg.WatchJobs, msg.JobEvent)
 
 
@@ -40,7 +40,7 @@ class Workers(Interface):
     """The processes that run tasks, as their raylets tell of them."""
 
     report = post(msg.ReportWorkers)  # those that began or ended; all of them in a new epoch
-    list = call(msg.ListWorkers, msg.WorkerList)
+    list = call(msg.ListWorkers, msg.WorkerList, scope="read")
     watch = feed(msg.WatchWorkers, msg.WorkerEvent)  # those that ended, and then whoever ends
 
 

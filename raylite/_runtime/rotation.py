@@ -1,4 +1,5 @@
-"""Changing a cluster's token while it runs: for a while two are valid, then the old one is no more.
+"""Changing a cluster's tokens while it runs: for a while two are valid, then the old one is no more.
+Tokens of a lesser scope come and go beside them.
 
 Each machine is told by its user, who takes the new token there as he took the first: a token never
 travels by itself. Processes find it in their node's file when they next open a stream.
@@ -6,6 +7,8 @@ travels by itself. Processes find it in their node's file when they next open a 
 
 from msgspec import Struct
 
+from raylite._kernel.interface import SCOPES
+from raylite._kernel.secretfile import write_secret
 from raylite._kernel.token import Token, new_token, read_tokens, write_tokens
 from raylite._runtime import addresses, records
 from raylite._runtime.records import NodeRecord
@@ -41,13 +44,13 @@ def rotate(address: str | None = None, token_file: str = "", temp_dir: str = "")
         AuthenticationError: There are two tokens already, or the file's are another cluster's.
     """
     nodes = _nodes(address, temp_dir)
-    known = read_tokens(nodes[0].token_file)
+    known = _own(nodes[0])
     if len(known) > 1:
         raise AuthenticationError(
             f"two tokens are valid on this machine already, {known[0].id} and {known[1].id}: when every "
             "machine has the first, run `raylite token revoke` on each"
         )
-    added = _added(token_file, known[0]) if token_file else new_token(known[0].scope)
+    added = _added(token_file, known[0]) if token_file else new_token()
     return _write(nodes, (added, known[0]), added, known[0])
 
 
@@ -59,13 +62,68 @@ def revoke(address: str | None = None, temp_dir: str = "") -> Rotation:
         AuthenticationError: There is one token only.
     """
     nodes = _nodes(address, temp_dir)
-    known = read_tokens(nodes[0].token_file)
+    known = _own(nodes[0])
     if len(known) < 2:
         raise AuthenticationError(
             f"only the token {known[0].id} is valid on this machine: run `raylite token rotate` first"
         )
     new, old = known
     return _write(nodes, (new,), new, old)
+
+
+def issue(path: str, scope: str, address: str | None = None, temp_dir: str = "") -> Rotation:
+    """Make a token of a lesser scope, which this machine's nodes of a cluster know from now on.
+
+    Args:
+        path: The new file to keep it in, for who is to have it.
+        scope: `read` or `node`; see `SCOPES`.
+        address: The cluster; None for that of the node that was started last.
+        temp_dir: Where sessions are.
+
+    Raises:
+        ConnectionError: No node of the cluster runs here.
+        OSError: The file is there already, or cannot be made.
+    """
+    nodes = _nodes(address, temp_dir)
+    own, issued = _own(nodes[0]), new_token(scope)
+    write_secret(path, issued.reveal().encode() + b"\n")
+    for node in nodes:
+        write_tokens(node.token_file, (*read_tokens(node.token_file), issued))
+    return Rotation(nodes[0].cluster, issued.id, own[0].id, (path,))
+
+
+def withdraw(id: str, address: str | None = None, temp_dir: str = "") -> Rotation:
+    """Have this machine's nodes of a cluster forget a token that was issued; see `issue`.
+
+    Raises:
+        ConnectionError: No node of the cluster runs here.
+        AuthenticationError: They know no such token.
+    """
+    nodes = _nodes(address, temp_dir)
+    own = _own(nodes[0])
+    known = {node: read_tokens(node.token_file) for node in nodes}
+    if not any(token.id == id and _is_lesser(token) for each in known.values() for token in each):
+        issued = [token.id for token in known[nodes[0]] if _is_lesser(token)]
+        raise AuthenticationError(
+            f"no token {id} was issued on this machine; those that were: {', '.join(issued) or 'none'}"
+        )
+    for node, tokens in known.items():
+        write_tokens(node.token_file, [token for token in tokens if token.id != id])
+    return Rotation(nodes[0].cluster, own[0].id, id, ())
+
+
+def _is_lesser(token: Token) -> bool:
+    return token.scope != SCOPES[-1]
+
+
+def _own(node: NodeRecord) -> list[Token]:
+    """Return the cluster's own tokens, the newest first."""
+    own = [token for token in read_tokens(node.token_file) if not _is_lesser(token)]
+    if not own:
+        raise AuthenticationError(
+            "this machine's nodes joined with a token of a lesser scope: run this on the head"
+        )
+    return own
 
 
 def _nodes(address: str | None, temp_dir: str) -> list[NodeRecord]:
@@ -93,5 +151,6 @@ def _added(token_file: str, current: Token) -> Token:
 
 def _write(nodes: list[NodeRecord], tokens: tuple[Token, ...], new: Token, old: Token) -> Rotation:
     for node in nodes:
-        write_tokens(node.token_file, tokens)
+        issued = [token for token in read_tokens(node.token_file) if _is_lesser(token)]
+        write_tokens(node.token_file, [*tokens, *issued])
     return Rotation(nodes[0].cluster, new.id, old.id, tuple(node.token_file for node in nodes))

@@ -2,7 +2,12 @@
 
 import click
 
-from raylite._runtime.rotation import revoke as revoke_old, rotate as add_new
+from raylite._runtime.rotation import (
+    issue as add_lesser,
+    revoke as revoke_old,
+    rotate as add_new,
+    withdraw,
+)
 from raylite.cli.errors import explained
 
 _ROTATED = """\
@@ -15,7 +20,15 @@ where FILE is a copy of this machine's {file}, as secret as that is there. When 
 
 _REVOKED = """\
 The token {old} is no longer valid for this machine's part of the cluster at {cluster}; {new} is. What
-was connected by it stays so until its connection breaks."""
+was connected by it is cut within seconds, and comes back if it has the new one."""
+
+_ISSUED = """\
+{file} holds the token {new}, of the scope {scope}, which this machine's part of the cluster at {cluster} knows. Revoke it with
+    raylite token revoke --id={new}"""
+
+_WITHDRAWN = """\
+The token {old} is no longer valid for this machine's part of the cluster at {cluster}. What was connected
+by it is cut within seconds."""
 
 _ADDRESS = click.option(
     "--address", metavar="HOST:PORT", help="The cluster.  [default: this machine's]"
@@ -52,9 +65,33 @@ def rotate(address: str | None, token_file: str, temp_dir: str) -> None:
 
 @token.command()
 @_ADDRESS
+@click.option("--id", default="", metavar="ID", help="A token that was issued, instead.")
 @_TEMP_DIR
-def revoke(address: str | None, temp_dir: str) -> None:
-    """Have this machine's nodes forget the older of two tokens."""
+def revoke(address: str | None, id: str, temp_dir: str) -> None:
+    """Have this machine's nodes forget the older of two tokens, or one that was issued."""
     with explained():
-        done = revoke_old(address, temp_dir)
-    click.echo(_REVOKED.format(cluster=done.cluster, new=done.new, old=done.old))
+        done = withdraw(id, address, temp_dir) if id else revoke_old(address, temp_dir)
+    told = _WITHDRAWN if id else _REVOKED
+    click.echo(told.format(cluster=done.cluster, new=done.new, old=done.old))
+
+
+@token.command()
+@click.argument("file")
+@click.option(
+    "--scope",
+    type=click.Choice(["read", "node"]),
+    default="read",
+    show_default=True,
+    help="What it allows: to ask for the cluster's state; or to join nodes, and not to run drivers.",
+)
+@_ADDRESS
+@_TEMP_DIR
+def issue(file: str, scope: str, address: str | None, temp_dir: str) -> None:
+    """Make a token that allows less than the cluster's own, in a new file.
+
+    `raylite status --address=... --token-file=FILE` needs no more than the scope read. It is this
+    machine that knows the token, so issue it where it is to be used: on the head.
+    """
+    with explained():
+        done = add_lesser(file, scope, address, temp_dir)
+    click.echo(_ISSUED.format(cluster=done.cluster, new=done.new, scope=scope, file=file))

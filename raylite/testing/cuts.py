@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from raylite._kernel.grpc import GrpcNetwork
+from raylite._kernel.interface import SCOPES
 from raylite._kernel.wire import Wire, WireEvents
 from raylite._runtime import networks
 from raylite._runtime.node import NodeConfig
@@ -76,14 +77,14 @@ class CuttableNetwork(GrpcNetwork):
         super().__init__(**options)
         self._cuts = cuts
 
-    async def dial(self, address: str, events: WireEvents, *, is_relayed: bool = False) -> Wire:
+    async def dial(self, address: str, events: WireEvents, *, relays: str = "") -> Wire:
         mark = mark_of(address)
         if mark in ("", self.node):
-            return await super().dial(address, events, is_relayed=is_relayed)
+            return await super().dial(address, events, relays=relays)
         if not self._cuts.passes(self.node, mark):
             await asyncio.get_running_loop().create_future()  # nobody answers; the dialler gives up
         wire = _CutWire(partial(self._cuts.passes, self.node, mark), events)
-        wire.inner = await super().dial(address, wire, is_relayed=is_relayed)
+        wire.inner = await super().dial(address, wire, relays=relays)
         return wire
 
 
@@ -92,6 +93,7 @@ class _CutWire:
 
     inner: Wire
     is_local = False
+    scope = SCOPES[-1]  # it was dialled, by a member
 
     def __init__(self, passes: partial[bool], events: WireEvents) -> None:
         self.events = events

@@ -119,3 +119,35 @@ def test_without_a_node_there_is_no_token_to_change() -> None:
         done = raylite("token", word)
         assert (done.returncode, done.stdout) == (1, "")
         assert "no node of that cluster runs on this machine" in done.stderr
+
+
+def test_a_token_that_is_issued_allows_what_its_scope_says_until_it_is_revoked(
+    temp_dir: Path,
+) -> None:
+    head = start("--head", "--port=0")
+    [own] = read_tokens(head.token_file)
+    read = f"{temp_dir}/read"
+    done = raylite("token", "issue", read)
+    assert done.returncode == 0, done.stderr
+    [token] = read_tokens(read)
+    assert (token.scope, token.id in done.stdout) == ("read", True)
+    assert read_tokens(head.token_file) == (own, token)
+    assert raylite("token", "issue", read).returncode == 1  # the file is there
+
+    elsewhere = f"--temp-dir={temp_dir}/b"
+    (temp_dir / "b").mkdir()
+    asked = ("status", f"--address={head.cluster}", f"--token-file={read}")
+    done = raylite(*asked)
+    assert done.returncode == 0, done.stderr
+    done = raylite("start", f"--address={head.cluster}", f"--token-file={read}", elsewhere)
+    assert done.returncode == 1
+    assert "of the scope 'read', does not let you ask this" in done.stderr
+    assert raylite("token", "rotate").returncode == 0  # which leaves it as it is
+    assert read_tokens(head.token_file)[2:] == (token,)
+
+    assert raylite("token", "revoke", "--id=12345678").returncode == 1
+    done = raylite("token", "revoke", f"--id={token.id}")
+    assert done.returncode == 0, done.stderr
+    assert token not in read_tokens(head.token_file)
+    done = raylite(*asked)
+    assert (done.returncode, "it has another token" in done.stderr) == (1, True), done.stderr

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
+from raylite._kernel.interface import SCOPES
 from raylite._kernel.secretfile import LARGEST, read_secret, write_secret
-from raylite._kernel.token import SCOPES, Token, create_token, new_token, parse_token, read_token
+from raylite._kernel.token import Token, create_token, new_token, parse_token, read_token
 from raylite.exceptions import AuthenticationError
 
 
@@ -49,7 +50,7 @@ def test_a_tokens_text_is_read_back(scope: str) -> None:
 
 
 def test_a_scope_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(ValueError, match="choose one of admin, node, read"):
+    with pytest.raises(ValueError, match="choose one of read, node, admin"):
         new_token("root")
 
 
