@@ -65,7 +65,7 @@ def init(
         logging_level: The level of the ``raylite`` logger.
         log_to_driver: Show what tasks print, with a prefix that says which.
         namespace: The job's namespace; None gives it one of its own.
-        runtime_env: Only ``{"env_vars": {...}}``: set for this process's workers.
+        runtime_env: Only ``{"env_vars": {...}}``: set for this process's workers, before those of tasks.
         _memory: Bytes of the resource ``memory``; None takes what is available beside the objects.
         _temp_dir: Where sessions are made, and looked for; else ``RAYLITE_TMPDIR``, ``RAY_TMPDIR``
             or the system's directory for temporary files.
