@@ -27,9 +27,9 @@ from raylite._services.worker.core import Core
 from raylite._services.worker.exports import check_size
 from raylite._services.worker.generator import stream
 from raylite._services.worker.objects import Entry, ObjectRef, unknown_owner
+from raylite._services.worker.owned import OwnedTask
 from raylite._services.worker.runner import ANY
 from raylite._services.worker.running import RunningTask
-from raylite._services.worker.submit import OwnedTask
 from raylite._types.environment import variables_of
 from raylite._types.keys import ObjectKey, TaskKey
 from raylite._types.keywords import HasStrategy, Several, TaskKeywords

@@ -7,8 +7,8 @@ import anyio.lowlevel
 
 from raylite._protocol import worker
 from raylite._services.worker.cancel import FORCE_SECONDS
+from raylite._services.worker.owned import OwnedTask
 from raylite._services.worker.owner import error_of
-from raylite._services.worker.submit import OwnedTask
 from raylite._types.cancellation import CancelOutcome
 from raylite._wire import hot
 from raylite._wire.hot import Form, Value

@@ -7,7 +7,7 @@ import anyio
 from raylite._kernel.host import Host
 from raylite._services.worker.explain import PATIENCE, ExplainService
 from raylite._services.worker.objects import Entry
-from raylite._services.worker.submit import OwnedTask
+from raylite._services.worker.owned import OwnedTask
 from raylite._types.keys import ObjectKey, TaskKey
 from raylite._wire import hot
 from raylite._wire.hot import Explanation, Form, TaskState, Value

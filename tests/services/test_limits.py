@@ -5,8 +5,8 @@ import math
 import anyio
 
 from raylite._services.worker.objects import Entry
+from raylite._services.worker.owned import OwnedTask
 from raylite._services.worker.owner import error_of
-from raylite._services.worker.submit import OwnedTask
 from raylite._types.keys import ObjectKey
 from raylite._wire import hot
 from raylite._wire.hot import Form, Value

@@ -17,8 +17,9 @@ from raylite._protocol import raylet, worker
 from raylite._services.worker.explain import ExplainService
 from raylite._services.worker.locations import LocationService
 from raylite._services.worker.objects import Entry
+from raylite._services.worker.owned import OwnedTask
 from raylite._services.worker.owner import OwnerService, error_of
-from raylite._services.worker.submit import OwnedTask, SubmitService
+from raylite._services.worker.submit import SubmitService
 from raylite._types.accelerators import Shares
 from raylite._types.keys import ObjectKey, TaskKey, WorkerKey
 from raylite._types.resources import UNIT, Resources

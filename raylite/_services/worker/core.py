@@ -37,10 +37,11 @@ from raylite._services.worker.objects import (
     W,
     Waiter,
 )
+from raylite._services.worker.owned import OwnedTask
 from raylite._services.worker.owner import OwnerService, error_of
 from raylite._services.worker.producer import Gate, ThreadGate
 from raylite._services.worker.ready import has_ready, never, split
-from raylite._services.worker.submit import OwnedTask, SubmitService
+from raylite._services.worker.submit import SubmitService
 from raylite._types.cancellation import CancelOutcome
 from raylite._types.keys import ObjectKey, TaskKey
 from raylite._wire import hot, pickling

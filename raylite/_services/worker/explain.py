@@ -12,8 +12,9 @@ from raylite._machines.submitter import Submitter
 from raylite._protocol import raylet, worker
 from raylite._services.worker.locations import LocationService
 from raylite._services.worker.objects import Entry
+from raylite._services.worker.owned import OwnedTask
 from raylite._services.worker.owner import OwnerService
-from raylite._services.worker.submit import OwnedTask, SubmitService
+from raylite._services.worker.submit import SubmitService
 from raylite._types.ids import ObjectID, TaskID
 from raylite._types.keys import LeaseID, TaskKey, WorkerKey
 from raylite._wire import hot

@@ -6,8 +6,8 @@ from typing import Any, Generic, NoReturn, Self, TypeVar
 
 from raylite._services.worker.core import Core
 from raylite._services.worker.objects import Entry, LoopFuture, ObjectRef
+from raylite._services.worker.owned import OwnedTask
 from raylite._services.worker.streams import END, Arrivals, GeneratorDrop
-from raylite._services.worker.submit import OwnedTask
 from raylite._types.keys import ObjectKey
 
 T = TypeVar("T", covariant=True)
