@@ -10,6 +10,7 @@ import os
 import sys
 from importlib import import_module
 
+from raylite._runtime import interrupts
 from raylite._runtime.interpreter import Interpreter, import_path
 
 TYPE_CHECKING = False
@@ -87,29 +88,34 @@ def init(
         >>> with init(num_cpus=2):  # doctest: +SKIP
         ...     ...
     """
-    interpreter = _begin_early(address, _temp_dir)
-    try:
-        return _heavy().connect(  # type: ignore[no-any-return]
-            address,
-            interpreter,
-            num_cpus=num_cpus,
-            num_gpus=num_gpus,
-            resources=resources,
-            labels=labels,
-            object_store_memory=object_store_memory,
-            ignore_reinit_error=ignore_reinit_error,
-            logging_level=logging_level,
-            log_to_driver=log_to_driver,
-            namespace=namespace,
-            runtime_env=runtime_env,
-            _memory=_memory,
-            _temp_dir=_temp_dir,
-            _system_config=_system_config,
-            accepted=accepted,
-        )
-    finally:
-        if interpreter is not None and interpreter.end is not None:
-            interpreter.close()  # there is a cluster, or the arguments are not right
+    with (
+        interrupts.held() as interrupt
+    ):  # a Ctrl-C in an import leaves files open, and half a module
+        interpreter = _begin_early(address, _temp_dir)
+        try:
+            heavy = _heavy()
+            interrupt.raise_if_interrupted()
+            return heavy.connect(  # type: ignore[no-any-return]
+                address,
+                interpreter,
+                num_cpus=num_cpus,
+                num_gpus=num_gpus,
+                resources=resources,
+                labels=labels,
+                object_store_memory=object_store_memory,
+                ignore_reinit_error=ignore_reinit_error,
+                logging_level=logging_level,
+                log_to_driver=log_to_driver,
+                namespace=namespace,
+                runtime_env=runtime_env,
+                _memory=_memory,
+                _temp_dir=_temp_dir,
+                _system_config=_system_config,
+                accepted=accepted,
+            )
+        finally:
+            if interpreter is not None and interpreter.end is not None:
+                interpreter.close()  # there is a cluster, or the arguments are not right
 
 
 def shutdown(*, wait_for_processes: bool = False) -> None:
