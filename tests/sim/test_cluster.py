@@ -23,6 +23,8 @@ def _quiet() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("first", range(0, len(SEEDS), CHUNK))
-def test_every_seed_keeps_the_promises_and_repeats_itself(first: int) -> None:
+def test_every_seed_keeps_the_promises_and_one_in_five_is_seen_to_repeat_itself(first: int) -> None:
     for seed in SEEDS[first : first + CHUNK]:
-        assert simulate(seed).trace == simulate(seed).trace, f"seed {seed} ran in two ways"
+        trace = simulate(seed).trace
+        if seed == first:  # they take seconds; those of one node are all run again
+            assert simulate(seed).trace == trace, f"seed {seed} ran in two ways"
