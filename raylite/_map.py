@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from raylite._machines.pace import Pace
@@ -11,16 +11,20 @@ from raylite._options import TaskOptions
 from raylite._runtime import auto, session
 from raylite._runtime.context import Place
 from raylite._services.worker import awaiting
-from raylite._services.worker.chunk import Chunk
+from raylite._services.worker.chunk import Chunk, Failed
 from raylite._services.worker.core import Core
 from raylite._services.worker.objects import Entry, ObjectRef
 from raylite._types.signature import Signature, yields
 from raylite._wire import pickling
+from raylite.exceptions import RayError
 
 T = TypeVar("T")
 
 _ALONE = ("retry_exceptions", "max_calls", "timeout", "deadline")
 """Options that are about a single call, so that each has to be a task."""
+
+_LENT = frozenset({"num_cpus", "max_retries", "name", "runtime_env"})
+"""Options of a chunk that can be split: while it waits, it keeps nothing that its calls need."""
 
 _SAMPLE = 16  # results of a chunk whose sizes stand for those of all
 
@@ -57,13 +61,64 @@ class Chunked:
     """
 
     def __init__(self, function: Callable[..., Any], width: int) -> None:
-        self._chunk = Chunk(function, width)
-        self._exported: dict[Any, Any] = {}
+        self._function = function
+        self._width = width
+        #: By the options of the calls that are made singly; None: of those that never are.
+        self._chunks: dict[str | None, tuple[Chunk, dict[Any, Any]]] = {}
 
     def calls(self, of: Calls, elements: int, make: MakeCalls) -> Calls:
         """Return what calls it for so many elements, with the options of a function."""
         options = {**of._options, "num_returns": elements + 1}
-        return make(self._chunk, options, of._signature, self._exported)
+        is_split = _LENT.issuperset(of._options)
+        kept = {name: each for name, each in of._options.items() if name != "name"}
+        key = repr(sorted(kept.items())) if is_split else None
+        if key not in self._chunks:
+            singly = Singly(self._function, kept, make) if is_split else None
+            self._chunks[key] = Chunk(self._function, self._width, singly), {}
+        chunk, exported = self._chunks[key]
+        return make(chunk, options, of._signature, exported)
+
+
+class Singly:
+    """Makes the calls of a chunk as tasks of their own, if its worker died the last time.
+
+    So that only the one which kills its worker has to fail. The chunk's task waits for them, and
+    lends them its CPUs.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], options: Mapping[str, Any], make: MakeCalls
+    ) -> None:
+        self._function = function
+        self._options = options
+        self._make = make
+
+    def __call__(self, calls: Sequence[tuple[Any, ...]]) -> Iterator[Any] | None:
+        """Return the results of the calls; None if this is the first attempt."""
+        place = auto.place()
+        task = place.task
+        if task is None or not task.attempt:
+            return None
+        retries = TaskOptions.of(self._options).max_retries
+        left = retries if retries < 0 else max(retries - task.attempt, 0)
+        options = {**self._options, "max_retries": left, "name": task.name}
+        call = self._make(self._function, options, Signature.of(self._function), {})
+        return _outcomes(place, call, calls)
+
+
+def _outcomes(place: Place, call: Calls, calls: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+    """Make the calls one after another, as a chunk does.
+
+    At once, several would go to a worker, and those that had just ended be lost with it, too.
+    """
+    for arguments in calls:
+        try:
+            [result] = place.core.get([call._submit(place, arguments, {})], None)
+        except RayError as error:
+            result = Failed(error, is_told=True)
+        except Exception as error:  # an argument that could be pickled once, and not again
+            result = Failed(error)
+        yield result
 
 
 _Sent = tuple[int, list[Entry]]
@@ -276,10 +331,11 @@ def _size(function: Calls, chunksize: int | str) -> int | None:
             f"{function._name}.remote() for each element"
         )
     alone = [name for name in _ALONE if options.get(name)]
+    is_once = options.get("max_retries") == 0  # a chunk could not be tried again
     if inspect.iscoroutinefunction(function._function):
         alone.append("async def")
     if chunksize == "auto":
-        return 1 if alone else None
+        return 1 if alone or is_once else None
     if not isinstance(chunksize, int) or chunksize < 1:
         raise ValueError(f'chunksize must be "auto" or a positive integer, not {chunksize!r}')
     if alone and chunksize > 1:

@@ -324,9 +324,10 @@ class RemoteFunction(Generic[F, R]):
         the tasks that the cluster can run at once. Iterating waits where it would be further ahead.
 
         Quick calls travel together as one task, of some 20 ms. Each still has a reference, and an
-        error, of its own; if its worker dies, they are tried again together. Calls with
+        error, of its own. If their worker dies, each is tried again by itself (together, if they
+        want other resources than CPUs, or a strategy), and only the one behind it fails. Calls with
         references among their arguments are tasks of their own, and so are all with
-        ``retry_exceptions`` or ``max_calls``.
+        ``retry_exceptions``, ``max_retries=0`` or ``max_calls``.
 
         Args:
             *iterables: Where arguments come from. An error there is raised after the references of

@@ -258,6 +258,9 @@ def test_what_is_about_single_calls_makes_each_a_task() -> None:
     assert [ray.get(ref) for ref in refs] == [0, 1, 2]
     with pytest.raises(ValueError, match="chunksize=2 with retry_exceptions"):
         retried.map([1], chunksize=2)
+    once: Map[int] = square.options(max_retries=0).map(range(3))  # a chunk cannot be tried again
+    assert ray.get(list(once)) == [0, 1, 4]
+    assert once._calls == {}
 
 
 def test_what_makes_no_sense_is_refused_where_it_is_written() -> None:

@@ -858,6 +858,28 @@ def test_a_crashed_task_runs_again_as_often_as_max_retries_says(tmp_path: Path) 
     assert (tmp_path / "attempts").stat().st_size == 3
 
 
+def test_an_element_of_a_map_that_ends_its_worker_fails_alone(tmp_path: Path) -> None:
+    @ray.remote(max_retries=2)
+    def crash_at_three(n: int) -> int:
+        if n == 3:
+            note(tmp_path / "attempts")
+            os._exit(1)
+        if n == 4:
+            raise KeyError(n)
+        return n
+
+    refs = list(crash_at_three.map(range(8), chunksize=8))
+    with pytest.raises(WorkerCrashedError):
+        ray.get(refs[3])
+    with pytest.raises(KeyError) as caught:
+        ray.get(refs[4])
+    assert isinstance(caught.value, RayTaskError)
+    assert caught.value.function_name == "crash_at_three"
+    outcomes = ray.get(refs, return_exceptions=True)
+    assert [outcomes[n] for n in (0, 1, 2, 5, 6, 7)] == [0, 1, 2, 5, 6, 7]
+    assert (tmp_path / "attempts").stat().st_size == 3  # no more than any other task
+
+
 def test_a_crashed_task_is_not_retried_without_retries(tmp_path: Path) -> None:
     @ray.remote(max_retries=0)
     def crash() -> None:

@@ -323,7 +323,9 @@ class Runner:
         values: list[Value] = []
         try:
             for each in results:
-                if type(each) is Failed:
+                if type(each) is Failed and each.is_told:
+                    values.append(pack_error(each.error))
+                elif type(each) is Failed:
                     values.append(self._error(each.error, job, task.name or job.definition.title))
                 else:
                     values.append(self._pack(each, task, len(values), job))
@@ -393,7 +395,7 @@ def arena_key(task: hot.Task, index: int) -> bytes:
     return key + task.attempt.to_bytes(4, "little") if task.attempt else key
 
 
-def pack_error(error: RayError) -> Value:
+def pack_error(error: Exception) -> Value:
     return Value(Form.ERROR, pickling.dumps(error).to_bytes())
 
 
