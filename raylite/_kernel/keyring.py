@@ -3,20 +3,23 @@
 import os
 from collections.abc import Callable, Sequence
 
-from raylite._kernel.token import Token, read_tokens
+from raylite._kernel.token import Token, issued_beside, read_issued, read_tokens
 from raylite.exceptions import AuthenticationError
+
+_Seen = tuple[tuple[int, int] | None, tuple[int, int] | None]
 
 
 class Keyring:
     """The tokens that are valid now, the newest first.
 
-    Those of a file are read anew when it has changed, which is looked at whenever a stream opens:
-    whoever replaces the file need tell nobody. If it is gone, or spoilt, the last good ones count.
+    Those of a file, and those that were issued beside it, are read anew when one has changed, which
+    is looked at whenever a stream opens: whoever replaces a file need tell nobody. If the cluster's
+    is gone, or one is spoilt, the last good ones count.
     """
 
     def __init__(self, *tokens: Token, path: str = "") -> None:
         self._tokens, self._path = tokens, path
-        self._seen: tuple[int, int] | None = None
+        self._seen: _Seen = (None, None)
         self.on_change: Callable[[], object] = tuple  # the tokens are others now
 
     @classmethod
@@ -28,7 +31,7 @@ class Keyring:
         """
         keyring = cls(path=path)
         keyring._seen = _state(path)
-        keyring._tokens = read_tokens(path)
+        keyring._tokens = (*read_tokens(path), *read_issued(path))
         return keyring
 
     @property
@@ -37,7 +40,7 @@ class Keyring:
         if self._path and (state := _state(self._path)) != self._seen:
             self._seen = state
             try:
-                self._tokens = read_tokens(self._path)
+                self._tokens = (*read_tokens(self._path), *read_issued(self._path))
             except AuthenticationError:
                 pass
             else:
@@ -55,7 +58,11 @@ class Keyring:
         return next((token for token in tokens if token.id in ids), tokens[0])
 
 
-def _state(path: str) -> tuple[int, int] | None:
+def _state(path: str) -> _Seen:
+    return _state_of(path), _state_of(issued_beside(path))
+
+
+def _state_of(path: str) -> tuple[int, int] | None:
     try:
         state = os.stat(path)
     except OSError:

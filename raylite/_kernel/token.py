@@ -33,6 +33,11 @@ class Token:
     id: str
     secret: bytes = field(repr=False)
 
+    @property
+    def is_lesser(self) -> bool:
+        """Whether it allows less than the cluster's own token."""
+        return self.scope != SCOPES[-1]
+
     def reveal(self) -> str:
         """Return the text, secret and all: for a file or an inherited descriptor, never a log."""
         secret = base64.urlsafe_b64encode(self.secret).decode().rstrip("=")
@@ -98,10 +103,39 @@ def read_tokens(path: str) -> tuple[Token, ...]:
     if len(lines) > MOST + MOST_LESSER:
         raise AuthenticationError(f"{path} holds {len(lines)} tokens, which is too many")
     tokens = [parse_token(line) for line in lines]
-    tokens.sort(key=_is_lesser)  # a stable sort
-    if (count := len(tokens) - sum(map(_is_lesser, tokens))) > MOST:
+    tokens.sort(key=lambda token: token.is_lesser)  # a stable sort
+    if (count := len(tokens) - sum(token.is_lesser for token in tokens)) > MOST:
         raise AuthenticationError(f"{path} holds {count} tokens, and {MOST} is the most")
     return tuple(tokens)
+
+
+def read_issued(path: str) -> tuple[Token, ...]:
+    """Return the tokens of lesser scopes that were issued beside those in a file; see `write_issued`.
+
+    Raises:
+        AuthenticationError: They cannot be used.
+    """
+    beside = issued_beside(path)
+    if not os.path.lexists(beside):
+        return ()
+    return tuple(token for token in read_tokens(beside) if token.is_lesser)
+
+
+def write_issued(path: str, tokens: Sequence[Token]) -> None:
+    """Keep the tokens that were issued beside those in a file, in one step.
+
+    In a file of their own: a copy of the cluster's token, for another machine, is to hold no other.
+    """
+    if tokens:
+        write_tokens(issued_beside(path), tokens)
+        return
+    with suppress(FileNotFoundError):
+        os.unlink(issued_beside(path))
+
+
+def issued_beside(path: str) -> str:
+    """Return where the tokens are that were issued beside those in a file; it need not exist."""
+    return f"{path}.issued"
 
 
 def write_tokens(path: str, tokens: Sequence[Token]) -> None:
@@ -111,10 +145,6 @@ def write_tokens(path: str, tokens: Sequence[Token]) -> None:
         os.unlink(new)
     write_secret(new, "".join(f"{token.reveal()}\n" for token in tokens).encode())
     os.replace(new, path)
-
-
-def _is_lesser(token: Token) -> bool:
-    return token.scope != SCOPES[-1]
 
 
 def _with_crc(text: str) -> str:

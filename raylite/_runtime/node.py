@@ -34,6 +34,7 @@ RECORD = "node.json"
 """The file, in the session's directory, by which others find a node."""
 
 TOKEN = "token"
+ISSUED = f"{TOKEN}.issued"  # as `issued_beside` names it, of which `init` has no need
 """The file, in the session's directory, of the cluster's token."""
 
 TLS = "tls"
@@ -183,7 +184,7 @@ def clear(config: NodeConfig) -> None:
     Logs with text in them stay.
     """
     tables = (f"{OWN_STORAGE}{end}" for end in ("", "-wal", "-shm"))
-    for own in (RECORD, f"{RECORD}.half", TOKEN, *tables):
+    for own in (RECORD, f"{RECORD}.half", TOKEN, ISSUED, *tables):
         Path(config.session_dir, own).unlink(missing_ok=True)
     for folder in (config.sockets, own_tls(config.session_dir)):
         shutil.rmtree(folder, ignore_errors=True)

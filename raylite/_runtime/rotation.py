@@ -7,9 +7,16 @@ travels by itself. Processes find it in their node's file when they next open a 
 
 from msgspec import Struct
 
-from raylite._kernel.interface import SCOPES
 from raylite._kernel.secretfile import write_secret
-from raylite._kernel.token import Token, new_token, read_tokens, write_tokens
+from raylite._kernel.token import (
+    MOST_LESSER,
+    Token,
+    new_token,
+    read_issued,
+    read_tokens,
+    write_issued,
+    write_tokens,
+)
 from raylite._runtime import addresses, records
 from raylite._runtime.records import NodeRecord
 from raylite.exceptions import AuthenticationError
@@ -82,13 +89,20 @@ def issue(path: str, scope: str, address: str | None = None, temp_dir: str = "")
 
     Raises:
         ConnectionError: No node of the cluster runs here.
-        OSError: The file is there already, or cannot be made.
+        AuthenticationError: The file is there already, or there are too many tokens.
+        OSError: It cannot be made.
     """
     nodes = _nodes(address, temp_dir)
     own, issued = _own(nodes[0]), new_token(scope)
+    known = {node: read_issued(node.token_file) for node in nodes}
+    if any(len(each) >= MOST_LESSER for each in known.values()):
+        ids = ", ".join(token.id for token in known[nodes[0]])
+        raise AuthenticationError(
+            f"{MOST_LESSER} tokens, which is the most, were issued on this machine: revoke one of {ids}"
+        )
     write_secret(path, issued.reveal().encode() + b"\n")
-    for node in nodes:
-        write_tokens(node.token_file, (*read_tokens(node.token_file), issued))
+    for node, tokens in known.items():
+        write_issued(node.token_file, (*tokens, issued))
     return Rotation(nodes[0].cluster, issued.id, own[0].id, (path,))
 
 
@@ -101,24 +115,20 @@ def withdraw(id: str, address: str | None = None, temp_dir: str = "") -> Rotatio
     """
     nodes = _nodes(address, temp_dir)
     own = _own(nodes[0])
-    known = {node: read_tokens(node.token_file) for node in nodes}
-    if not any(token.id == id and _is_lesser(token) for each in known.values() for token in each):
-        issued = [token.id for token in known[nodes[0]] if _is_lesser(token)]
+    known = {node: read_issued(node.token_file) for node in nodes}
+    if not any(token.id == id for each in known.values() for token in each):
+        issued = [token.id for token in known[nodes[0]]]
         raise AuthenticationError(
             f"no token {id} was issued on this machine; those that were: {', '.join(issued) or 'none'}"
         )
     for node, tokens in known.items():
-        write_tokens(node.token_file, [token for token in tokens if token.id != id])
+        write_issued(node.token_file, [token for token in tokens if token.id != id])
     return Rotation(nodes[0].cluster, own[0].id, id, ())
-
-
-def _is_lesser(token: Token) -> bool:
-    return token.scope != SCOPES[-1]
 
 
 def _own(node: NodeRecord) -> list[Token]:
     """Return the cluster's own tokens, the newest first."""
-    own = [token for token in read_tokens(node.token_file) if not _is_lesser(token)]
+    own = [token for token in read_tokens(node.token_file) if not token.is_lesser]
     if not own:
         raise AuthenticationError(
             "this machine's nodes joined with a token of a lesser scope: run this on the head"
@@ -151,6 +161,5 @@ def _added(token_file: str, current: Token) -> Token:
 
 def _write(nodes: list[NodeRecord], tokens: tuple[Token, ...], new: Token, old: Token) -> Rotation:
     for node in nodes:
-        issued = [token for token in read_tokens(node.token_file) if _is_lesser(token)]
-        write_tokens(node.token_file, [*tokens, *issued])
+        write_tokens(node.token_file, tokens)
     return Rotation(nodes[0].cluster, new.id, old.id, tuple(node.token_file for node in nodes))

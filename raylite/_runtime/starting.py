@@ -10,7 +10,13 @@ from msgspec.structs import replace
 
 from raylite._kernel.keyring import Keyring
 from raylite._kernel.tls import FirstContact, fetch_authority, fingerprint, newcomer_tls
-from raylite._kernel.token import create_token, write_tokens
+from raylite._kernel.token import (
+    create_token,
+    read_issued,
+    read_tokens,
+    write_issued,
+    write_tokens,
+)
 from raylite._runtime import (
     addresses,
     credentials,
@@ -175,7 +181,8 @@ def _member(options: NodeOptions, address: str) -> NodeConfig:
         )
     with _session(options) as session:
         if keyring is not None:  # a copy: the head's own file ends with the head
-            write_tokens(own_token(session), keyring.tokens)
+            write_tokens(own_token(session), read_tokens(token_file))
+            write_issued(own_token(session), read_issued(token_file))
         if authority:
             asked, key = credentials.request(config.ip)
             keys = Keys(keyring, newcomer_tls(authority))

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from raylite._kernel.token import read_tokens
+from raylite._kernel.token import issued_beside, read_issued, read_tokens
 from raylite._runtime import records
 from tests.cluster.started import component, nodes, raylite, start
 from tests.cluster.watching import SOON, Driver, Watch, eventually
@@ -131,7 +131,8 @@ def test_a_token_that_is_issued_allows_what_its_scope_says_until_it_is_revoked(
     assert done.returncode == 0, done.stderr
     [token] = read_tokens(read)
     assert (token.scope, token.id in done.stdout) == ("read", True)
-    assert read_tokens(head.token_file) == (own, token)
+    assert read_tokens(head.token_file) == (own,)  # for copies of it are made
+    assert read_issued(head.token_file) == (token,)
     assert raylite("token", "issue", read).returncode == 1  # the file is there
 
     elsewhere = f"--temp-dir={temp_dir}/b"
@@ -143,11 +144,17 @@ def test_a_token_that_is_issued_allows_what_its_scope_says_until_it_is_revoked(
     assert done.returncode == 1
     assert "of the scope 'read', does not let you ask this" in done.stderr
     assert raylite("token", "rotate").returncode == 0  # which leaves it as it is
-    assert read_tokens(head.token_file)[2:] == (token,)
+    assert token not in read_tokens(head.token_file)
+    assert read_issued(head.token_file) == (token,)
 
     assert raylite("token", "revoke", "--id=12345678").returncode == 1
     done = raylite("token", "revoke", f"--id={token.id}")
     assert done.returncode == 0, done.stderr
-    assert token not in read_tokens(head.token_file)
+    assert read_issued(head.token_file) == ()
     done = raylite(*asked)
     assert (done.returncode, "it has another token" in done.stderr) == (1, True), done.stderr
+
+    assert raylite("token", "issue", f"{temp_dir}/another").returncode == 0
+    assert os.path.exists(issued_beside(head.token_file))
+    assert raylite("stop").returncode == 0
+    assert not os.path.exists(issued_beside(head.token_file))

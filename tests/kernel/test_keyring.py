@@ -9,7 +9,16 @@ import pytest
 from raylite._kernel.grpc import GrpcNetwork
 from raylite._kernel.host import Host
 from raylite._kernel.keyring import Keyring
-from raylite._kernel.token import MOST, create_token, new_token, read_tokens, write_tokens
+from raylite._kernel.token import (
+    MOST,
+    create_token,
+    issued_beside,
+    new_token,
+    read_issued,
+    read_tokens,
+    write_issued,
+    write_tokens,
+)
 from raylite.exceptions import AuthenticationError
 from tests.kernel.rig import QUICK, Rig, Toy, ToyService, run_on
 
@@ -66,6 +75,33 @@ def test_a_keyring_follows_its_file_and_keeps_the_last_good_tokens(path: str) ->
     assert list(keyring.tokens) == [second, first]
     write_tokens(path, [second])
     assert list(keyring.tokens) == [second]
+
+
+def test_what_is_issued_is_known_by_the_keyring_and_not_in_the_file_that_is_copied(
+    path: str,
+) -> None:
+    own, first, second = create_token(path), new_token("node"), new_token("read")
+    keyring = Keyring.open(path)
+    changes: list[int] = []
+    keyring.on_change = lambda: changes.append(1)
+    write_issued(path, [first])
+    assert list(keyring.tokens) == [own, first]
+    write_issued(path, [first, second])
+    assert list(keyring.tokens) == list(Keyring.open(path).tokens) == [own, first, second]
+    assert read_tokens(path) == (own,)
+    assert os.stat(issued_beside(path)).st_mode & 0o777 == 0o600
+
+    write_tokens(path, [new := new_token()])
+    assert list(keyring.tokens) == [new, first, second]
+    write_issued(path, [])
+    assert (list(keyring.tokens), read_issued(path)) == ([new], ())
+    assert len(changes) == 4
+
+
+def test_a_token_of_the_cluster_is_not_taken_from_the_issued_ones(path: str) -> None:
+    own = create_token(path)
+    write_issued(path, [new_token()])
+    assert list(Keyring.open(path).tokens) == [own]
 
 
 def test_a_keyring_is_not_opened_without_a_token(path: str) -> None:
