@@ -270,6 +270,7 @@ def _assemble(
         execute = ExecuteService(owner, core, executor, link)
         process.executor = executor
         core.on_block, core.on_unblock = execute.blocked, execute.unblocked
+        core.on_awaiting = execute.awaiting
         executor.serve(execute, core)
         services.append(execute)
     host = Host(network, *services)

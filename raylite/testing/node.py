@@ -750,6 +750,7 @@ class _Stored:
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self.awaited = core.awaited
         self._room: dict[bytes, hot.Allocation] = {}
         self.hold = core.hold
         self.read = core.read

@@ -13,6 +13,7 @@ import pytest
 
 from raylite._kernel.threads import LoopThread
 from raylite._runtime.striker import STRIKE, Striker
+from raylite._services.worker.awaited import Awaited
 from raylite._services.worker.execute import Job, QueueExecutor
 from raylite._services.worker.runner import Runner
 from raylite._wire import hot, pickling
@@ -50,6 +51,7 @@ class Values:
     task_thread = 0
     task_waiter = None
     mended = 0
+    awaited = Awaited(lambda is_awaiting: None)
 
     def hold(self, entries: object) -> None: ...
 

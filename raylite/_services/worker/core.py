@@ -22,6 +22,7 @@ from raylite._kernel.network import Network
 from raylite._kernel.threads import acquire, await_on, refuse_to_wait_for, run_on, settled
 from raylite._protocol import raylet
 from raylite._services.worker import blocking
+from raylite._services.worker.awaited import Awaited
 from raylite._services.worker.copies import GET, Bringing, Copies
 from raylite._services.worker.exports import Exports
 from raylite._services.worker.locations import LocationService
@@ -132,6 +133,9 @@ class Core:
         self.on_block: Callable[[], None] | None = None
         self.on_unblock: Callable[[], None] | None = None
         self.task_thread = 0
+        #: Called when the loops of a plain task begin to await values, and when they have them.
+        self.on_awaiting: Callable[[bool], None] | None = None
+        self.awaited: Awaited = Awaited(self._awaiting)
         #: Called with each future of a value that is awaited, where tasks overlap.
         self.on_await: Callable[[asyncio.Future[None]], None] | None = None
         self._has_warned = False
@@ -456,6 +460,12 @@ class Core:
         """Somebody is about to await this future of a value."""
         if self.on_await is not None:
             self.on_await(future)
+        elif self.on_awaiting is not None and threading.get_ident() == self.task_thread:
+            self.awaited.add(future)
+
+    def _awaiting(self, is_awaiting: bool) -> None:
+        if self.on_awaiting is not None:
+            self._do(self.on_awaiting, is_awaiting)
 
     def watch(self, entry: Entry, waiter: Waiter) -> None:
         self._do(self._watched, entry, waiter)

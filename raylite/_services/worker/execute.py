@@ -93,6 +93,7 @@ class ExecuteService(Service, serves=(worker.Execute,)):
         self._definitions: dict[tuple[Link, int], hot.Definition] = {}
         self._submitters: dict[Link, worker.Submit] = {}  # who sends tasks here
         self._is_blocked = False
+        self._is_awaiting = False
         self._is_spent = False
         self._holdings: dict[Link, hot.Holding] = {}  # what owners have told of their leases
         self._lessee: Link | None = None  # whose lease it is
@@ -212,10 +213,18 @@ class ExecuteService(Service, serves=(worker.Execute,)):
         self.lend_cpu()
 
     def unblocked(self) -> None:
-        if not self._is_blocked:
+        if not self._is_blocked or self._is_awaiting:
             return  # what the task waited for had come before it was taken for blocked
         self._is_blocked = False
         self.take_back_cpu()
+
+    def awaiting(self, is_awaiting: bool) -> None:
+        """The running task's own event loop awaits values, or does no more."""
+        self._is_awaiting = is_awaiting
+        if is_awaiting:
+            self.blocked()
+        else:
+            self.unblocked()
 
     def lend_cpu(self) -> None:
         """Let others have this worker's CPU; it goes on with what it has."""

@@ -12,6 +12,7 @@ from time import perf_counter
 from types import FrameType, GeneratorType
 from typing import Any, Protocol
 
+from raylite._services.worker.awaited import Awaited
 from raylite._services.worker.cancel import cancelled_error
 from raylite._services.worker.chunk import Failed
 from raylite._services.worker.execute import Job, QueueExecutor
@@ -45,6 +46,9 @@ class Values(Protocol):
 
     task_thread: int
     on_await: Callable[[Future[None]], None] | None
+
+    @property
+    def awaited(self) -> Awaited: ...
 
     def hold(self, entries: tuple[Entry, ...]) -> None: ...
     def read(self, value: Value, entry: Entry | None) -> Any: ...
@@ -90,6 +94,7 @@ class Runner:
     ) -> None:
         self._executor = executor
         self._values = values
+        self._task_awaits = values.awaited
         self._board = board
         self._on_task = on_task
         self._on_exit = on_exit
@@ -203,6 +208,8 @@ class Runner:
             interrupted = self._interrupted(error)
             values, retry = self._failed(error, job, name)
         self.current = None
+        if self._task_awaits.is_lent:
+            self._task_awaits.end()
         if self._struck is not None:
             self._struck = None
             self._values.interrupted()
