@@ -92,13 +92,16 @@ class Network(ABC):
                 link.confirm_dead(reason)
 
     async def is_refused(self, address: str) -> bool:
-        """Try to reach an address: True if nobody listens there, False if that cannot be told."""
+        """Try to reach an address: True if nobody listens there, False if that cannot be told.
+
+        It cannot where somebody listens who refuses this process, or is refused; nor of what is no address.
+        """
         try:
             async with asyncio.timeout(self.config.connect_timeout):
                 wire = await self.dial(address, Deaf())
         except (ConnectionRefusedError, FileNotFoundError):
             return True
-        except (OSError, TimeoutError):
+        except (OSError, TimeoutError, LinkError, ValueError):
             return False
         wire.abort("it was only tried")
         return False

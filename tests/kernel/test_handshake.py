@@ -221,6 +221,22 @@ def test_another_clusters_token_ends_the_link_and_enters_no_handler(
 
 
 @PLACES
+def test_who_does_not_let_this_process_in_has_not_ended(kind: str) -> None:
+    """Such a node of an earlier head is known to the next one by its tables."""
+
+    async def scenario(rig: Rig) -> None:
+        async with serving(rig, ToyService()) as there:
+            for token in (new_token(), None):
+                here = network(rig, token)
+                assert not await here.is_refused(rig.address("there"))
+                assert not await here.is_refused("no address")
+                await here.close()
+            assert there.let_in == 0
+
+    run_on(kind, scenario)
+
+
+@PLACES
 def test_a_process_without_a_token_is_told_so(kind: str) -> None:
     async def scenario(rig: Rig) -> None:
         async with serving(rig, ToyService()) as there:

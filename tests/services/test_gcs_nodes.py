@@ -7,11 +7,12 @@ import pytest
 
 from raylite._kernel.host import Host
 from raylite._kernel.seams import now
+from raylite._kernel.wire import Wire, WireEvents
 from raylite._protocol.gcs import Nodes
 from raylite._runtime.components import build_gcs
 from raylite._services.gcs.storage import MemoryStorage
 from raylite._wire.messages import gcs as msg
-from raylite.exceptions import NodeDiedError, UnavailableError
+from raylite.exceptions import AuthenticationError, NodeDiedError, UnavailableError
 from raylite.testing.loop import SimLoop
 from raylite.testing.sim import SimNetwork, World
 from tests.services.rig import Client, life, node, nodes_of, simulated, take
@@ -311,3 +312,34 @@ def test_a_raylet_that_refuses_connections_is_dead_and_a_silent_one_may_live(
         return took
 
     assert earliest <= SimLoop().run(main()) <= latest
+
+
+class Locked(SimNetwork):
+    """Another cluster's network to everybody whom it dials."""
+
+    async def dial(self, address: str, events: WireEvents) -> Wire:
+        raise AuthenticationError(f"{address} refuses this process: it has another token")
+
+
+@pytest.mark.sim
+def test_a_node_of_an_earlier_head_that_still_runs_does_not_end_the_gcs() -> None:
+    """It has the earlier token; all that this GCS knows of it is in the tables."""
+    storage = MemoryStorage()
+
+    async def main() -> list[msg.Node]:
+        async with life(storage) as gcs:
+            await gcs.client().nodes.register(node(address="raylet:1"))
+        world = World(1)
+        there = Locked(world, "gcs")
+        await there.listen("gcs")
+        host = build_gcs(there, storage)
+        running = host.start("gcs")
+        watcher = Nodes(SimNetwork(world, "watcher").connect("gcs"))
+        seen = await take(nodes_of(watcher.watch(msg.WatchNodes())), 2)
+        host.stop()
+        await running
+        return seen
+
+    alive, dead = SimLoop().run(main())
+    assert alive.alive
+    assert (dead.alive, dead.death_reason) == (False, "it was silent for 10 s")
