@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from raylite._types.accelerators import VISIBLE
 from raylite._types.environment import variables_of
+from raylite._types.text import refuse_text
 
 Check = Callable[[Any], str | None]
 """Why a value is refused, or None if it is not."""
@@ -45,6 +46,10 @@ def _refuse_quantity(name: str, quantity: float) -> str | None:
 
 def _quantity(name: str) -> Check:
     return lambda value: None if value is None else _refuse_quantity(name, value)
+
+
+def _text(name: str) -> Check:
+    return lambda value: None if value is None else refuse_text(f"The keyword '{name}'", value)
 
 
 def _store(memory: float | None) -> str | None:
@@ -105,6 +110,8 @@ def _resources(resources: Mapping[object, object] | None) -> str | None:
                 "The 'resources' keyword maps names to numbers, "
                 f"but received {name!r}: {quantity!r}"
             )
+        if reason := refuse_text("A key of the keyword 'resources'", name):
+            return reason
         if reason := _refuse_quantity(name, quantity):
             return reason
     return None
@@ -194,6 +201,8 @@ def _task_labels(labels: Mapping[object, object] | None) -> str | None:
         for text in texts:
             if not isinstance(text, str):
                 return f"Label {which} must be string, but got {type(text)}"
+            if reason := refuse_text(f"A {which} of the keyword '_labels'", text):
+                return reason
     return None
 
 
@@ -266,12 +275,14 @@ def _lifetime(value: str | None) -> str | None:
 
 def _actor_name(value: str | None) -> str | None:
     # Ray: takes a name of blanks.
-    return None if value is None or value.strip() else "Actor name cannot be an empty string."
+    if value is None:
+        return None
+    return _text("name")(value) if value.strip() else "Actor name cannot be an empty string."
 
 
 def _namespace(value: str | None) -> str | None:
     if value is None or value.strip():
-        return None
+        return None if value is None else refuse_text("The keyword 'namespace'", value)
     return f'"{value}" is not a valid namespace. Pass None to not specify a namespace.'
 
 
@@ -308,12 +319,12 @@ _DICT = (dict, _NoneType)
 _LIST = (list, _NoneType)
 
 
-def _common(num_cpus: int | None, name: Check | None, store: Check) -> list[Option]:
+def _common(num_cpus: int | None, name: Check, store: Check) -> list[Option]:
     """The keywords that tasks and actors share, and in what they differ."""
     return [
         Option("label_selector", _DICT, check=_label_selector),
         Option("fallback_strategy", _LIST, check=_fallback_strategy),
-        Option("accelerator_type", _STR),
+        Option("accelerator_type", _STR, check=_text("accelerator_type")),
         Option("memory", _NUMBER, check=_quantity("memory")),
         Option("name", _STR, check=name),
         Option("num_cpus", _NUMBER, num_cpus, _quantity("num_cpus")),
@@ -333,7 +344,7 @@ def _common(num_cpus: int | None, name: Check | None, store: Check) -> list[Opti
 _TASK: dict[str, Option] = {
     option.name: option
     for option in [
-        *_common(1, None, _not_for_tasks),
+        *_common(1, _text("name"), _not_for_tasks),
         Option("max_calls", _INT, 0, _count("max_calls", infinite=False), only_decorator=True),
         Option("max_concurrency", _INT, check=_positive("max_concurrency")),
         Option("max_retries", _INT, 3, _count("max_retries", infinite=True)),

@@ -42,6 +42,7 @@ from raylite._types.strategies import (
     SpreadStrategy,
     Strategy,
 )
+from raylite._types.text import refuse_text
 from raylite._wire import environments, hot, pickling, placement
 
 P = ParamSpec("P")
@@ -415,6 +416,10 @@ class RemoteFunction(Generic[F, R]):
         return _Submission(core, depth, number, environment, options, self._overlaps, returns)
 
     def _export(self, core: Core, config: hot.JobConfig) -> int:
+        name = self._function.__name__
+        for each in (name, self._name):
+            if reason := refuse_text("The name of the function", each):
+                raise ValueError(reason)
         captured: list[object] = []
         try:
             data = pickling.dumps_function(self._function, captured)
@@ -431,7 +436,6 @@ class RemoteFunction(Generic[F, R]):
             if isinstance(ref, ObjectRef):
                 core.pin_for_ever(ref._entry)
         max_calls = self._options.get("max_calls") or 0
-        name = self._function.__name__
         return core.define(data, self._name, name, config, self._overlaps, max_calls)
 
     def _pickle(
@@ -461,6 +465,11 @@ class RemoteFunction(Generic[F, R]):
                     pickled = pickling.dumps((args, kwargs))
         except TypeError as error:
             raise TypeError(self._unpicklable(args, kwargs)) from error
+        for keyword, _ in inputs:
+            if isinstance(keyword, str) and (
+                reason := refuse_text("The keyword of a call", keyword)
+            ):
+                raise ValueError(reason)
         contained = tuple(ref._entry for ref in pickled.contained if isinstance(ref, ObjectRef))
         for entry in (*contained, *(entry for _, entry in inputs)):
             if entry.keeper is not core:

@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from raylite._types.text import refuse_text, show_text
+
 _NOT_YET = (
     "working_dir", "py_modules", "py_executable", "excludes", "pip", "conda", "uv", "container",
     "image_uri", "worker_process_setup_hook", "config", "nsight", "rocprof-sys", "mpi",
@@ -40,6 +42,10 @@ def variables_of(runtime_env: Mapping[Any, Any] | None, *, of_job: bool) -> dict
                 f"runtime_env['env_vars'] has {name!r}: {value!r}, which no environment can have: "
                 "a name is not empty and has no '=', and neither has a NUL"
             )
+        which = f"runtime_env['env_vars'] has a variable {show_text(name)}, whose"
+        reason = refuse_text(f"{which} name", name) or refuse_text(f"{which} value", value)
+        if reason is not None:
+            raise ValueError(reason)
     return dict(variables)
 
 

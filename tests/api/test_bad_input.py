@@ -96,6 +96,26 @@ def test_max_calls_is_refused_in_options() -> None:
         echo.options(max_calls=1)  # type: ignore[call-overload]
 
 
+def test_a_functions_name_that_cannot_travel_is_refused_at_the_call() -> None:
+    def f(n: int) -> None: ...
+
+    f.__name__ = "\udcff"
+    with pytest.raises(ValueError, match=r"^The name of the function is '\\udcff', which cannot"):
+        ray.remote(f).remote(1)
+    with pytest.raises(ValueError, match=r"^The name of the function is '\\udcff', which cannot"):
+        next(ray.remote(f).map([1]))
+
+
+def test_a_keyword_of_a_call_that_cannot_travel_is_refused_at_the_call() -> None:
+    @ray.remote
+    def keywords(**given: object) -> list[str]:
+        return list(given)
+
+    assert ray.get(keywords.remote(**{"\udcff": 1})) == ["\udcff"]  # it goes with the pickle
+    with pytest.raises(ValueError, match=r"^The keyword of a call is '\\udcff', which cannot be"):
+        keywords.remote(**{"\udcff": ray.put(1)})
+
+
 # --- Things that cannot be pickled ---
 
 

@@ -40,6 +40,7 @@ COMMON = {
 }
 INFINITE = "only accepts None, 0, -1 or a positive integer, where -1 represents infinity."
 FINITE = "only accepts None, 0 or a positive integer."
+HALF = "\udcff"  # of a name of a file that is not UTF-8, as os.listdir gives it
 
 
 def task(in_options: bool = False, **options: Any) -> None:
@@ -149,6 +150,22 @@ def test_a_wrong_type_is_refused_with_the_right_ones() -> None:
             "Unsupported option found: 'x'. Only ['label_selector'] is currently supported.",
         ),
         ("fallback_strategy", [{"label_selector": {"a b": "x"}}], "Invalid label key name `a b`."),
+        ("name", HALF, rf"The keyword 'name' is {HALF!r}, which cannot be encoded as UTF-8: "),
+        ("name", "a" * 300 + HALF, rf"The keyword 'name' is '{'a' * 200}'..., which cannot be enc"),
+        ("accelerator_type", HALF, rf"The keyword 'accelerator_type' is {HALF!r}, which cannot "),
+        ("resources", {HALF: 1}, rf"A key of the keyword 'resources' is {HALF!r}, which cannot be"),
+        ("_labels", {"a": HALF}, rf"A value of the keyword '_labels' is {HALF!r}, which cannot be"),
+        ("_labels", {HALF: "a"}, rf"A key of the keyword '_labels' is {HALF!r}, which cannot be e"),
+        (
+            "runtime_env",
+            {"env_vars": {HALF: "a"}},
+            rf"runtime_env['env_vars'] has a variable {HALF!r}, whose name is {HALF!r}, which",
+        ),
+        (
+            "runtime_env",
+            {"env_vars": {"A": HALF}},
+            rf"runtime_env['env_vars'] has a variable 'A', whose value is {HALF!r}, which cannot",
+        ),
     ],
 )
 def test_impossible_values_of_both(
@@ -196,6 +213,7 @@ def test_impossible_values_of_tasks(option: str, value: Any, text: str) -> None:
         ),
         ("name", "", "Actor name cannot be an empty string."),
         ("name", " ", "Actor name cannot be an empty string."),
+        ("namespace", HALF, rf"The keyword 'namespace' is {HALF!r}, which cannot be encoded as UT"),
         ("namespace", "", '"" is not a valid namespace. Pass None to not specify a namespace.'),
         ("get_if_exists", True, "The actor name must be specified to use `get_if_exists`."),
         (
