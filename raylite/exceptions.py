@@ -240,7 +240,7 @@ def _dual_instance(cls: type[RayTaskError], error: RayTaskError) -> RayTaskError
     args = (cause.message, cause.exceptions) if isinstance(cause, BaseExceptionGroup) else ()
     dual = builtin.__new__(cls, *args)  # the user's own __new__ and __init__ want who knows what
     assert isinstance(dual, RayTaskError)
-    dual.args = (cause,)
+    BaseException.__setattr__(dual, "args", (cause,))  # the cause's class may refuse to set any
     dual.__dict__["task_id"] = error.task_id
     of_its_own = _OF_READING if isinstance(cause, RayError) else ()
     for name, value in cause.__dict__.items():

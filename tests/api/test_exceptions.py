@@ -7,6 +7,7 @@ import pickle
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -101,6 +102,16 @@ class ChangelingError(Exception):
         return int, ("3",)
 
 
+class StrictError(Exception):
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{name} cannot be set")
+
+
+@dataclass(frozen=True)
+class FrozenError(Exception):
+    code: int
+
+
 class NotAnException(BaseException):
     pass
 
@@ -148,6 +159,25 @@ def test_a_task_error_is_also_what_the_task_raised() -> None:
     assert (error.code, error.hint, error.describe()) == (7, "try again", "7: try again")
     assert isinstance(error.cause, CustomError)
     assert error.args == (error.cause,)
+
+
+@pytest.mark.parametrize("cause", [StrictError("a"), StrictError()])
+def test_a_class_that_lets_no_attribute_be_set_is_one_as_well(cause: BaseException) -> None:
+    error = fail(cause)
+    assert isinstance(error, StrictError)
+    assert isinstance(error, RayTaskError)
+    assert error.args == (error.cause,)
+    with pytest.raises(StrictError):
+        raise error
+
+
+def test_a_frozen_error_in_the_same_process_is_one_as_well() -> None:
+    def task() -> None:
+        raise FrozenError(3)
+
+    error: Any = to_raise(run(task))
+    assert isinstance(error, FrozenError)
+    assert error.code == 3
 
 
 def test_an_instances_attribute_wins_over_its_classs() -> None:

@@ -10,6 +10,7 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -627,6 +628,30 @@ def test_a_tasks_error_is_its_own_class_and_a_ray_task_error_at_once() -> None:
     assert (error.key, error.code, error.advice()) == ("key", 404, "look for key")
     assert repr(error).startswith("RayTaskError(NotFoundError)")
     assert type(error.cause) is NotFoundError
+
+
+class StrictError(Exception):
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{name} cannot be set")
+
+
+def test_a_class_of_errors_that_lets_no_attribute_be_set_does_no_harm() -> None:
+    @ray.remote(max_retries=0)
+    def plain() -> None:
+        raise StrictError
+
+    @ray.remote(max_retries=0)
+    async def soon() -> None:
+        raise StrictError
+
+    @ray.remote(max_retries=0)
+    def items() -> Iterator[int]:
+        yield 1
+        raise StrictError
+
+    refs = [plain.remote(), soon.remote(), [*items.remote()][-1]]
+    for error in ray.get(refs, return_exceptions=True, timeout=20):
+        assert isinstance(error, StrictError), error
 
 
 def test_an_errors_text_is_a_traceback_without_frames_of_raylite() -> None:

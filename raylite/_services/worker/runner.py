@@ -383,7 +383,8 @@ class Runner:
         try:
             return pack_error(captured)
         finally:
-            error.__traceback__ = None
+            # Not by its attribute, which the class of a user's error may refuse to set.
+            BaseException.with_traceback(error, None)
             del error, captured
 
 
