@@ -13,6 +13,8 @@ from typing import Self
 import setproctitle
 from msgspec import Struct
 
+from raylite._types.text import one_line
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -88,10 +90,10 @@ def _prctl(option: int, value: int) -> None:
 
 
 def set_title(title: str) -> None:
-    """Name this process in `ps` and `top`. Free when the name is the present one."""
+    """Name this process in `ps` and `top`, whatever is in the name. Free when it is the present one."""
     global _title
     if title != _title:
-        setproctitle.setproctitle(title)
+        setproctitle.setproctitle(one_line(title))
         _title = title
 
 

@@ -35,6 +35,7 @@ from raylite._services.gcs.storage import StorageError, open_storage
 from raylite._services.worker.coroutines import AsyncRunner
 from raylite._services.worker.execute import QueueExecutor
 from raylite._types import board
+from raylite._types.text import one_line
 from raylite._wire import hot
 
 IDLE = "raylite::IDLE"
@@ -242,7 +243,7 @@ class _Teller:
         if name != self._name:
             self._name = name
             processes.set_title(f"raylite::{name}")
-            mark = MARK + name.encode() + b"\n"
+            mark = MARK + one_line(name).encode() + b"\n"
             for stream, fd in ((sys.stdout, 1), (sys.stderr, 2)):
                 try:
                     stream.flush()

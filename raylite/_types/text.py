@@ -1,4 +1,6 @@
-"""Text: which strings can travel, be a variable of a process, or be its title."""
+"""Text: which strings can travel, and how any of them is shown in a line."""
+
+_MOST = 200  # characters of a text in a message or a title
 
 
 def refuse_text(what: str, text: str) -> str | None:
@@ -19,4 +21,16 @@ def refuse_text(what: str, text: str) -> str | None:
 
 def show_text(text: str) -> str:
     """Return a text for a message: not too long, and escaped."""
-    return repr(text) if len(text) <= 200 else f"{text[:200]!r}..."
+    return repr(text) if len(text) <= _MOST else f"{text[:_MOST]!r}..."
+
+
+def one_line(text: str) -> str:
+    """Return a text for a title or a prefix: not too long, and nothing in it ends a line or a string.
+
+    What cannot be printed becomes a ``?``.
+    """
+    if len(text) > _MOST:
+        text = f"{text[:_MOST]}..."
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else "?" for each in text)

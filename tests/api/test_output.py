@@ -59,6 +59,17 @@ def test_each_line_has_the_name_of_the_task_that_printed_it(capsys: Capture) -> 
     assert lines == [f"(say pid={pid}) a", f"(special pid={pid}) b", f"(say pid={pid}) c"]
 
 
+def test_a_name_may_be_any_text_and_lines_still_have_it(capsys: Capture) -> None:
+    names = ["a\nb", "a\0b", "\x01raylite:task:x", "x" * 10_000]
+    (pid, *_), out, err = shown(
+        capsys, *[(say.options(name=name), "a") for name in names], (say, "b")
+    )
+    prefixes = ["a?b", "a?b", "?raylite:task:x", "x" * 200 + "...", "say"]
+    assert [line.partition(" pid=")[0] for line in out.splitlines()] == [f"({p}" for p in prefixes]
+    assert all(f"pid={pid})" in line for line in out.splitlines())
+    assert err == ""
+
+
 def test_nothing_is_shown_when_the_driver_does_not_want_it(capsys: Capture) -> None:
     _, out, err = shown(capsys, (say, "one"), (complain, "two"), log_to_driver=False)
     assert (out, err) == ("", "")

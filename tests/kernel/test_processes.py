@@ -150,6 +150,23 @@ print(open("/proc/self/cmdline").read().rstrip("\\0"))
     assert done.stdout == "raylite: two\n"
 
 
+@pytest.mark.parametrize(
+    ("title", "shown"),
+    [
+        ("a\0b\nc\x1b[1m\udcff", "a?b?c?[1m?"),
+        ("\u00e4 \u2028", "\u00e4 ?"),
+        ("x" * 10_000, "x" * 200 + "..."),
+    ],
+    ids=["control", "letters", "long"],
+)
+def test_a_title_may_be_any_text(title: str, shown: str) -> None:
+    done = in_child(f"""
+processes.set_title({title!a})
+print(ascii(open("/proc/self/cmdline").read().rstrip("\\0")))
+""")
+    assert (done.stdout, done.stderr) == (f"{shown!a}\n", "")
+
+
 CHURN = """
 import resource, sys
 from raylite._kernel import processes
