@@ -223,7 +223,12 @@ class Map(Generic[T]):
 
     def _begin(self, place: Place, total: Mapping[str, float]) -> None:
         self._place = place
-        self._pace = Pace(TaskOptions.of(self._call._options).slots(total), self._size)
+        options = TaskOptions.of(self._call._options)
+        slots = options.slots(total)
+        is_scattered = options.scheduling_strategy == "SPREAD"  # then each has a worker of its own
+        if inspect.iscoroutinefunction(self._call._function) and not is_scattered:
+            slots *= options.max_concurrency
+        self._pace = Pace(slots, self._size)
 
     def _advance(self) -> Core | None:
         """Begin what there is room for, and take up the references that come next, if there are.

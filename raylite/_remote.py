@@ -322,7 +322,7 @@ class RemoteFunction(Generic[F, R]):
         The references come in the order of the elements, one for each; ``async for`` iterates over
         them too. Of several iterables, each gives an argument, until the shortest ends. They may be
         endless: elements are read, and calls begin, a little ahead of the iteration, by twice
-        the tasks that the cluster can run at once. Iterating waits where it would be further ahead.
+        the tasks that the cluster can run at once (at most 1024). Iterating waits where it would be further ahead.
 
         Quick calls travel together as one task, of some 20 ms. Each still has a reference, and an
         error, of its own. If their worker dies, each is tried again by itself (together, if they

@@ -122,6 +122,44 @@ def test_no_more_is_read_and_begun_than_twice_what_can_run(
     assert len(seen) == 4 * size + 100
 
 
+def test_calls_of_a_coroutine_function_overlap_as_far_as_they_may() -> None:
+    here: list[int] = []
+    all_here: list[asyncio.Event] = []
+
+    async def meet(n: int) -> int:
+        if not here:
+            all_here.append(asyncio.Event())
+        here.append(n)
+        if len(here) == 50:
+            all_here[0].set()
+        await asyncio.wait_for(all_here[0].wait(), 10)
+        return n
+
+    globals()["meet"] = meet
+    meet.__qualname__ = "meet"
+    refs = ray.remote(num_cpus=2)(meet).map(range(50))  # so that one worker has all of them
+    assert ray.get(list(refs)) == list(range(50))
+
+
+def test_the_window_of_coroutine_functions_is_what_they_were_allowed() -> None:
+    read = []
+
+    def elements() -> Iterator[int]:
+        for n in itertools.count():
+            read.append(n)
+            yield n
+
+    async def stay(n: int) -> int:
+        return n
+
+    few = ray.remote(max_concurrency=5)(stay)
+    next(few.map(elements()))
+    assert len(read) == 20  # two CPUs: twice ten
+    read.clear()
+    next(few.options(scheduling_strategy="SPREAD").map(elements()))
+    assert len(read) == 4  # they do not overlap
+
+
 def test_a_slow_reader_has_no_more_results_before_it_than_that() -> None:
     read = []
 
