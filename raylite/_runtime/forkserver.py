@@ -329,7 +329,7 @@ class ForkServer:
             self._terminate_next()
         elif role == "gcs" and self._ending is None and self._may_restart_gcs():
             assert self._gcs_sockets is not None
-            gcs = self._fork_component("gcs", self._gcs_sockets, None)
+            gcs = self._fork_component("gcs", self._gcs_sockets, None, again=True)
             self._ready = replace(self._ready, gcs=gcs)
         elif role == "raylet" and self._ending is None and self._may_join_again(status):
             self._join_again()
@@ -383,11 +383,13 @@ class ForkServer:
 
     # -- Forking
 
-    def _fork_component(self, role: str, sockets: Listeners, control: Channel | None) -> int:
+    def _fork_component(
+        self, role: str, sockets: Listeners, control: Channel | None, *, again: bool = False
+    ) -> int:
         log = open_log(self._config.logs / f"{role}.log")
         try:
             inherited = Inherited(
-                role, self._config, self._arena, sockets.unix, control, tcp=sockets.tcp
+                role, self._config, self._arena, sockets.unix, control, tcp=sockets.tcp, again=again
             )
             return self._fork(inherited, f"raylite: {role}", log, log)
         finally:

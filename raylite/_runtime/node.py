@@ -431,6 +431,7 @@ class Inherited(Struct, frozen=True):
         tcp: Their TCP socket likewise, if they are to have one.
         control: The way to the fork server, with `Fork` and its answers: the raylet's.
         token: The raylet's name for this worker: a worker's.
+        again: Does it take the place of one that has worked: the GCS's.
     """
 
     role: str
@@ -440,6 +441,7 @@ class Inherited(Struct, frozen=True):
     control: Channel | None = None
     token: int | None = None
     tcp: socket.socket | None = None
+    again: bool = False
 
 
 Role = Callable[[Inherited], Any]

@@ -31,7 +31,7 @@ from raylite._runtime.striker import Striker
 from raylite._runtime.variables import Variables
 from raylite._runtime.workers import ForkedWorkers
 from raylite._services.gcs.certificates import CertificateService
-from raylite._services.gcs.storage import StorageError, open_storage
+from raylite._services.gcs.storage import StorageError, open_storage, wait_for_storage
 from raylite._services.worker.coroutines import AsyncRunner
 from raylite._services.worker.execute import QueueExecutor
 from raylite._types import board
@@ -59,7 +59,8 @@ def gcs(inherited: Inherited, network_of: NetworkOf = networks.network_of) -> No
 async def _gcs(inherited: Inherited, network_of: NetworkOf) -> None:
     config = inherited.config
     try:
-        storage = await open_storage(config.storage)
+        attempt = partial(open_storage, config.storage)
+        storage = await (wait_for_storage(attempt) if inherited.again else attempt())
     except (StorageError, ValueError) as error:
         sys.exit(str(error))
     try:

@@ -1,7 +1,20 @@
 """Where the cluster's tables are kept: in memory, in a SQLite file, or in Redis."""
 
-from raylite._services.gcs.storage.interface import Storage, StorageError, Write
+from raylite._services.gcs.storage.interface import (
+    Storage,
+    StorageError,
+    StorageUnreachableError,
+    Write,
+)
 from raylite._services.gcs.storage.memory import MemoryStorage
-from raylite._services.gcs.storage.url import open_storage
+from raylite._services.gcs.storage.url import open_storage, wait_for_storage
 
-__all__ = ["MemoryStorage", "Storage", "StorageError", "Write", "open_storage"]
+__all__ = [
+    "MemoryStorage",
+    "Storage",
+    "StorageError",
+    "StorageUnreachableError",
+    "Write",
+    "open_storage",
+    "wait_for_storage",
+]

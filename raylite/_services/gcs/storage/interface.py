@@ -24,6 +24,10 @@ class StorageError(UnavailableError):
     """The storage cannot be opened, read or written. What was being written may be kept or not."""
 
 
+class StorageUnreachableError(StorageError):
+    """Nothing answers where the storage is. It may come back."""
+
+
 class Write(Struct, frozen=True):
     """A row to be kept under a key of a table, or with None to be forgotten."""
 

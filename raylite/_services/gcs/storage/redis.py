@@ -14,10 +14,21 @@ from contextlib import contextmanager
 from typing import TypeVar, cast
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError, ResponseError, WatchError
+from redis.exceptions import (
+    ConnectionError as RedisConnectionError,
+    RedisError,
+    ResponseError,
+    TimeoutError as RedisTimeoutError,
+    WatchError,
+)
 
 from raylite._services.gcs.storage.group import GroupCommit
-from raylite._services.gcs.storage.interface import Storage, StorageError, Write
+from raylite._services.gcs.storage.interface import (
+    Storage,
+    StorageError,
+    StorageUnreachableError,
+    Write,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +141,9 @@ class RedisStorage(Storage):
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except (RedisError, OSError) as error:
+        except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+            raise StorageUnreachableError(f"Redis failed: {error}") from error
+        except RedisError as error:
             raise StorageError(f"Redis failed: {error}") from error
 
 

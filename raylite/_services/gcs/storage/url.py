@@ -1,13 +1,24 @@
 """Storages by URL. The modules of those that were not asked for are not imported."""
 
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
 from importlib import import_module
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from raylite._services.gcs.storage.interface import Storage, StorageError
+from raylite._services.gcs.storage.interface import (
+    Storage,
+    StorageError,
+    StorageUnreachableError,
+)
 from raylite._services.gcs.storage.memory import MemoryStorage
 
+logger = logging.getLogger(__name__)
+
 _PACKAGE = "raylite._services.gcs.storage"
+
+FIRST_PAUSE, LAST_PAUSE = 0.1, 2.0  # seconds between two attempts to reach a storage
 
 ALLOWED = (
     "a storage is `memory`, a file (`sqlite:///var/lib/raylite/gcs.db`, or only its path), "
@@ -34,6 +45,24 @@ async def open_storage(url: str) -> Storage:
         raise ValueError(f"{url!r} is not a storage: {ALLOWED}")
     storage: Storage = await import_module(f"{_PACKAGE}.sqlite").SqliteStorage.open(Path(path))
     return storage
+
+
+async def wait_for_storage(attempt: Callable[[], Awaitable[Storage]]) -> Storage:
+    """Return what `attempt` opens, repeated for as long as nothing can be reached there.
+
+    For a GCS that was there before: the cluster goes on without it until its tables are back.
+
+    Raises:
+        StorageError: The storage is there, and cannot be opened all the same.
+    """
+    pause = FIRST_PAUSE
+    while True:
+        try:
+            return await attempt()
+        except StorageUnreachableError as error:
+            logger.warning("the GCS waits for its tables: %s", error)
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, LAST_PAUSE)
 
 
 async def _open_redis(url: str) -> Storage:
