@@ -1,5 +1,6 @@
 """Beginning and end of a session, and what a cluster says of itself."""
 
+import asyncio
 import logging
 import os
 import re
@@ -170,6 +171,10 @@ def test_sessions_one_after_another_leave_nothing_and_know_the_same_functions() 
     assert eventually(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
 
 
+async def value_of(ref: ray.ObjectRef[int]) -> int:
+    return await ref
+
+
 def test_references_of_an_earlier_session_are_refused() -> None:
     ray.init(num_cpus=1)
     refs = [ray.put(1), double.remote(1)]
@@ -181,6 +186,9 @@ def test_references_of_an_earlier_session_are_refused() -> None:
             lambda: ray.get(ref),  # noqa: B023 - called in this turn of the loop
             lambda: ray.get([ref]),  # noqa: B023
             lambda: ray.wait([ref]),  # noqa: B023
+            lambda: ref.future().result(10.0),  # noqa: B023
+            lambda: asyncio.run(value_of(ref)),  # noqa: B023
+            lambda: asyncio.run(asyncio.wait_for(ref.as_future(), 10.0)),  # noqa: B023
             lambda: double.remote(ref),  # noqa: B023
             lambda: double.remote([ref]),  # type: ignore[call-overload]  # noqa: B023
         ]

@@ -29,6 +29,7 @@ class Keeper(Protocol):
     """What an entry needs of its process: see `Core`."""
 
     address: str
+    is_closed: bool
 
     @property
     def dropped(self) -> "Callable[[Drop], object]": ...
@@ -256,12 +257,16 @@ class ObjectRef(Generic[T]):
         Cancelling it leaves the task alone. The value is unpickled by whoever asks for it. A done
         callback may run on raylite's own event loop: what waits, such as `get`, is refused there.
         """
+        if self._entry.keeper.is_closed:
+            raise unknown_owner(self._entry)
         future: RefFuture[T] = RefFuture(self)
         self._entry.keeper.watch(self._entry, future)
         return future
 
     def __await__(self) -> Generator[Any, None, T]:
         entry = self._entry
+        if entry.keeper.is_closed:
+            raise unknown_owner(entry)
         if entry.value is None:
             waiter = LoopFuture()
             entry.keeper.watch(entry, waiter)
