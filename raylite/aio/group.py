@@ -32,7 +32,9 @@ class TaskGroup:
     task has ended. Then the errors are raised together, as an `ExceptionGroup`; those of
     tasks that were cancelled, by whomever, are not among them.
 
-    A task that cannot be interrupted, as in a long computation in C, is waited for.
+    A task that cannot be interrupted, as in a long computation in C, is waited for. Whoever cancels
+    the block again (a second Ctrl-C) has the processes ended in which such tasks run, as
+    `cancel(force=True)` does; a third time, and the block is left without them.
 
     Groups can be nested, and a group's `start` be called by any coroutine of the same loop.
 
@@ -123,6 +125,7 @@ class TaskGroup:
             self._abort()
         for each in self._generators:
             each.completed()  # nobody may read it any more, so it is not to wait for that
+        is_forced = False
         while self._running:
             self._idle = arrivals.loop.create_future()
             next(iter(self._running)).keeper.awaits(self._idle)
@@ -131,9 +134,15 @@ class TaskGroup:
                 with CancelScope(shield=True) if self._is_aborting else nullcontext():
                     await self._idle
             except asyncio.CancelledError as again:
-                cancelled = again
+                if is_forced:
+                    cancelled = again
+                    break
                 if not self._is_aborting:
                     self._abort()
+                elif cancelled is not None:
+                    is_forced = True
+                    self._abort(force=True)
+                cancelled = again
         arrivals.silence()
         try:
             self._raise(error, cancelled, parent)
@@ -197,9 +206,9 @@ class TaskGroup:
         if not self._running and self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
 
-    def _abort(self) -> None:
+    def _abort(self, *, force: bool = False) -> None:
         self._is_aborting = True
         for entry in self._running:
             core = entry.keeper
             assert isinstance(core, Core)
-            core.cancel(entry, force=False, recursive=True)
+            core.cancel(entry, force=force, recursive=True)

@@ -319,7 +319,7 @@ def test_cancelling_the_block_cancels_the_tasks_and_waits_for_their_ends(run: Ru
     assert run(main) == ["h interrupted", "i interrupted"]
 
 
-def test_cancelling_while_the_block_waits_and_again_does_the_same(run: Run) -> None:
+def test_cancelling_while_the_block_waits_does_the_same(run: Run) -> None:
     async def main() -> Any:
         async def block() -> None:
             async with aio.TaskGroup() as group:
@@ -328,13 +328,28 @@ def test_cancelling_while_the_block_waits_and_again_does_the_same(run: Run) -> N
         blocked = asyncio.ensure_future(block())
         await running("j")
         blocked.cancel()
-        await asyncio.sleep(0)
-        blocked.cancel()
         with pytest.raises(asyncio.CancelledError):
             await blocked
         return ENDED
 
     assert run(main) == ["j interrupted"]
+
+
+def test_cancelled_a_third_time_the_block_is_left_without_a_task_that_stays(run: Run) -> None:
+    async def main() -> Any:
+        async def block() -> None:
+            async with aio.TaskGroup() as group:
+                group.start(stay_remote, "deaf")
+
+        blocked = asyncio.ensure_future(block())
+        await running("deaf")
+        for _ in range(3):
+            assert not blocked.done()
+            blocked.cancel()
+            await asyncio.sleep(0)
+        return blocked.cancelled()
+
+    assert run(main)
 
 
 def test_tasks_that_tasks_have_started_are_cancelled_too(run: Run) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import raylite as ray
+from raylite import aio
 from raylite._api import home
 from raylite._types.cancellation import CancelOutcome
 from raylite.exceptions import TaskCancelledError
@@ -50,6 +51,16 @@ def compute(begun: Path) -> None:
     meet(begun, os.O_WRONLY)
     while True:
         pass
+
+
+@ray.remote
+def stay(begun: Path, interrupted: Path) -> None:
+    meet(begun, os.O_WRONLY)
+    while True:
+        try:
+            time.sleep(1000)
+        except KeyboardInterrupt:
+            meet(interrupted, os.O_WRONLY)
 
 
 @ray.remote
@@ -145,3 +156,25 @@ def test_by_force_its_process_ends_and_nobody_elses(begun: Path) -> None:
     with pytest.raises(TaskCancelledError, match="force=True"):
         ray.get(ref, timeout=SOON)
     assert others & set(ray.get(behind, timeout=SOON))
+
+
+def test_a_group_that_is_cancelled_again_ends_the_process_of_a_task_that_stays(
+    begun: Path, tmp_path: Path
+) -> None:
+    interrupted = tmp_path / "interrupted"
+    os.mkfifo(interrupted)
+
+    async def block() -> None:
+        async with aio.TaskGroup() as group:
+            group.start(stay, begun, interrupted)
+
+    async def main() -> bool:
+        blocked = asyncio.ensure_future(block())
+        await asyncio.to_thread(meet, begun, os.O_RDONLY)
+        blocked.cancel()
+        await asyncio.to_thread(meet, interrupted, os.O_RDONLY)
+        blocked.cancel()
+        await asyncio.wait([blocked], timeout=SOON)
+        return blocked.cancelled()
+
+    assert asyncio.run(main())
