@@ -327,7 +327,7 @@ class ForkServer:
                 self._raylet.send(Exited(pid, status))
         elif self._kill_at is not None:
             self._terminate_next()
-        elif role == "gcs" and self._ending is None and self._may_restart_gcs():
+        elif role == "gcs" and self._ending is None and self._may_restart_gcs(status):
             assert self._gcs_sockets is not None
             gcs = self._fork_component("gcs", self._gcs_sockets, None, again=True)
             self._ready = replace(self._ready, gcs=gcs)
@@ -339,9 +339,14 @@ class ForkServer:
             log = self._config.logs / f"{role}.log"
             self._tell(Failed(f"the node's {role} process (pid {pid}) ended: {how}{tail(log)}"))
 
-    def _may_restart_gcs(self) -> bool:
-        """Whether the GCS is to be started again: not if it has never worked, or ends too often."""
+    def _may_restart_gcs(self, status: int) -> bool:
+        """Whether the GCS is to be started again: not if it has never worked, or ends too often.
+
+        Nor if another cluster's has taken its tables over, which it would take back.
+        """
         if self._gcs_sockets is None or not self._is_accepted:
+            return False
+        if os.waitstatus_to_exitcode(status) == FENCED:
             return False
         now = time.monotonic()
         if len(self._restarts) == _RESTARTS and now - self._restarts[0] < _RESTARTS_WITHIN:

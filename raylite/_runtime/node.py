@@ -44,7 +44,7 @@ OWN_STORAGE = "gcs.db"
 """The file, in the session's directory, of tables that nobody named another place for."""
 
 FENCED = 17
-"""The exit code of a raylet whose node the cluster has taken for dead."""
+"""The exit code of a raylet whose node is taken for dead, and of a GCS whose tables are another's."""
 
 Scalar = bool | int | float | str | None
 

@@ -31,7 +31,12 @@ from raylite._runtime.striker import Striker
 from raylite._runtime.variables import Variables
 from raylite._runtime.workers import ForkedWorkers
 from raylite._services.gcs.certificates import CertificateService
-from raylite._services.gcs.storage import StorageError, open_storage, wait_for_storage
+from raylite._services.gcs.storage import (
+    StorageError,
+    StorageTakenError,
+    open_storage,
+    wait_for_storage,
+)
 from raylite._services.worker.coroutines import AsyncRunner
 from raylite._services.worker.execute import QueueExecutor
 from raylite._types import board
@@ -70,7 +75,11 @@ async def _gcs(inherited: Inherited, network_of: NetworkOf) -> None:
             network, config, config.gcs_address, inherited.listener, inherited.tcp
         )
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, host.stop)
+        host.also(storage.watch(), "watch the tables")
         await host.run()
+    except StorageTakenError as error:
+        print(error, file=sys.stderr)
+        sys.exit(FENCED)
     finally:
         await storage.close()
 

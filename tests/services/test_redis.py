@@ -6,7 +6,7 @@ import logging
 import pytest
 from redis.asyncio import Redis
 
-from raylite._services.gcs.storage import StorageError
+from raylite._services.gcs.storage import StorageError, StorageTakenError
 from raylite._services.gcs.storage.redis import RedisStorage
 from tests.services.storages import RedisServer
 
@@ -36,6 +36,20 @@ async def test_whoever_opens_last_is_the_writer(redis_server: RedisServer) -> No
         await old.put("t", b"k", b"too late")
     assert await new.load("t") == {b"k": b"old"}
     await new.put("t", b"k", b"new")
+    await asyncio.gather(old.close(), new.close())
+
+
+async def test_whoever_was_the_writer_learns_of_it_without_a_write(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raylite._services.gcs.storage.redis.LOOK", 0.01)
+    old = await RedisStorage.open(redis_server.url, "c")
+    watching = asyncio.ensure_future(old.watch())
+    redis_server.kill()
+    redis_server.start()
+    new = await RedisStorage.open(redis_server.url, "c")
+    with pytest.raises(StorageTakenError, match=r"cluster 'c', .*cluster=NAME"):
+        await watching
     await asyncio.gather(old.close(), new.close())
 
 

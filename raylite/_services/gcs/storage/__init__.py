@@ -3,6 +3,7 @@
 from raylite._services.gcs.storage.interface import (
     Storage,
     StorageError,
+    StorageTakenError,
     StorageUnreachableError,
     Write,
 )
@@ -13,6 +14,7 @@ __all__ = [
     "MemoryStorage",
     "Storage",
     "StorageError",
+    "StorageTakenError",
     "StorageUnreachableError",
     "Write",
     "open_storage",

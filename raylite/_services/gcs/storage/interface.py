@@ -28,6 +28,10 @@ class StorageUnreachableError(StorageError):
     """Nothing answers where the storage is. It may come back."""
 
 
+class StorageTakenError(StorageError):
+    """Another cluster's GCS writes the tables now: this one may write no more, ever."""
+
+
 class Write(Struct, frozen=True):
     """A row to be kept under a key of a table, or with None to be forgotten."""
 
@@ -82,6 +86,14 @@ class Storage(ABC):
     async def damaged(self) -> dict[bytes, bytes]:
         """Return the quarantine: records as they were found, by ``table/key``."""
         return dict(await self._read(QUARANTINE))
+
+    async def watch(self) -> None:
+        """Last for as long as the tables are this writer's.
+
+        Raises:
+            StorageTakenError: They are another's.
+        """
+        await asyncio.get_running_loop().create_future()
 
     @abstractmethod
     async def close(self) -> None:

@@ -26,6 +26,7 @@ from raylite._services.gcs.storage.group import GroupCommit
 from raylite._services.gcs.storage.interface import (
     Storage,
     StorageError,
+    StorageTakenError,
     StorageUnreachableError,
     Write,
 )
@@ -36,6 +37,7 @@ T = TypeVar("T")
 
 FORMAT = 1
 TIMEOUT = 5.0  # seconds that Redis has for an answer
+LOOK = 2.0  # seconds in which a writer learns that another has taken over
 
 
 class RedisStorage(Storage):
@@ -73,6 +75,15 @@ class RedisStorage(Storage):
     def commits(self) -> int:
         """Transactions since it was opened."""
         return self._group.commits
+
+    async def watch(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK)
+            try:
+                with self._explained():
+                    self._check(await _typed(bytes, self._client.hget(self._header, "writers")))
+            except StorageUnreachableError as error:
+                logger.warning("the tables cannot be watched: %s", error)
 
     async def close(self) -> None:
         await self._group.close()
@@ -120,11 +131,7 @@ class RedisStorage(Storage):
         async with self._client.pipeline(transaction=True) as pipe:
             try:
                 await pipe.watch(self._header)
-                if await _typed(bytes, pipe.hget(self._header, "writers")) != b"%d" % self._writer:
-                    raise StorageError(
-                        f"another GCS has taken over cluster {self._cluster!r}, or its tables were "
-                        "deleted: this one may write no more"
-                    )
+                self._check(await _typed(bytes, pipe.hget(self._header, "writers")))
                 pipe.multi()  # type: ignore[no-untyped-call] # redis-py forgot
                 for write in writes:
                     if write.row is None:
@@ -136,6 +143,14 @@ class RedisStorage(Storage):
             except WatchError:
                 return False
         return True
+
+    def _check(self, writer: bytes) -> None:
+        if writer != b"%d" % self._writer:
+            raise StorageTakenError(
+                f"another GCS has taken over cluster {self._cluster!r}, or its tables were "
+                "deleted: this one may write no more. Clusters that share a Redis are told apart by "
+                "?cluster=NAME in --storage"
+            )
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
