@@ -25,15 +25,23 @@ Check = Callable[[Any], str | None]
 
 _NoneType = type(None)
 _GRANULARITY = 0.0001
+_MOST = 2**63 - 1  # that a message can say
 _STORE_MINIMUM = 75 * 1024 * 1024  # Ray's
 
 
 # --- Checks: each gives the reason to refuse a value of the right type ---
 
 
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # an integer that is no float
+        return False
+
+
 def _refuse_quantity(name: str, quantity: float) -> str | None:
-    if not math.isfinite(quantity):
-        return f"The quantity of resource {name} must be a finite number, not {quantity}"
+    if not _is_finite(quantity):
+        return f"The quantity of resource {name} must be a finite number, not {_shown(quantity)}"
     if quantity < 0:
         return f"The quantity of resource {name} cannot be negative"
     if 0 < quantity < _GRANULARITY:
@@ -42,6 +50,13 @@ def _refuse_quantity(name: str, quantity: float) -> str | None:
             f"cannot go beyond {_GRANULARITY}"
         )
     return None
+
+
+def _shown(number: float) -> str:
+    # Python gives no decimals of an integer with thousands of them.
+    return (
+        str(number) if abs(number) < 10**40 or not isinstance(number, int) else "so large a number"
+    )
 
 
 def _quantity(name: str) -> Check:
@@ -66,16 +81,18 @@ def _store(memory: float | None) -> str | None:
 
 def _seconds(name: str) -> Check:
     def check(value: float | None) -> str | None:
-        if value is None or (math.isfinite(value) and value >= 0):
+        if value is None or (_is_finite(value) and value >= 0):
             return None
         what = "seconds" if name == "timeout" else "a time as time.time() gives it"
-        return f"The keyword '{name}' only accepts None or {what}, 0 or more, not {value}"
+        return f"The keyword '{name}' only accepts None or {what}, 0 or more, not {_shown(value)}"
 
     return check
 
 
 def _count(name: str, *, infinite: bool) -> Check:
     def check(value: int | None) -> str | None:
+        if value is not None and value > _MOST:
+            return _too_many(name, value)
         if value is None or value >= 0 or (infinite and value == -1):
             return None
         if infinite:
@@ -85,6 +102,10 @@ def _count(name: str, *, infinite: bool) -> Check:
         return f"The keyword '{name}' only accepts {accepted}"
 
     return check
+
+
+def _too_many(name: str, value: int) -> str:
+    return f"The keyword '{name}' only accepts numbers below 2**63, not {_shown(value)}"
 
 
 def _positive(name: str) -> Check:
@@ -169,6 +190,8 @@ def _fallback_strategy(strategy: Sequence[object] | None) -> str | None:
     for each in strategy or ():
         if not isinstance(each, dict):
             return "Each element in fallback_strategy must be a dictionary."
+        if not each:
+            return "Empty dictionary found in `fallback_strategy`."
         for name in each:
             if name != "label_selector":
                 return (
@@ -213,6 +236,8 @@ def _runtime_env(value: Mapping[object, object] | None) -> None:
 def _num_returns(value: int | str | None) -> str | None:
     if value is None or value in ("streaming", "dynamic"):
         return None
+    if isinstance(value, int) and value >= 2**31:
+        return f"The keyword 'num_returns' only accepts numbers below 2**31, not {_shown(value)}"
     if isinstance(value, int) and value >= 0:
         return None
     return (
@@ -227,12 +252,14 @@ def _num_returns(value: int | str | None) -> str | None:
 def _retry_exceptions(value: bool | Sequence[object]) -> str | None:
     if isinstance(value, bool):
         return None
-    if all(isinstance(each, type) and issubclass(each, BaseException) for each in value):
+    if all(isinstance(each, type) and issubclass(each, Exception) for each in value):
         return None
     return "retry_exceptions must be either a boolean or a list of exceptions"
 
 
 def _backpressure(value: int | None) -> str | None:
+    if value is not None and value > _MOST:
+        return _too_many("_generator_backpressure_num_objects", value)
     if value is None or value == -1 or value > 0:
         return None
     # Ray: lets numbers below -1 pass, as if they were -1.
@@ -244,6 +271,8 @@ def _backpressure(value: int | None) -> str | None:
 
 
 def _actor_backpressure(value: int | None) -> str | None:
+    if value is not None and value > _MOST:
+        return _too_many("_actor_generator_backpressure_num_objects", value)
     if value is None or value == -1 or value > 0:
         return None
     return (
@@ -253,6 +282,8 @@ def _actor_backpressure(value: int | None) -> str | None:
 
 
 def _objects_per_yield(value: int | None) -> str | None:
+    if value is not None and value > _MOST:
+        return _too_many("_num_objects_per_yield", value)
     if value is None or value > 0:
         return None
     return (
@@ -512,7 +543,7 @@ class TaskOptions(Struct, frozen=True):
     accelerator_type: str | None = None
     num_returns: int | Literal["streaming", "dynamic"] | None = None
     max_retries: int = 3
-    retry_exceptions: bool | tuple[type[BaseException], ...] = False
+    retry_exceptions: bool | tuple[type[Exception], ...] = False
     max_concurrency: int = 1000  # as Ray's asynchronous actors have
     name: str | None = None
     runtime_env: Mapping[str, Any] | None = None

@@ -575,7 +575,7 @@ def placement_of(options: TaskOptions, demand: Resources) -> Placement:
     return Placement(demand, strategy, Labels.parse(options.label_selector or {}), tuple(selectors))
 
 
-def _retry_on(retry_exceptions: bool | tuple[type[BaseException], ...]) -> bytes:
+def _retry_on(retry_exceptions: bool | tuple[type[Exception], ...]) -> bytes:
     if retry_exceptions is True:
         return ANY
     if not retry_exceptions:

@@ -34,7 +34,7 @@ class TaskKeywords(TypedDict, total=False):
     runtime_env: dict[str, Any] | None
     max_concurrency: int | None
     max_retries: int | None
-    retry_exceptions: bool | list[type[BaseException]] | tuple[type[BaseException], ...]
+    retry_exceptions: bool | list[type[Exception]] | tuple[type[Exception], ...]
     timeout: float | None
     deadline: float | None
     enable_task_events: bool

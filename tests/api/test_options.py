@@ -1,5 +1,6 @@
 """Options: which keywords tasks and actors take, and what is said about the others."""
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -131,6 +132,21 @@ def test_a_wrong_type_is_refused_with_the_right_ones() -> None:
         ),
         ("num_cpus", float("nan"), "The quantity of resource num_cpus must be a finite number"),
         ("num_cpus", float("inf"), "The quantity of resource num_cpus must be a finite number"),
+        (
+            "num_cpus",
+            10**400,
+            "The quantity of resource num_cpus must be a finite number, not so l",
+        ),
+        (
+            "memory",
+            10**400,
+            "The quantity of resource memory must be a finite number, not so large",
+        ),
+        (
+            "resources",
+            {"x": 10**400},
+            "The quantity of resource x must be a finite number, not so ",
+        ),
         ("resources", {"x": -1}, "The quantity of resource x cannot be negative"),
         (
             "resources",
@@ -144,6 +160,7 @@ def test_a_wrong_type_is_refused_with_the_right_ones() -> None:
         ("label_selector", {"a": "in(!x)"}, "Invalid label selector value `in(!x)`."),
         ("label_selector", {"a": "!"}, "Invalid label selector value `!`."),
         ("fallback_strategy", [1], "Each element in fallback_strategy must be a dictionary."),
+        ("fallback_strategy", [{}], "Empty dictionary found in `fallback_strategy`."),
         (
             "fallback_strategy",
             [{"x": 1}],
@@ -179,13 +196,44 @@ def test_impossible_values_of_both(
     ("option", "value", "text"),
     [
         ("max_retries", -2, f"The keyword 'max_retries' {INFINITE}"),
+        (
+            "timeout",
+            math.nan,
+            "The keyword 'timeout' only accepts None or seconds, 0 or more, not nan",
+        ),
+        (
+            "timeout",
+            10**400,
+            "The keyword 'timeout' only accepts None or seconds, 0 or more, not so",
+        ),
+        ("deadline", 10**400, "The keyword 'deadline' only accepts None or a time as time.time()"),
+        (
+            "max_retries",
+            10**400,
+            "The keyword 'max_retries' only accepts numbers below 2**63, not",
+        ),
+        (
+            "num_returns",
+            10**400,
+            "The keyword 'num_returns' only accepts numbers below 2**31, not",
+        ),
         ("max_calls", -1, f"The keyword 'max_calls' {FINITE}"),
         ("object_store_memory", 0, "Setting 'object_store_memory' is not implemented for tasks"),
         ("num_returns", -1, "Default None. When None is passed, The default value is 1 for a ta"),
+        (
+            "num_returns",
+            2**31,
+            "The keyword 'num_returns' only accepts numbers below 2**31, not 21",
+        ),
         ("num_returns", "many", "Default None. When None is passed, The default value is 1 for"),
         (
             "retry_exceptions",
             [1],
+            "retry_exceptions must be either a boolean or a list of exceptions",
+        ),
+        (
+            "retry_exceptions",
+            [ValueError, KeyboardInterrupt],
             "retry_exceptions must be either a boolean or a list of exceptions",
         ),
         ("_generator_backpressure_num_objects", 0, "_generator_backpressure_num_objects=0 is not"),
@@ -196,6 +244,20 @@ def test_impossible_values_of_both(
 def test_impossible_values_of_tasks(option: str, value: Any, text: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(text)}"):
         task(**{option: value})
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["max_retries", "max_calls", "_generator_backpressure_num_objects", "_num_objects_per_yield"],
+)
+def test_a_number_that_no_message_can_say_is_refused(option: str) -> None:
+    validate_task_options({option: 2**63 - 1}, in_options=False)
+    with pytest.raises(ValueError, match=rf"^The keyword '{option}' only accepts numbers below 2"):
+        validate_task_options({option: 2**63}, in_options=False)
+    with pytest.raises(ValueError, match="only accepts numbers below"):
+        validate_task_options(
+            {option: 10**5000}, in_options=False
+        )  # Python gives no decimals of it
 
 
 @pytest.mark.parametrize(
@@ -252,7 +314,7 @@ def test_mappings_of_the_wrong_things(
         {"num_cpus": 0.5, "num_gpus": 1.5, "memory": 2.5, "resources": {"x": 0.0001, "y": 2}},
         {"name": "n", "runtime_env": {}, "scheduling_strategy": "SPREAD"},
         {"label_selector": {"a": "b", "ray.io/c": "!d", "e": "in(f, g)", "h": "!in(i)", "j": ""}},
-        {"fallback_strategy": [{"label_selector": {"a": "b"}}, {}]},
+        {"fallback_strategy": [{"label_selector": {"a": "b"}}, {"label_selector": {}}]},
     ],
 )
 def test_possible_values(validate: Callable[..., None], options: dict[str, Any]) -> None:
@@ -265,7 +327,7 @@ def test_numbers_of_returns(value: object) -> None:
 
 
 def test_exceptions_to_retry() -> None:
-    task(retry_exceptions=[ValueError, KeyboardInterrupt])
+    task(retry_exceptions=[ValueError, OSError])
     task(retry_exceptions=(ValueError,))
     task(retry_exceptions=True)
     with pytest.raises(TypeError):
