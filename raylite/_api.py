@@ -186,8 +186,13 @@ def get(refs: Any, *, timeout: float | None = None, return_exceptions: bool = Fa
 
 def limit(timeout: float) -> float | None:
     """Return a timeout as what to wait with: None is no limit, and so is what no clock will see."""
-    if 0 <= timeout <= TIMEOUT_MAX:
-        return timeout
+    try:
+        if 0 <= timeout <= TIMEOUT_MAX:
+            return timeout
+    except TypeError:
+        raise TypeError(
+            f"timeout must be a number of seconds or None, not {type(timeout).__name__}"
+        ) from None
     if timeout != timeout:
         raise ValueError("cannot convert float NaN to integer")  # Ray's words
     return None
@@ -331,7 +336,7 @@ def check_wait(refs: Sequence[Waitable], num_returns: int, timeout: float | None
             "wait() expected a list of raylite.ObjectRef or raylite.ObjectRefGenerator, "
             f"got {wrong}"
         )
-    if timeout is not None and timeout < 0:
+    if timeout is not None and limit(timeout) is None and timeout < 0:
         raise ValueError(f"The 'timeout' argument must be nonnegative. Received {timeout}")
     if not set(map(type, refs)) <= _WAITABLE:  # at C speed: a loop of waits passes it often
         other = next(type(ref) for ref in refs if type(ref) not in _WAITABLE)

@@ -156,6 +156,9 @@ class RemoteFunction(Generic[F, R]):
         if decorate is not None:
             wrapper.remote = _decorated(decorate, self)
 
+    def __repr__(self) -> str:
+        return f"RemoteFunction({self._name})"
+
     def __reduce__(self) -> tuple[Any, ...]:
         return RemoteFunction, (self._function, self._options)
 

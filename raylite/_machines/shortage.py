@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from raylite._types.resources import UNIT, Resources, amount_text
 from raylite._types.strategies import NodeKey, NodeLabels, NodeView, Placement
 
+_ACCELERATOR = "accelerator_type:"
+
 
 def shortage(placement: Placement, views: Iterable[NodeView]) -> str:
     """Return why no node is feasible, and what to do about it."""
@@ -27,8 +29,10 @@ def shortage(placement: Placement, views: Iterable[NodeView]) -> str:
         best = min(able, key=lambda view: (-view.total.units(name), view.host))
         if (most := best.total.units(name)) < demand.units(name):
             largest = f"{amount_text(most)} on {best.host}" if most else "0"
-            amount, option = _wanted(name, demand.units(name))
-            return f"{which} has {amount} (largest: {largest}); lower {option} or add a node"
+            amount, remedy = _wanted(name, demand.units(name))
+            if name.startswith(_ACCELERATOR):
+                return f"{which} has {amount}; {remedy} or add a node"
+            return f"{which} has {amount} (largest: {largest}); {remedy} or add a node"
 
     amounts = " and ".join(_wanted(name, demand.units(name))[0] for name in demand)
     closest = min(able, key=lambda view: (len(demand.lacking(view.total)), view.host))
@@ -55,9 +59,9 @@ def refusal(placement: Placement, node: NodeKey, view: NodeView | None) -> str:
         return f"{which} has not the labels {{{placement.selector}}}; change them or the node"
 
     for name in demand.lacking(view.total):
-        amount, option = _wanted(name, demand.units(name))
+        amount, remedy = _wanted(name, demand.units(name))
         has = amount_text(view.total.units(name))
-        return f"{which} never has {amount} (it has {has}); lower {option} or name another node"
+        return f"{which} never has {amount} (it has {has}); {remedy} or name another node"
 
     amounts = " and ".join(_wanted(name, demand.units(name))[0] for name in demand)
     return (
@@ -83,12 +87,14 @@ def amounts(demand: Resources) -> str:
 
 
 def _wanted(name: str, units: int) -> tuple[str, str]:
-    """Return an amount in words, and the option that asks for it."""
+    """Return an amount in words, and what to do if it cannot be had."""
     amount = amount_text(units)
     match name:
         case "CPU" | "GPU":
-            return f"{amount} {name}{'' if amount == '1' else 's'}", f"num_{name.lower()}s"
+            return f"{amount} {name}{'' if amount == '1' else 's'}", f"lower num_{name.lower()}s"
         case "memory":
-            return f"{amount} bytes of memory", "memory"
+            return f"{amount} bytes of memory", "lower memory"
+        case _ if name.startswith(_ACCELERATOR):  # of which a task asks for next to nothing
+            return f"an accelerator {name.removeprefix(_ACCELERATOR)}", "change accelerator_type"
         case _:
-            return f"{amount} {name}", f"resources={{{name!r}: ...}}"
+            return f"{amount} {name}", f"lower resources={{{name!r}: ...}}"

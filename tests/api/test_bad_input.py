@@ -116,6 +116,14 @@ def test_a_keyword_of_a_call_that_cannot_travel_is_refused_at_the_call() -> None
         keywords.remote(**{"\udcff": ray.put(1)})
 
 
+@pytest.mark.parametrize("timeout", ["1", [1], 1j])
+def test_a_timeout_that_is_no_number_is_refused_by_its_name(timeout: Any) -> None:
+    with pytest.raises(TypeError, match=r"^timeout must be a number of seconds or None, not "):
+        ray.get(ray.put(1), timeout=timeout)
+    with pytest.raises(TypeError, match=r"^timeout must be a number of seconds or None, not "):
+        ray.wait([ray.put(1)], timeout=timeout)
+
+
 # --- Things that cannot be pickled ---
 
 

@@ -307,3 +307,7 @@ def test_references_to_too_much_are_refused_with_what_to_do() -> None:
     with pytest.raises(RaySystemError, match=r"Task sizes has 1500 .* Give it the references in a"):
         ray.get(make(sizes).remote(*[ref] * 1500))
     assert ray.get(make(sizes).remote(*[ref] * 100)) == 9_900_000
+
+
+def test_a_remote_functions_repr_names_it() -> None:
+    assert repr(ray.remote(len)) == "RemoteFunction(builtins.len)"

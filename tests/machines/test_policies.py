@@ -228,6 +228,10 @@ def test_the_first_raylet_is_the_one_with_most_of_the_arguments() -> None:
             "no node has 1.5 slot (largest: 0); lower resources={'slot': ...} or add a node",
         ),
         (
+            Placement(Resources.of(**{"CPU": 1, "accelerator_type:A100": 0.001})),
+            "no node has an accelerator A100; change accelerator_type or add a node",
+        ),
+        (
             Placement(Resources.of(CPU=4, GPU=1)),
             "no node has 4 CPUs and 1 GPU at once (closest: a, too little GPU); "
             "lower the demand or add a node",
