@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, Protocol, Self, TypeVar
@@ -16,7 +17,8 @@ from raylite._services.worker.core import Core
 from raylite._services.worker.objects import Entry, ObjectRef
 from raylite._types.signature import Signature, yields
 from raylite._wire import pickling
-from raylite.exceptions import RayError
+from raylite._wire.hot import Form, Value
+from raylite.exceptions import RayError, capture_task_error
 
 T = TypeVar("T")
 
@@ -36,6 +38,7 @@ class Calls(Protocol):
     _options: dict[str, Any]
     _signature: Signature
     _name: str
+    _submission: Any  # None as long as the function itself could not be sent
 
     def _submit(self, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
 
@@ -271,6 +274,7 @@ class Map(Generic[T]):
         )
         self._singly = max(self._singly - 1, 0)
         sent: _Sent = 1, []
+        calls: Calls | None = self._call
         try:
             if is_plain:
                 ref = self._call._submit(place, elements[0], {})
@@ -284,9 +288,12 @@ class Map(Generic[T]):
                 *refs, ref = calls._submit(place, flat, {})
                 sent = len(refs), [each._entry for each in refs[:: -(-len(refs) // _SAMPLE)]]
         except Exception as error:
-            if len(elements) == 1:
-                self._is_exhausted, self._error = True, error
+            if calls is None or calls._submission is None or place.core.is_closed:
+                self._is_exhausted, self._error = True, error  # it would be that of all elements
                 return False
+            if len(elements) == 1:
+                self._ahead.append([self._failed(place.core, error)])
+                return True
             self._held.extendleft(reversed(elements))  # to find the one, and begin those before it
             self._singly = len(elements)
             return True
@@ -294,6 +301,18 @@ class Map(Generic[T]):
         self._under_way[ref] = sent
         self._ahead.append(refs)
         return True
+
+    def _failed(self, core: Core, error: Exception) -> ObjectRef[T]:
+        """Return a reference for an element that could not be sent: reading it raises this error."""
+        told = capture_task_error(
+            error,
+            function_name=self._call._function.__name__,
+            pid=os.getpid(),
+            ip="",
+            proctitle=f"map() of {self._call._name}",
+        )
+        pickled = pickling.dumps(told)
+        return core.keep(core.new_object_id(), Value(Form.ERROR, pickled.to_bytes()), pickled)
 
     def _take(self) -> list[tuple[Any, ...]]:
         """Read the elements of the next task. One that has references goes alone, for it waits."""

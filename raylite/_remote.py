@@ -335,7 +335,8 @@ class RemoteFunction(Generic[F, R]):
 
         Args:
             *iterables: Where arguments come from. An error there is raised after the references of
-                the elements before it.
+                the elements before it. An element that cannot be pickled is an error of its
+                reference.
             chunksize: How many calls make a task; ``"auto"`` finds it out from what they take.
 
         Raises:

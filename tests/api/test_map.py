@@ -209,13 +209,39 @@ def test_the_elements_before_an_error_of_the_iterable_come_first() -> None:
         assert list(refs) == []  # it has ended
 
 
-def test_an_element_that_cannot_be_pickled_ends_the_map_at_its_place() -> None:
-    refs = add.map([1, 2, threading.Lock(), 4], chunksize=3)
-    assert ray.get([next(refs), next(refs)]) == [11, 12]
-    with pytest.raises(TypeError, match="Could not serialize the argument"):
+@pytest.mark.parametrize("chunksize", SIZES)
+def test_an_element_that_cannot_be_pickled_fails_alone(chunksize: Any) -> None:
+    elements = [1, 2, threading.Lock(), 4, threading.Lock(), *range(20)]
+    refs = list(add.map(elements, chunksize=chunksize))
+    assert len(refs) == len(elements)
+    for wrong in (4, 2):
+        with pytest.raises(TypeError, match="Could not serialize the argument") as caught:
+            ray.get(refs.pop(wrong))
+        assert isinstance(caught.value, RayTaskError)
+    assert ray.get(refs) == [11, 12, 14, *range(10, 30)]
+
+
+def test_only_elements_that_cannot_be_pickled_read_no_further_ahead_than_others() -> None:
+    read = []
+
+    def elements() -> Iterator[Any]:
+        for n in itertools.count():
+            read.append(n)
+            yield threading.Lock()
+
+    refs: Map[Any] = add.map(elements())
+    with pytest.raises(TypeError):
+        ray.get(next(refs))
+    assert len(read) <= 4  # two CPUs: four tasks
+
+
+@pytest.mark.parametrize("chunksize", SIZES)
+def test_a_function_that_cannot_be_sent_is_an_error_of_the_map(chunksize: Any) -> None:
+    lock = threading.Lock()
+    refs: Map[Any] = ray.remote(lambda n: (n, lock)).map(itertools.count(), chunksize=chunksize)
+    with pytest.raises(TypeError, match="Could not serialize the function"):
         next(refs)
-    with pytest.raises(StopIteration):
-        next(refs)
+    assert list(refs) == []  # it has ended
 
 
 def test_references_among_the_elements_become_values_and_their_errors_stay_their_own() -> None:
