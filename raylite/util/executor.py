@@ -36,8 +36,9 @@ class Executor(concurrent.futures.Executor):
     takes an executor work as with `concurrent.futures.ProcessPoolExecutor`: functions, arguments
     and results are pickled, a future raises what the function raised (whose ``__cause__`` is the
     `RayTaskError` with the worker's traceback), and can be cancelled as long as its call has not
-    been sent to the cluster. Lambdas and local functions will do, too. Callbacks of futures run on
-    the executor's own thread.
+    been sent to the cluster. Lambdas and local functions will do, too; a function of a
+    module is sent once in a session, with the globals that it has then. Callbacks of futures run
+    on the executor's own thread.
 
     A crash of a worker breaks nothing: the call is tried again, as the options say. References
     among the arguments become values. At the end of the program all calls are waited for.
@@ -49,6 +50,7 @@ class Executor(concurrent.futures.Executor):
 
     Raises:
         ValueError: `max_workers` is not positive, or an option is unknown or impossible.
+        TypeError: `max_workers` is no whole number.
 
     Example:
         >>> with Executor() as executor:  # doctest: +SKIP
@@ -57,6 +59,8 @@ class Executor(concurrent.futures.Executor):
     """
 
     def __init__(self, max_workers: int | None = None, **options: Any) -> None:
+        if max_workers is not None and not isinstance(max_workers, int):
+            raise TypeError(f"max_workers must be a whole number or None, not {max_workers!r}")
         if max_workers is not None and max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
         validate_task_options(options, in_options=False)
@@ -214,7 +218,7 @@ class _Sender:
         self._pending: deque[_Call] = deque()
         self._sent: dict[_Sent, None] = {}
         self._functions: dict[Callable[..., Any], RemoteFunction[Any, Any]] = {}
-        self._call: RemoteFunction[Any, Any] = RemoteFunction(_call, options)
+        self._call = _remote(_call, options)
         #: What has ended, and None: look at what is pending.
         self._events: SimpleQueue[_Sent | None] = SimpleQueue()
         self._is_woken = False
@@ -291,11 +295,20 @@ class _Sender:
         if not inspect.isfunction(fn) or not _is_of_module(fn):
             return self._call
         if fn not in self._functions:
-            self._functions[fn] = RemoteFunction(fn, self._options)
+            self._functions[fn] = _remote(fn, self._options)
         return self._functions[fn]
 
 
 _senders: dict[_Sender, None] = {}
+
+#: What was sent to clusters, by function and by ``max_calls``: all executors share it.
+_exported: weakref.WeakKeyDictionary[Callable[..., Any], dict[Any, dict[Any, Any]]]
+_exported = weakref.WeakKeyDictionary()
+
+
+def _remote(fn: Callable[..., Any], options: dict[str, Any]) -> RemoteFunction[Any, Any]:
+    exported = _exported.setdefault(fn, {}).setdefault(options.get("max_calls"), {})
+    return RemoteFunction(fn, options, exported=exported)
 
 
 def _end_all() -> None:

@@ -307,3 +307,25 @@ def test_at_the_end_of_a_program_calls_are_waited_for_and_a_session_that_ends_fa
     )
     assert said.split()[-1] == "7"
     assert len(said.split()) == 3
+
+
+def test_a_function_is_sent_once_for_all_executors() -> None:
+    place = context.current()
+    assert place is not None
+
+    def call() -> None:
+        with Executor(max_workers=1, name="one") as one, Executor(num_cpus=0.5) as other:
+            for each in (one, other):
+                assert each.submit(divide, 4, 2).result(SOON) == 2
+                assert each.submit(lambda: 3).result(SOON) == 3
+
+    call()
+    before = len(place.core.submitter.definitions)
+    call()
+    assert len(place.core.submitter.definitions) == before
+
+
+def test_a_number_of_workers_that_is_none_is_refused() -> None:
+    for wrong in (1.5, "2"):
+        with pytest.raises(TypeError, match="max_workers must be a whole number"):
+            Executor(wrong)  # type: ignore[arg-type]
