@@ -1,9 +1,11 @@
 """`raylite start`: a node that goes on when the command has ended."""
 
 import json
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import click
@@ -45,6 +47,10 @@ _ONLY_HERE = """\
 
 
 Only this machine reaches {address}. For others, start the head with --node-ip-address."""
+
+_OF_TABLES = re.compile(
+    r"^\S+ \S+ (?:WARNING|ERROR) raylite\._services\.gcs\.storage\.\w+: (.*)", re.MULTILINE
+)
 
 _WITHOUT_EFFECT = (
     ("--node-name", str), ("--object-manager-port", int), ("--ray-client-server-port", int),
@@ -200,6 +206,7 @@ def start(
         )
         if insecure_plaintext:
             click.echo(_READABLE, err=True)
+        _warn_of_tables(started)
         if block:
             _watch(started)
         try:
@@ -208,6 +215,15 @@ def start(
         except BaseException:
             started.node.stop()
             raise
+
+
+def _warn_of_tables(started: Started) -> None:
+    """Tell here what the GCS has had to say of the tables it found: that some are lost, above all."""
+    said = ""
+    with suppress(OSError):  # it had nothing to say
+        said = (started.node.config.logs / "gcs.log").read_text(errors="replace")
+    for warning in _OF_TABLES.findall(said):
+        click.echo(f"WARNING: {warning}", err=True)
 
 
 def _offered(

@@ -9,11 +9,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+import uvloop
 
 from raylite._kernel import processes
 from raylite._kernel.tls import fetch_authority
 from raylite._runtime import credentials, folders, node, records
 from raylite._runtime.records import NodeRecord
+from raylite._services.gcs.storage.sqlite import SqliteStorage
 from tests.cluster.started import PROGRAM, begin, component, epoch, nodes, raylite, start
 from tests.cluster.watching import ROOT, SOON, Driver, Watch, eventually, title, titled, tree
 
@@ -272,6 +274,26 @@ def test_a_gcs_that_ends_again_and_again_ends_its_node() -> None:
 
 def has_another_gcs(head: NodeRecord, gcs: int) -> bool:
     return [pid for pid in titled("raylite: gcs", head.pid) if pid != gcs] != []
+
+
+def test_damage_to_the_tables_is_told_where_the_head_is_started(temp_dir: Path) -> None:
+    path = temp_dir / "tables.db"
+
+    async def fill() -> None:
+        storage = await SqliteStorage.open(path)
+        for number in range(100):
+            await storage.put("t", b"key %02d" % number, bytes(100))
+        await storage.close()
+
+    uvloop.run(fill())
+    sound = path.read_bytes()
+    astray = sound.index(b"tkey 20")
+    path.write_bytes(sound[:astray] + b"u" + sound[astray + 1 :])
+    done = raylite("start", "--head", "--port=0", "--num-cpus=1", f"--storage={path}")
+    assert done.returncode == 0
+    assert f"WARNING: {path} was damaged" in done.stderr
+    assert f"is kept as {path}.damaged" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_storage_that_was_named_keeps_the_tables_for_the_next_cluster(temp_dir: Path) -> None:
