@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, Protocol, Self, TypeVar
 
+from raylite._kernel.threads import expect_loop
 from raylite._machines.pace import Pace
 from raylite._options import TaskOptions
 from raylite._runtime import auto, session
@@ -189,6 +190,7 @@ class Map(Generic[T]):
         return self
 
     async def __anext__(self) -> ObjectRef[T]:
+        expect_loop("next, refs, None")
         if self._place is None:
             place = auto.place()
             view = await asyncio.to_thread(session.resources, place)

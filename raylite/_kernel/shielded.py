@@ -10,23 +10,9 @@ from typing import TypeVar
 
 from anyio import CancelScope
 
+from raylite._kernel.threads import expect_loop
+
 T = TypeVar("T")
-
-
-def expect_loop() -> None:
-    """Raise if no asyncio loop runs here, saying what to do.
-
-    Raises:
-        RuntimeError: None does: this may be trio.
-    """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        raise RuntimeError(
-            "this can be awaited in an asyncio event loop (asyncio's own or uvloop's), and none "
-            "runs here. In trio code call its twin that blocks, in a thread: "
-            "await trio.to_thread.run_sync(raylite.init)"
-        ) from None
 
 
 async def in_thread(work: Callable[[], T]) -> T:
@@ -37,7 +23,7 @@ async def in_thread(work: Callable[[], T]) -> T:
     Raises:
         RuntimeError: No asyncio loop runs here: this may be trio.
     """
-    expect_loop()
+    expect_loop("raylite.init")
     working = asyncio.ensure_future(asyncio.to_thread(work))
     cancelled: asyncio.CancelledError | None = None
     while not working.done():

@@ -198,3 +198,22 @@ class LoopThread:
         self.loop.run_until_complete(self.loop.shutdown_asyncgens())
         self.loop.run_until_complete(self.loop.shutdown_default_executor())
         self.loop.close()
+
+
+def expect_loop(twin: str) -> None:
+    """Raise if no asyncio loop runs here, saying what to do.
+
+    Args:
+        twin: What blocks instead, with its arguments: what is run in a thread.
+
+    Raises:
+        RuntimeError: None does: this may be trio.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise RuntimeError(
+            "this can be awaited in an asyncio event loop (asyncio's own or uvloop's), and none "
+            "runs here. In trio code call its twin that blocks, in a thread: "
+            f"await trio.to_thread.run_sync({twin})"
+        ) from None

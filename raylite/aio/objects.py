@@ -6,7 +6,8 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import Any, Generic, Literal, Self, TypeVar, overload
 
 from raylite import _api
-from raylite._kernel.shielded import expect_loop, in_thread
+from raylite._kernel.shielded import in_thread
+from raylite._kernel.threads import expect_loop
 from raylite._runtime import auto, context
 from raylite._runtime.context import Place
 from raylite._services.worker import awaiting
@@ -216,7 +217,7 @@ async def put(value: T) -> ObjectRef[T]:
     Example:
         >>> table = await put(numpy.zeros(10_000_000))  # doctest: +SKIP
     """
-    expect_loop()
+    expect_loop("raylite.put, value")
     place = await _place()
     if type(value) in _QUICK or (isinstance(value, str | bytes) and len(value) < _SHORT):
         return _put(place, value)
@@ -246,11 +247,13 @@ async def cancel(
 
     Raises:
         TypeError: `ref` is neither.
+        RuntimeError: No asyncio loop runs here: this may be trio. Nothing is cancelled.
 
     Example:
         >>> await cancel(f.remote())  # doctest: +SKIP
         <CancelOutcome.BEFORE_START: 0>
     """
+    expect_loop("raylite.cancel, ref")
     if isinstance(ref, ObjectRefGenerator):
         ref = ref._end
     if not isinstance(ref, ObjectRef):

@@ -464,6 +464,13 @@ def test_without_an_asyncio_loop_awaiting_says_what_works(gate: Gate) -> None:
     for blocking in (aio.put([1]), aio.shutdown(), starting._begin(), aio.TaskGroup().__aenter__()):
         with pytest.raises(RuntimeError, match="an asyncio event loop"):
             blocking.send(None)
+    for awaited, twin in (
+        (aio.put([1]), "raylite.put, value"),
+        (aio.cancel(ref), "raylite.cancel, ref"),
+        (anext(gated.map(["trio"], [1])), "next, refs, None"),
+    ):
+        with pytest.raises(RuntimeError, match=rf"an asyncio event loop .*run_sync\({twin}\)"):
+            awaited.send(None)
     with pytest.raises(RuntimeError, match="an asyncio event loop"):
         aio.as_completed([ref])
     with pytest.raises(RuntimeError, match="an asyncio event loop"):
