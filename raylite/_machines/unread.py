@@ -13,15 +13,13 @@ from msgspec import Struct
 from raylite._types.keys import TaskKey
 
 DELAY = 5.0  # seconds from the last reference to the report; Ray's
-SHOWN = 10  # errors of one report; the others are counted
 KEPT = 10_000  # that wait to be reported; a program that loses more is told so often enough
 
 
 class Report(Struct, frozen=True):
-    """Errors, as their pickles, that nobody can read any more, and how many others."""
+    """Errors, as their pickles, that nobody can read any more."""
 
     errors: tuple[bytes, ...]
-    others: int = 0
 
 
 class Unread:
@@ -72,7 +70,7 @@ class Unread:
                 errors.append(self._waiting.pop(task)[1])
         if not errors:
             return None
-        return Report(tuple(errors[:SHOWN]), max(len(errors) - SHOWN, 0))
+        return Report(tuple(errors))
 
     def check(self) -> None:
         """Assert what holds between calls."""

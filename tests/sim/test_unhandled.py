@@ -236,6 +236,22 @@ def test_of_very_many_errors_some_are_shown(logged: Callable[[], list[str]]) -> 
     run(program)
 
 
+def test_those_that_are_not_to_be_shown_are_not_counted_either(
+    logged: Callable[[], list[str]],
+) -> None:
+    async def program(driver: SimDriver) -> None:
+        refs = [driver.submit(fail, "never", 1000.0) for _ in range(30)]
+        for ref in refs:
+            driver.core.cancel(ref._entry, force=False, recursive=True)
+        await settled(driver, *refs)
+        refs.clear()
+        del ref
+        await asyncio.sleep(LATER)
+        assert logged() == []
+
+    run(program)
+
+
 @pytest.mark.parametrize("name", ["RAY_IGNORE_UNHANDLED_ERRORS", "RAYLITE_IGNORE_UNHANDLED_ERRORS"])
 def test_a_variable_of_the_environment_silences_it(
     name: str, logged: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch

@@ -12,6 +12,7 @@ from raylite._wire.stories import story
 
 logger = logging.getLogger("raylite")
 
+SHOWN = 10  # errors of one moment; the others are counted
 _TASK = 24  # bytes of an object's id: its task's
 _SWITCHES = ("RAYLITE_IGNORE_UNHANDLED_ERRORS", "RAY_IGNORE_UNHANDLED_ERRORS")
 _EXPECTED = ("TaskCancelledError", "LocalRayletDiedError")  # asked for, and told otherwise
@@ -52,12 +53,12 @@ class UnhandledErrors:
         self._alarm.set(self.unread.next_due)
         if report is None or any(os.environ.get(switch) == "1" for switch in _SWITCHES):
             return
-        for error in report.errors:
-            name, text = story(error)
-            if name not in _EXPECTED:
-                _log(text)
-        if report.others:
-            _log(f"and {report.others} more like these in the same moment")
+        stories = [story(error) for error in report.errors]
+        texts = [text for name, text in stories if name not in _EXPECTED]
+        for text in texts[:SHOWN]:
+            _log(text)
+        if len(texts) > SHOWN:
+            _log(f"and {len(texts) - SHOWN} more like these in the same moment")
 
 
 def _log(text: str) -> None:
