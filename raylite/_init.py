@@ -59,7 +59,7 @@ def init(
             the next four and ``_system_config`` are a new cluster's only.
         num_gpus: GPUs, likewise; None takes those of NVIDIA's that ``CUDA_VISIBLE_DEVICES`` lets see.
         resources: Further resources by name, in any unit you like.
-        labels: Labels of the node.
+        labels: Labels of the node, besides `ray.io/node-id`. Those that begin with `ray.io/` are refused.
         object_store_memory: Bytes for large objects; None takes 30 % of the machine's memory,
             used only as objects fill it. At least 75 MiB.
         ignore_reinit_error: Return the running session's context instead of raising.

@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from raylite._types.accelerators import VISIBLE
 from raylite._types.environment import variables_of
+from raylite._types.strategies import OWN_LABELS
 from raylite._types.text import refuse_text
 
 Check = Callable[[Any], str | None]
@@ -145,6 +146,22 @@ _LABEL_RULE = (
     "must be 63 chars or less beginning and ending with an alphanumeric character ([a-z0-9A-Z]) "
     "with dashes (-), underscores (_),dots (.), and alphanumerics between."
 )
+
+
+def _node_labels(labels: Mapping[object, object] | None) -> str | None:
+    for key, value in (labels or {}).items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise TypeError(f"The labels of a node map strings to strings, not {key!r}: {value!r}")
+        if key.startswith(OWN_LABELS):
+            return (
+                f"The label {key} cannot be set: labels that begin with {OWN_LABELS} are the "
+                "cluster's own. Choose another prefix, or none."
+            )
+        if reason := _refuse_label_key(key):
+            return reason
+        if value and not _LABEL.fullmatch(value):
+            return f"Invalid label value `{value}` of {key}. Value {_LABEL_RULE}"
+    return None
 
 
 def _label_selector(selector: Mapping[object, object] | None) -> str | None:
@@ -411,7 +428,7 @@ _INIT: dict[str, Option] = {
         Option("num_cpus", _NUMBER, check=_quantity("num_cpus")),
         Option("num_gpus", _NUMBER, check=_quantity("num_gpus")),
         Option("resources", _DICT, check=_resources),
-        Option("labels", _DICT),
+        Option("labels", _DICT, check=_node_labels),
         Option("object_store_memory", _NUMBER, check=_store),
         Option("namespace", _STR, check=_namespace),
         Option("runtime_env", _DICT),

@@ -34,7 +34,7 @@ from raylite._services.raylet.transfer import TransferService
 from raylite._services.store.objects import ObjectService
 from raylite._types import board
 from raylite._types.resources import Resources
-from raylite._types.strategies import NodeKey, NodeView
+from raylite._types.strategies import NODE_ID_LABEL, NodeKey, NodeView
 from raylite._version import __version__
 from raylite._wire.messages import gcs as msg
 
@@ -97,6 +97,7 @@ def build_raylet(
     """
     network.address = network.address or address
     node_id = node_id or network.seams.random("node").randbytes(28)
+    labels = {**labels, NODE_ID_LABEL: node_id.hex()}
     amounts = {"CPU": num_cpus, **resources, f"node:{ip}": 1.0}
     if is_head:
         amounts["node:__internal_head__"] = 1.0
@@ -144,7 +145,7 @@ def build_raylet(
         incarnation=incarnation,
         head=is_head,
         resources=total.to_floats(),
-        labels=dict(labels),
+        labels=labels,
         ip=ip,
         version=__version__,
         python=".".join(map(str, sys.version_info[:3])),

@@ -15,6 +15,10 @@ from raylite._types.resources import Resources
 #: A node of the cluster. One that died does not come back under the same key.
 NodeKey = NewType("NodeKey", bytes)
 
+#: How labels begin that users cannot set, and the one that every node has: its id, in hexadecimal.
+OWN_LABELS = "ray.io/"
+NODE_ID_LABEL = f"{OWN_LABELS}node-id"
+
 #: Demands, and how many want each.
 Shapes = tuple[tuple[Resources, int], ...]
 

@@ -5,6 +5,8 @@ from typing import Self
 
 from msgspec import Struct, field
 
+from raylite._options import validate_init_options
+
 STORE = 64 * 1024 * 1024
 
 
@@ -16,6 +18,16 @@ class NodeSpec(Struct, frozen=True):
     resources: Mapping[str, float] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     object_store_memory: int = STORE
+
+    def __post_init__(self) -> None:
+        """Refuse what `init` would; the store may be smaller.
+
+        Raises:
+            TypeError: A value has the wrong type.
+            ValueError: A value is impossible.
+        """
+        names = ("num_cpus", "num_gpus", "resources", "labels")
+        validate_init_options({name: getattr(self, name) for name in names})
 
     @classmethod
     def of(cls, given: "float | Mapping[str, object] | NodeSpec") -> Self:

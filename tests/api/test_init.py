@@ -477,7 +477,7 @@ def test_the_cluster_has_what_init_was_told() -> None:
     [node] = ray.nodes()
     assert node["Alive"]
     assert node["Resources"] == total
-    assert node["Labels"]["zone"] == "kitchen"
+    assert node["Labels"] == {"zone": "kitchen", "ray.io/node-id": node["NodeID"]}
     assert node["NodeID"] == ray.get_runtime_context().get_node_id()
 
 

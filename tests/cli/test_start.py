@@ -88,6 +88,8 @@ def test_ports_that_clash_are_refused_by_name(words: list[str], reason: str) -> 
         (["--num-cpus=-1"], "cannot be negative"),
         (["--num-cpus=many"], "--num-cpus"),
         (["--labels=zone"], "'zone' has no value"),
+        (["--labels=ray.io/zone=a"], "ray.io/zone cannot be set"),
+        (["--labels=zone=a b"], "Invalid label value `a b` of zone"),
         (["--object-store-memory=0"], "--object-store-memory"),
         (["--system-config=no"], "--system-config is not JSON"),
     ],

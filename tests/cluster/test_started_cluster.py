@@ -82,7 +82,7 @@ def test_status_and_health_check_know_the_cluster() -> None:
     assert " 0.0/4.0 CPU\n" in shown
     assert " 0.0/2.0 oven\n" in shown
     assert " 0B/152.6MiB object_store_memory\n" in shown
-    assert nodes(head)[0].labels == {"zone": "kitchen"}
+    assert nodes(head)[0].labels["zone"] == "kitchen"
 
 
 def test_status_shows_what_waits_and_what_can_never_run() -> None:

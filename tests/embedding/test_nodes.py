@@ -142,6 +142,15 @@ def test_what_no_node_can_run_runs_when_one_joins_that_can(cluster: LocalCluster
     assert ray.get(waiting) == node.node_id
 
 
+def test_a_node_is_chosen_by_the_label_of_its_id(cluster: LocalCluster) -> None:
+    node = cluster.add_node(num_cpus=1)
+    for each in (*cluster.nodes, node):
+        task = where.options(label_selector={"ray.io/node-id": each.node_id})
+        assert ray.get(task.remote()) == each.node_id
+    with pytest.raises(ValueError, match="ray.io/node-id cannot be set"):
+        cluster.add_node(labels={"ray.io/node-id": "x"})
+
+
 def test_tasks_of_a_killed_node_run_again_elsewhere(
     cluster: LocalCluster, fifos: tuple[Path, Path]
 ) -> None:
