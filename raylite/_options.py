@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from raylite._types.accelerators import VISIBLE
 from raylite._types.environment import variables_of
+from raylite._types.resources import Resources
 from raylite._types.strategies import OWN_LABELS
 from raylite._types.text import refuse_text
 
@@ -66,6 +67,32 @@ def _quantity(name: str) -> Check:
 
 def _text(name: str) -> Check:
     return lambda value: None if value is None else refuse_text(f"The keyword '{name}'", value)
+
+
+def _offer(name: str) -> Check:
+    return lambda value: None if value is None else _refuse_offer(name, value)
+
+
+def _refuse_offer(name: str, quantity: float) -> str | None:
+    """Why a node cannot offer this: the same, or an amount that is not exact, or too large."""
+    if isinstance(quantity, bool):
+        raise TypeError(f"The quantity of resource {name} must be a number, not {quantity}")
+    try:
+        Resources.from_mapping({name: quantity})
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _offers(resources: Mapping[object, object] | None) -> str | None:
+    if reason := _resources(resources):
+        return reason
+    for name, quantity in (resources or {}).items():
+        if not str(name).isprintable() or not str(name).strip():
+            return f"The name of a resource must be printable and not blank, not {name!r}"
+        if reason := _refuse_offer(str(name), quantity):  # type: ignore[arg-type]
+            return reason
+    return None
 
 
 def _store(memory: float | None) -> str | None:
@@ -425,14 +452,14 @@ _ACTOR: dict[str, Option] = {
 _INIT: dict[str, Option] = {
     option.name: option
     for option in [
-        Option("num_cpus", _NUMBER, check=_quantity("num_cpus")),
-        Option("num_gpus", _NUMBER, check=_quantity("num_gpus")),
-        Option("resources", _DICT, check=_resources),
+        Option("num_cpus", _NUMBER, check=_offer("num_cpus")),
+        Option("num_gpus", _NUMBER, check=_offer("num_gpus")),
+        Option("resources", _DICT, check=_offers),
         Option("labels", _DICT, check=_node_labels),
         Option("object_store_memory", _NUMBER, check=_store),
         Option("namespace", _STR, check=_namespace),
         Option("runtime_env", _DICT),
-        Option("_memory", _NUMBER, check=_quantity("_memory")),
+        Option("_memory", _NUMBER, check=_offer("memory")),
         Option("_system_config", _DICT),
     ]
 }

@@ -17,10 +17,12 @@ from raylite._options import (
     decorator_error,
     update_options,
     validate_actor_options,
+    validate_init_options,
     validate_task_options,
 )
 from raylite._types.accelerators import VISIBLE
 from raylite._types.keywords import DecoratorKeywords, TaskKeywords
+from raylite.testing import LocalCluster
 
 COMMON = {
     "label_selector": None,
@@ -483,3 +485,41 @@ def test_the_page_of_tasks_has_a_row_for_each_option() -> None:
     table = page.split("## Options")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)`", table, re.MULTILINE)
     assert sorted(rows) == sorted(TASK_OPTIONS)
+
+
+OFFERS: list[tuple[dict[str, object], type[Exception], str]] = [
+    ({"num_cpus": True}, TypeError, "num_cpus must be a number, not True"),
+    ({"num_cpus": 1.00001}, ValueError, "num_cpus cannot go beyond 0.0001"),
+    ({"num_gpus": 1e300}, ValueError, "num_gpus is too large"),
+    ({"num_cpus": float("inf")}, ValueError, "num_cpus must be a finite number"),
+    ({"_memory": 1e300}, ValueError, "memory is too large"),
+    ({"resources": {"a": 1.234567}}, ValueError, "resource a cannot go beyond 0.0001"),
+    ({"resources": {"a": True}}, TypeError, "resource a must be a number, not True"),
+    ({"resources": {"": 1}}, ValueError, "must be printable and not blank, not ''"),
+    ({"resources": {"a\nb": 1}}, ValueError, r"must be printable and not blank, not 'a\\nb'"),
+    ({"labels": {"ray.io/node-id": "x"}}, ValueError, "ray.io/node-id cannot be set"),
+    ({"labels": {"a b": "x"}}, ValueError, "Invalid label key name `a b`"),
+    ({"labels": {"a": "!x"}}, ValueError, "Invalid label value `!x` of a"),
+    ({"labels": {"a": 1}}, TypeError, "map strings to strings, not 'a': 1"),
+]
+
+
+@pytest.mark.parametrize(("offer", "kind", "reason"), OFFERS, ids=str)
+def test_what_no_node_can_offer_is_refused(
+    offer: dict[str, object], kind: type[Exception], reason: str
+) -> None:
+    with pytest.raises(kind, match=reason):
+        validate_init_options(offer)
+
+
+def test_what_a_node_can_offer_is_taken() -> None:
+    labels = {"zone": "", "example.com/rack": "a_1.b-2"}
+    amounts = {"a": 0.1 + 0.2, "b": 2**40, "c": 0.0001, "d": 0, "ü x": 1}
+    offered = {"num_cpus": 0.5, "_memory": 1.5e9, "resources": amounts, "labels": labels}
+    validate_init_options(offered)
+
+
+@pytest.mark.parametrize("node", [-1, True, 1.00001, {"resources": {"a": 1.234567}}], ids=str)
+def test_a_local_cluster_refuses_it_before_it_starts(node: float) -> None:
+    with pytest.raises((ValueError, TypeError), match="The (quantity|precision)"):
+        LocalCluster(nodes=[node])
