@@ -916,18 +916,9 @@ class AuthenticationError(LinkError):
         super().__init__(message)
         self.message = message
 
-    def __str__(self) -> str:
-        return (
-            f"{self.message}. Ensure that the token of the cluster is available, in the file that "
-            "--token-file or the environment variable RAYLITE_TOKEN_FILE names."
-        )
-
 
 class CertificateError(AuthenticationError):
     """A TLS certificate is not of the cluster that is meant, or cannot be used or made."""
-
-    def __str__(self) -> str:
-        return self.message
 
 
 class LinkClosedError(LinkError):

@@ -44,6 +44,7 @@ from raylite._kernel.grpcwire import GrpcWire, Terminated
 from raylite._kernel.guard import Admission
 from raylite._kernel.handshake import (
     METADATA,
+    REMEDY,
     SCHEME,
     Answering,
     Asking,
@@ -74,8 +75,8 @@ PATH = "/raylite.Link/Open"
 _CONFIG = Configuration()
 _BROKE_OFF = (ConnectionResetError, ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 _MISMATCH = {
-    True: "this process asks for the cluster's token, and you have none",
-    False: "this process has no token, and you expect it to prove that it has yours",
+    True: f"it asks for the cluster's token, and this process has none: {REMEDY}",
+    False: "it has no token, and this process expects it to prove that it has the same one",
 }
 
 
@@ -247,7 +248,9 @@ class GrpcNetwork(Network):
         if served is None:
             if door is not None:
                 door.failed("no certificate")
-            raise GRPCError(Status.UNAUTHENTICATED, "you show no certificate of this cluster")
+            raise GRPCError(
+                Status.UNAUTHENTICATED, "this process shows no certificate of the cluster"
+            )
         wire = GrpcWire(connection, stream._stream, Deaf())
         wire.is_local = wire.is_local and FOR not in told
         wire.scope = _scope(str(told.get(SCOPE, SCOPES[-1])))

@@ -264,7 +264,8 @@ class GrpcWire:
         status = " ".join(str(told[key]) for key in ("grpc-status", "grpc-message") if key in told)
         reason = f"the peer ended the stream {status}".rstrip()
         if told.get("grpc-status") == str(Status.UNAUTHENTICATED.value):
-            self._refuse(AuthenticationError(reason))
+            said = told.get("grpc-message", "it does not say why")
+            self._refuse(AuthenticationError(f"the peer refuses this process: {said}"))
         self.break_off(reason)
 
     def unacked_size(self) -> int:

@@ -29,6 +29,11 @@ METADATA = "raylite-auth"  # in a request: whoever sends it expects a challenge
 SCHEME = "rl1"
 NONCE = 32  # bytes
 
+REMEDY = (
+    "copy the file `token` from the session's directory of its head, and name it with --token-file or "
+    "RAYLITE_TOKEN_FILE"
+)
+
 Channel = bytes
 """What both ends see of one connection: a path that was dialled, two ends' view of the server's
 address, or the certificate of the TLS server. A peer in between shows either end another one."""
@@ -123,7 +128,7 @@ class Asking:
                 return
         self._refuse(
             "wrong proof",
-            "it has another token, or sees this process at another address than its own",
+            f"it has another token, or sees this process at another address than its own: {REMEDY}",
         )
 
     def malformed(self, error: LinkError) -> None:
@@ -196,7 +201,9 @@ class Answering:
     def _verify(self, answer: Proof) -> None:
         expected = prove(self._token, "server", self._theirs, self._nonce, self._channel)
         if not hmac.compare_digest(expected, answer.proof):
-            raise AuthenticationError(f"{self._peer} did not prove that it knows the token")
+            raise AuthenticationError(
+                f"{self._peer} did not prove that it knows the token: {REMEDY}"
+            )
         if not self.done.done():
             self._wire.events = self._events
             self.done.set_result(None)

@@ -36,13 +36,14 @@ def status(address: str | None, token_file: str, temp_dir: str) -> None:
             addresses.choose(address, temp_dir),
             networks.keys_for(address, token_file, temp_dir),
         )
-    click.echo("\n".join(describe(nodes, demand, datetime.now())))
+        click.echo("\n".join(describe(nodes, demand, datetime.now())))
 
 
 def describe(nodes: Sequence[msg.Node], demand: hot.Demand, now: datetime) -> Iterator[str]:
     """Yield the lines that show these rows of the table of nodes, and what waits for a place."""
     living = [node for node in nodes if node.alive]
-    dead = sorted((node for node in nodes if not node.alive), key=lambda node: -node.ended_at)
+    dead = [node for node in nodes if not (node.alive or node.left)]  # who left did not fail
+    dead = sorted(dead, key=lambda node: -node.ended_at)
     yield f"======== Cluster status: {now:%Y-%m-%d %H:%M:%S} ========"
     yield from ("Node status", _RULE, "Active:")
     yield from map(_node, living) if living else (" (no nodes)",)

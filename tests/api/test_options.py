@@ -521,5 +521,5 @@ def test_what_a_node_can_offer_is_taken() -> None:
 
 @pytest.mark.parametrize("node", [-1, True, 1.00001, {"resources": {"a": 1.234567}}], ids=str)
 def test_a_local_cluster_refuses_it_before_it_starts(node: float) -> None:
-    with pytest.raises((ValueError, TypeError), match="The (quantity|precision)"):
+    with pytest.raises((ValueError, TypeError), match=r"The (quantity|precision)"):
         LocalCluster(nodes=[node])

@@ -147,7 +147,7 @@ def test_a_node_is_chosen_by_the_label_of_its_id(cluster: LocalCluster) -> None:
     for each in (*cluster.nodes, node):
         task = where.options(label_selector={"ray.io/node-id": each.node_id})
         assert ray.get(task.remote()) == each.node_id
-    with pytest.raises(ValueError, match="ray.io/node-id cannot be set"):
+    with pytest.raises(ValueError, match=r"ray\.io/node-id cannot be set"):
         cluster.add_node(labels={"ray.io/node-id": "x"})
 
 

@@ -502,7 +502,7 @@ def test_who_may_not_connect_is_refused_before_a_byte_of_a_message_is_read(kind:
         await there.listen(rig.address("there"))
         async with rig.client(config=IMPATIENT) as stranger, rig.client("known") as known:
             refused = stranger.connect(rig.address("there"))
-            with pytest.raises(AuthenticationError, match="16 no token"):
+            with pytest.raises(AuthenticationError, match="refuses this process: no token"):
                 await Toy(refused).echo(b"")
             assert there.accepted_wires == 0
             assert isinstance(known, GrpcNetwork)
