@@ -95,10 +95,8 @@ async def listen(
         listener: That socket, if it is bound already.
         tcp: A bound TCP socket.
         ports: Without one, the TCP ports to choose from, 0 for any that is free. Without these too, the
-            process is reached by the raylet's port, which hands on what comes for it.
-
-    Raises:
-        OSError: None of the ports is free.
+            process is reached by the raylet's port, which hands on what comes for it; so it is if
+            none of them is free.
     """
     await network.listen(f"unix:{path}", listener)
     network.address = f"unix:{path}"
@@ -108,7 +106,7 @@ async def listen(
         port: int = tcp.getsockname()[1]
         await network.listen(f"tcp:{host_port(config.listens_at, port)}", tcp)
     elif ports:
-        port = await _listen_on_any(network, config.listens_at, ports)
+        port = await _listen_on_any(network, config.listens_at, ports) or config.raylet_port
     else:
         port = config.raylet_port
     network.address = f"tcp:{host_port(config.ip, port)};{network.node}=unix:{path}"
@@ -130,6 +128,7 @@ def keys_for(address: str | None, token_file: str = "", temp_dir: str = "") -> K
 
 
 async def _listen_on_any(network: GrpcNetwork, ip: str, ports: Sequence[int]) -> int:
+    """Return the port that was free, 0 if none was."""
     ports = list(ports)
     # Shuffled, so that workers that start at once do not all try the same.
     network.seams.random("ports").shuffle(ports)
@@ -139,7 +138,4 @@ async def _listen_on_any(network: GrpcNetwork, ip: str, ports: Sequence[int]) ->
             return int(place.rpartition(":")[2])
         except OSError:
             continue
-    raise OSError(
-        f"none of the {len(ports)} worker ports is free on {ip}: give this node more of them "
-        "with --min-worker-port and --max-worker-port"
-    )
+    return 0

@@ -1,5 +1,6 @@
 """A driver's session that does not come to be: its node ends while it is being let in."""
 
+import asyncio
 import socket
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +12,7 @@ from raylite._kernel.arena import Arena
 from raylite._kernel.grpc import GrpcNetwork
 from raylite._runtime.guest import GuestNode
 from raylite._runtime.local import SessionOptions
-from raylite._runtime.networks import network_of
+from raylite._runtime.networks import listen, network_of
 from raylite._runtime.node import NodeConfig
 from raylite._runtime.session import Session
 from raylite.exceptions import RaySystemError
@@ -58,3 +59,16 @@ def test_an_init_that_fails_midway_leaves_nothing_open() -> None:
         assert network.links == []
         assert network._connections == {}
         assert [path.name for path in Path(node.config.sockets).iterdir()] == ["gcs.sock"]
+
+
+def test_a_process_without_a_free_port_is_reached_by_that_of_its_raylet(tmp_path: Path) -> None:
+    async def scenario() -> str:
+        network = network_of(config)
+        await listen(network, config, str(tmp_path / "w.sock"), ports=[taken.getsockname()[1]])
+        await network.close()
+        return network.address
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        config = NodeConfig(1, 0, ip="127.0.0.1", raylet_port=1234, insecure=True)
+        address = asyncio.run(scenario())
+    assert address == f"tcp:127.0.0.1:1234;=unix:{tmp_path}/w.sock"
