@@ -44,7 +44,7 @@ from raylite._kernel.grpcwire import GrpcWire, Terminated
 from raylite._kernel.guard import Admission
 from raylite._kernel.handshake import (
     METADATA,
-    REMEDY,
+    MISMATCH,
     SCHEME,
     Answering,
     Asking,
@@ -74,10 +74,6 @@ PATH = "/raylite.Link/Open"
 
 _CONFIG = Configuration()
 _BROKE_OFF = (ConnectionResetError, ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
-_MISMATCH = {
-    True: f"it asks for the cluster's token, and this process has none: {REMEDY}",
-    False: "it has no token, and this process expects it to prove that it has the same one",
-}
 
 
 class PacketCodec(CodecBase):
@@ -243,7 +239,7 @@ class GrpcNetwork(Network):
         if (told.get(METADATA) == SCHEME) != (self._keyring is not None):
             if door is not None:
                 door.failed("no handshake")
-            raise GRPCError(Status.UNAUTHENTICATED, _MISMATCH[self._keyring is not None])
+            raise GRPCError(Status.UNAUTHENTICATED, MISMATCH[self._keyring is not None])
         served = self._newcomers if is_newcomer(connection) else self
         if served is None:
             if door is not None:

@@ -33,6 +33,11 @@ REMEDY = (
     "copy the file `token` from the session's directory of its head, and name it with --token-file or "
     "RAYLITE_TOKEN_FILE"
 )
+#: What is said to who would make no proof and one is asked for, and the reverse.
+MISMATCH = {
+    True: f"it asks for the cluster's token, and this process has none: {REMEDY}",
+    False: "it has no token, and this process expects it to prove that it has the same one",
+}
 
 Channel = bytes
 """What both ends see of one connection: a path that was dialled, two ends' view of the server's
