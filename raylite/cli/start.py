@@ -189,6 +189,7 @@ def start(
         )
         offered = _offered(amounts, _object("--resources", resources), _labels(labels))
         system = _object("--system-config", system_config) or {}
+        validate_init_options({"_system_config": system})
         started = start_node(
             NodeOptions(
                 SessionOptions(**offered, temp_dir=temp_dir, system=system),

@@ -100,6 +100,7 @@ def test_ports_that_clash_are_refused_by_name(words: list[str], reason: str) -> 
         (["--labels=ray.io/zone=a"], "ray.io/zone cannot be set"),
         (["--labels=zone=a b"], "Invalid label value `a b` of zone"),
         (["--object-store-memory=0"], "--object-store-memory"),
+        (['--system-config={"a": 1}'], "no setting 'a' in the system config. There are infeasible"),
         (["--system-config=no"], "--system-config is not JSON"),
     ],
     ids=str,
