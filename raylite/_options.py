@@ -77,6 +77,8 @@ def _refuse_offer(name: str, quantity: float) -> str | None:
     """Why a node cannot offer this: the same, or an amount that is not exact, or too large."""
     if isinstance(quantity, bool):
         raise TypeError(f"The quantity of resource {name} must be a number, not {quantity}")
+    if reason := _refuse_quantity(name, quantity):
+        return reason
     try:
         Resources.from_mapping({name: quantity})
     except ValueError as error:

@@ -491,6 +491,7 @@ OFFERS: list[tuple[dict[str, object], type[Exception], str]] = [
     ({"num_cpus": True}, TypeError, "num_cpus must be a number, not True"),
     ({"num_cpus": 1.00001}, ValueError, "num_cpus cannot go beyond 0.0001"),
     ({"num_gpus": 1e300}, ValueError, "num_gpus is too large"),
+    ({"num_cpus": 10**5000}, ValueError, "num_cpus must be a finite number, not so large"),
     ({"num_cpus": float("inf")}, ValueError, "num_cpus must be a finite number"),
     ({"_memory": 1e300}, ValueError, "memory is too large"),
     ({"resources": {"a": 1.234567}}, ValueError, "resource a cannot go beyond 0.0001"),
@@ -513,7 +514,7 @@ OFFERS: list[tuple[dict[str, object], type[Exception], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("offer", "kind", "reason"), OFFERS, ids=str)
+@pytest.mark.parametrize(("offer", "kind", "reason"), OFFERS)
 def test_what_no_node_can_offer_is_refused(
     offer: dict[str, object], kind: type[Exception], reason: str
 ) -> None:
