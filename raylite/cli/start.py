@@ -179,6 +179,10 @@ def start(
     for name, value in (("port", port), ("storage", storage), ("system-config", system_config)):
         if value not in (None, "") and not head:
             raise click.UsageError(f"--{name} is for heads: leave it out to join {address}.")
+    if head and token_file:
+        raise click.UsageError(
+            "--token-file is to join a cluster: a head makes a token of its own."
+        )
     gcs_port = PORT_OF_HEADS if port is None else port
     with explained():
         workers = check_ports(

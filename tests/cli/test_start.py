@@ -96,6 +96,7 @@ def test_ports_that_clash_are_refused_by_name(words: list[str], reason: str) -> 
         (["--num-cpus=1e300"], "resource num_cpus is too large"),
         (["--num-gpus=nan"], "resource num_gpus must be a finite number"),
         (["--memory=1e300"], "resource memory is too large"),
+        (["--token-file=x"], "--token-file is to join a cluster"),
         (["--labels=zone"], "'zone' has no value"),
         (["--labels=ray.io/zone=a"], "ray.io/zone cannot be set"),
         (["--labels=zone=a b"], "Invalid label value `a b` of zone"),
