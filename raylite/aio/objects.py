@@ -18,6 +18,11 @@ from raylite._types.cancellation import CancelOutcome
 from raylite.exceptions import RayError
 
 T = TypeVar("T")
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+D = TypeVar("D")
+E = TypeVar("E")
 
 _QUICK = frozenset([type(None), bool, int, float])
 _SHORT = 1000  # characters or bytes that are pickled faster than a thread wakes
@@ -72,11 +77,88 @@ async def get(refs: Any, *, timeout: float | None = None, return_exceptions: boo
     return await awaiting.get(_api.home(refs), refs, timeout, raises=raises)
 
 
+# As `asyncio.gather` has them: a few are a tuple to type checkers, so that each has its own type.
+@overload
+async def gather(  # type: ignore[overload-overlap]
+    a: ObjectRef[A],
+    b: ObjectRef[B],
+    /,
+    *,
+    return_exceptions: Literal[False] = False,
+) -> tuple[A, B]: ...
+@overload
+async def gather(
+    a: ObjectRef[A],
+    b: ObjectRef[B],
+    /,
+    *,
+    return_exceptions: bool,
+) -> tuple[A | RayError, B | RayError]: ...
+@overload
+async def gather(  # type: ignore[overload-overlap]
+    a: ObjectRef[A],
+    b: ObjectRef[B],
+    c: ObjectRef[C],
+    /,
+    *,
+    return_exceptions: Literal[False] = False,
+) -> tuple[A, B, C]: ...
+@overload
+async def gather(
+    a: ObjectRef[A],
+    b: ObjectRef[B],
+    c: ObjectRef[C],
+    /,
+    *,
+    return_exceptions: bool,
+) -> tuple[A | RayError, B | RayError, C | RayError]: ...
+@overload
+async def gather(  # type: ignore[overload-overlap]
+    a: ObjectRef[A],
+    b: ObjectRef[B],
+    c: ObjectRef[C],
+    d: ObjectRef[D],
+    /,
+    *,
+    return_exceptions: Literal[False] = False,
+) -> tuple[A, B, C, D]: ...
+@overload
+async def gather(
+    a: ObjectRef[A],
+    b: ObjectRef[B],
+    c: ObjectRef[C],
+    d: ObjectRef[D],
+    /,
+    *,
+    return_exceptions: bool,
+) -> tuple[A | RayError, B | RayError, C | RayError, D | RayError]: ...
+@overload
+async def gather(  # type: ignore[overload-overlap]
+    a: ObjectRef[A],
+    b: ObjectRef[B],
+    c: ObjectRef[C],
+    d: ObjectRef[D],
+    e: ObjectRef[E],
+    /,
+    *,
+    return_exceptions: Literal[False] = False,
+) -> tuple[A, B, C, D, E]: ...
+@overload
+async def gather(
+    a: ObjectRef[A],
+    b: ObjectRef[B],
+    c: ObjectRef[C],
+    d: ObjectRef[D],
+    e: ObjectRef[E],
+    /,
+    *,
+    return_exceptions: bool,
+) -> tuple[A | RayError, B | RayError, C | RayError, D | RayError, E | RayError]: ...
 @overload
 async def gather(*refs: ObjectRef[T], return_exceptions: Literal[False] = False) -> list[T]: ...
 @overload
 async def gather(*refs: ObjectRef[T], return_exceptions: bool) -> list[T | RayError]: ...
-async def gather(*refs: ObjectRef[Any], return_exceptions: bool = False) -> list[Any]:
+async def gather(*refs: ObjectRef[Any], return_exceptions: bool = False) -> Any:
     """Return the values of these objects, in order: `asyncio.gather` for references.
 
     The same as `get` of a list. ``asyncio.gather(*refs)`` works too, with a task for each.

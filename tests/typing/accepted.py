@@ -139,7 +139,11 @@ async def read_on() -> None:
         assert_type(await ref, int)
     assert_type(await aio.get([one]), list[int])
     assert_type(await aio.get(one, return_exceptions=True), int | RayError)
-    assert_type(await aio.gather(one, one), list[int])
+    assert_type(await aio.gather(*[one, one]), list[int])
+    assert_type(await aio.gather(one, text), tuple[int, str])
+    assert_type(await aio.gather(one, text, one, text, one), tuple[int, str, int, str, int])
+    outcomes = await aio.gather(one, text, return_exceptions=True)
+    assert_type(outcomes, tuple[int | RayError, str | RayError])
     async for done in aio.as_completed([one]):
         assert_type(done, ObjectRef[int])
     async with aio.TaskGroup() as group:
