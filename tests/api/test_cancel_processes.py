@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,14 @@ def stay(begun: Path, interrupted: Path) -> None:
             time.sleep(1000)
         except KeyboardInterrupt:
             meet(interrupted, os.O_WRONLY)
+
+
+@ray.remote
+def persist(begun: Path) -> None:
+    meet(begun, os.O_WRONLY)
+    while True:
+        with suppress(KeyboardInterrupt):
+            time.sleep(1000)
 
 
 @ray.remote
@@ -147,8 +156,8 @@ def test_it_is_interrupted_while_arguments_are_unpickled_and_the_worker_lives(be
     os.kill(int(begun.with_name("pid").read_text()), 0)
 
 
-def test_by_force_its_process_ends_and_nobody_elses(begun: Path) -> None:
-    ref = sleep.remote(begun)
+def test_by_force_the_process_of_one_that_stays_ends_and_nobody_elses(begun: Path) -> None:
+    ref = persist.remote(begun)
     meet(begun, os.O_RDONLY)
     others = pids()
     behind: list[Any] = [pid.options(max_retries=0).remote() for _ in range(100)]

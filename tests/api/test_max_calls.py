@@ -17,7 +17,7 @@ from tests.api.drivers import eventually
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    with LocalCluster(num_cpus=2, resources={"GPU": 1}, workers="threads"):
+    with LocalCluster(nodes=[{"num_cpus": 2, "num_gpus": 1}], workers="threads"):
         yield
 
 

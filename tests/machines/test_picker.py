@@ -528,6 +528,9 @@ class PickerWorld(RuleBasedStateMachine):
                     self.end(lease)
 
         for key in self.raylets:
+            for about in self.raylets:
+                self.hears(key, about)
+
             self.thinks_again(key, 4.0)
 
         assert self.told.keys() == self.at.keys(), "nobody was told"
