@@ -527,7 +527,10 @@ class PickerWorld(RuleBasedStateMachine):
                 for lease in list(self.raylets[key].lent):
                     self.end(lease)
 
-        for key in self.raylets:
+        for key, raylet in self.raylets.items():
+            for lease in list(raylet.lent):  # granted before there was nothing left to grant
+                self.end(lease)
+
             for about in self.raylets:
                 self.hears(key, about)
 
