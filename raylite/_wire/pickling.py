@@ -36,6 +36,8 @@ from raylite.exceptions import RayError, RaySystemError
 
 PROTOCOL: Final = 5
 ALIGNMENT: Final = 64
+_LARGE = 1 << 20
+_PAGE, _LARGE_AT = 4096, 2048
 
 _PLAIN, _FRAMED, _BYTES, _BYTEARRAY = 0x80, 0x01, 0x02, 0x03
 _HEAD = struct.Struct("<B3xIQ")
@@ -76,8 +78,9 @@ class Pickled(msgspec.Struct, frozen=True):
         pieces = [head, struct.pack(f"<{len(lengths)}Q", *lengths), self.data]
         position = _HEAD.size + 8 * len(lengths) + len(self.data)
         for buffer in self.buffers:
-            pieces += (bytes(-position % ALIGNMENT), buffer)
-            position += -position % ALIGNMENT + len(buffer)
+            padding = _padding(position, len(buffer))
+            pieces += (bytes(padding), buffer)
+            position += padding + len(buffer)
         return pieces
 
     def to_bytes(self) -> bytes:
@@ -131,7 +134,7 @@ def dumps(value: object) -> Pickled:
         return Pickled(data, (), len(data), tuple(found))
     size = _HEAD.size + 8 * len(buffers) + len(data)
     for buffer in buffers:
-        size += -size % ALIGNMENT + len(buffer)
+        size += _padding(size, len(buffer)) + len(buffer)
     return Pickled(data, tuple(buffers), size, tuple(found), _FRAMED)
 
 
@@ -356,6 +359,20 @@ def _flat(value: bytes | bytearray | memoryview) -> memoryview | None:
     return view.cast("B")
 
 
+def _padding(position: int, length: int) -> int:
+    """How many bytes to leave before a buffer.
+
+    A large one begins in the middle of a page. Large arrays begin near the start of one, and a copy
+    that writes slightly further into its pages than it reads is slow: the processor takes each
+    load to depend on the store before (4K aliasing), so libc gives up its way of copying around
+    the caches. 400 MB of zeros by two threads, 32 KiB of L1, glibc 2.36: 8 to 10 GB/s with 64 to
+    256 bytes between source and target modulo 4,096, and 30 GB/s with 1,024 to 3,072.
+    """
+    if length < _LARGE:
+        return -position % ALIGNMENT
+    return (_LARGE_AT - position) % _PAGE
+
+
 def _require(view: memoryview, size: int) -> None:
     if len(view) < size:
         raise ValueError(f"a blob of {len(view)} bytes that should have at least {size}")
@@ -363,7 +380,7 @@ def _require(view: memoryview, size: int) -> None:
 
 def _buffers(view: memoryview, count: int, position: int) -> Iterator[memoryview]:
     for length in struct.unpack_from(f"<{count}Q", view, _HEAD.size):
-        position += -position % ALIGNMENT
+        position += _padding(position, length)
         _require(view, position + length)
         yield view[position : position + length]
         position += length

@@ -137,6 +137,16 @@ def test_the_size_and_the_layout_agree_and_buffers_are_aligned(lengths: list[int
     assert all((a.ctypes.data - start) % ALIGNMENT == 0 for a in loaded if len(a))
 
 
+def test_large_buffers_begin_in_the_middle_of_a_page() -> None:
+    arrays = [np.full(length, 7, np.uint8) for length in (3, 1 << 20, 5, (2 << 20) + 3, 1 << 20)]
+    blob = dumps(arrays).to_bytes()
+    start = np.frombuffer(blob, np.uint8).ctypes.data
+    loaded = loads(blob)
+    places = [(array.ctypes.data - start) % 4096 for array in loaded]
+    assert [places[1], places[3], places[4]] == [2048] * 3  # see `_padding`
+    assert all(np.array_equal(one, other) for one, other in zip(arrays, loaded, strict=True))
+
+
 @pytest.mark.parametrize("length", [3, 1_000_000])
 def test_arrays_are_neither_copied_nor_writable(length: int) -> None:
     array = np.arange(length)
