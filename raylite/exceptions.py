@@ -329,22 +329,35 @@ def dependency_error(
     error: RayError,
     *,
     function_name: str,
-    pid: int,
-    ip: str,
     proctitle: str,
+    pid: int | None = None,
+    ip: str | None = None,
     actor_repr: str | None = None,
     actor_id: str | None = None,
 ) -> RayTaskError:
-    """The `RayTaskError` of a task that could not run because an argument failed with `error`."""
+    """The `RayTaskError` of a task that could not run because an argument failed with `error`.
+
+    Without a `pid`, no worker was asked to run it.
+    """
     header = _header(proctitle, pid, ip, actor_repr, actor_id)
     kind = RayTaskError if isinstance(error, RayTaskError) else type(error)
-    text = (
-        f"{header}\n"
-        "  At least one of the input arguments for this task could not be computed:\n"
-        f"{kind.__module__}.{kind.__qualname__}: {error}"
-    )
+    text = dependency_story(header, f"{kind.__module__}.{kind.__qualname__}: {error}")
     cause = _cause(error)
     return RayTaskError(function_name, text, cause, proctitle, pid, ip, actor_repr, actor_id)
+
+
+def dependency_story(header: str, told: str) -> str:
+    """The text of such an error; of a long chain of tasks that failed so, its two ends."""
+    if len(told) > _STORY_LIMIT:
+        told = f"{told[: _STORY_LIMIT // 2]}\n  ...\n{told[-_STORY_LIMIT // 2 :]}"
+    return (
+        f"{header}\n"
+        "  At least one of the input arguments for this task could not be computed:\n"
+        f"{told}"
+    )
+
+
+_STORY_LIMIT = 16_000  # characters; each task of a chain tells of all before it
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -353,7 +366,15 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
-def _header(proctitle: str, pid: int, ip: str, actor_repr: str | None, actor_id: str | None) -> str:
+def _header(
+    proctitle: str,
+    pid: int | None,
+    ip: str | None,
+    actor_repr: str | None = None,
+    actor_id: str | None = None,
+) -> str:
+    if pid is None:
+        return f"{proctitle}() (not run)"
     actor = f", actor_id={actor_id}, repr={actor_repr}" if actor_id is not None else ""
     return f"{proctitle}() (pid={pid}, ip={ip}{actor})"
 

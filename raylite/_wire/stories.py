@@ -9,7 +9,15 @@ import io
 import pickle
 from typing import Any
 
-from raylite.exceptions import RayError
+from raylite._wire import pickling
+from raylite.exceptions import (
+    RayError,
+    RayTaskError,
+    _header,
+    _restore_task_error,
+    dependency_error,
+    dependency_story,
+)
 
 _UNKNOWN = "an error of a class of the program's own, which was not read"
 _ERRORS, _IDS = RayError.__module__, "raylite._types.ids"
@@ -56,3 +64,33 @@ def story(data: bytes | memoryview) -> tuple[str, str]:
     except Exception:  # a class of the program's, or one of Python's
         name = "RayTaskError"
     return name, str(error)
+
+
+class _Passed:
+    """Becomes a `RayTaskError` where it is unpickled; its cause stays a pickle until then."""
+
+    def __init__(self, *story: object) -> None:
+        self._story = story
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore_task_error, self._story
+
+
+def dependent(data: bytes | memoryview, function_name: str, proctitle: str) -> bytes | None:
+    """Return the pickled error of a task that is not run, because an argument failed with this one.
+
+    None if that cannot be said without a class of the program's.
+    """
+    try:
+        error = _Reader(io.BytesIO(data)).load()
+    except Exception:
+        return None
+    if isinstance(error, RayError):
+        told = dependency_error(error, function_name=function_name, proctitle=proctitle)
+        return pickling.dumps(told).to_bytes()
+    if not isinstance(error, _Told):
+        return None
+    kind = f"{RayTaskError.__module__}.{RayTaskError.__qualname__}"
+    text = dependency_story(_header(proctitle, None, None), f"{kind}: {error}")
+    where = (proctitle, None, None, None, None)
+    return pickling.dumps(_Passed(function_name, text, error.cause, where)).to_bytes()

@@ -695,8 +695,8 @@ def test_a_task_whose_argument_failed_does_not_run_and_says_so(tmp_path: Path) -
     ]
     assert isinstance(caught.value, RayTaskError)
     assert lines[:6:2] + lines[-1:] == [
-        "raylite::never() (...)",
-        "raylite.exceptions.RayTaskError: raylite::never() (...)",
+        "raylite::never() (not run)",
+        "raylite.exceptions.RayTaskError: raylite::never() (not run)",
         "raylite.exceptions.RayTaskError: raylite::divide() (...)",
         "ZeroDivisionError: division by zero",
     ]

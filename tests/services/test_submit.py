@@ -18,7 +18,7 @@ from raylite._services.worker.explain import ExplainService
 from raylite._services.worker.locations import LocationService
 from raylite._services.worker.objects import Entry
 from raylite._services.worker.owned import OwnedTask
-from raylite._services.worker.owner import OwnerService, error_of
+from raylite._services.worker.owner import OwnerService, error_of, error_value
 from raylite._services.worker.submit import SubmitService
 from raylite._types.accelerators import Shares
 from raylite._types.keys import ObjectKey, TaskKey, WorkerKey
@@ -33,7 +33,11 @@ from raylite.exceptions import (
     OutOfMemoryError,
     OwnerDiedError,
     PeerLostError,
+    RayError,
+    RayTaskError,
+    TaskCancelledError,
     WorkerCrashedError,
+    capture_task_error,
 )
 from raylite.testing.sim import World
 from tests.services.rig import simulated
@@ -704,21 +708,122 @@ async def test_what_was_ended_for_want_of_memory_waits_and_then_fails_as_such() 
         assert "it was killed" in str(error)
 
 
+# ---- arguments that fail -----------------------------------------------------------------
+
+
+def missing(at: Scene, owner: str = "") -> Entry:
+    """An object that is not there yet."""
+    at._numbers += 1
+    entry = Entry(ObjectKey(at._numbers.to_bytes(28, "big")), KEEPER, owner, 1)
+    at.owner.refs.add(entry)
+    return entry
+
+
+def failed(error: BaseException) -> Value:
+    """What a task's worker sends when its code has raised this."""
+    told = capture_task_error(error, function_name="g", pid=1, ip="ip", proctitle="raylite::g")
+    return error_value(told)
+
+
+def error_from(task: OwnedTask, entry: Entry) -> BaseException:
+    assert entry.value is not None
+    return error_of(entry.value)
+
+
 @simulated
-async def test_a_task_whose_argument_never_comes_is_not_kept_waiting() -> None:
-    """Its owner is gone: the task is sent with the error, and its worker makes of it what it is."""
+async def test_a_task_whose_argument_never_comes_fails_when_the_owner_of_that_dies() -> None:
     async with scene() as at:
-        never = Entry(ObjectKey(b"n" * 28), KEEPER, "other", 1)
-        at.owner.refs.add(never)
-        task = at.task(never)
+        task = at.task(missing(at, "other"))
+        [entry] = task.entries
         at.submit.submit([task])
         await at.settled()
-        assert at.here.requests == []
+        assert result_of(task) is None
         at.owner.process_died("other")
+        error = error_from(task, entry)
+        assert isinstance(error, OwnerDiedError)
+        assert isinstance(error, RayTaskError)
+        assert str(error).startswith("raylite::f() (not run)\n  At least one of the input")
+        assert (at.here.requests, at.submit.unfinished) == ([], 0)
+
+
+@simulated
+async def test_a_task_fails_with_the_first_of_its_arguments_that_fails() -> None:
+    async with scene() as at:
+        late, bad = missing(at), missing(at)
+        task = at.task(late, bad)
+        [entry] = task.entries
+        at.submit.submit([task])
+        at.owner.complete(bad, failed(ValueError("seven")))
+        error = error_from(task, entry)
+        assert isinstance(error, ValueError)
+        assert error.args[0].args == ("seven",)
+        assert str(error).splitlines()[-1] == "ValueError: seven"
+        at.owner.complete(late, Value(Form.INLINE, b"late"))
+        await at.settled()
+        assert (at.here.requests, at.submit.unfinished, late.submitted) == ([], 0, 0)
+
+
+@simulated
+async def test_a_task_with_an_argument_that_had_failed_before_asks_for_no_worker() -> None:
+    async with scene() as at:
+        bad = missing(at)
+        at.owner.complete(bad, failed(KeyError("k")))
+        task = at.task(bad, retries=3)
+        at.submit.submit([task])
+        assert isinstance(error_from(task, task.entries[0]), KeyError)
+        await at.settled()
+        assert at.here.requests == []
+
+
+@simulated
+async def test_a_long_chain_of_tasks_fails_with_its_first_one() -> None:
+    """Neither are they nested in one another, nor does the text grow with each."""
+    async with scene() as at:
+        first = entry = missing(at)
+        for _ in range(3000):
+            task = at.task(entry)
+            [entry] = task.entries
+            at.submit.submit([task])
+        at.owner.complete(first, failed(ValueError("first")))
+        error = error_from(task, entry)
+        assert isinstance(error, ValueError)
+        assert len(str(error)) < 20_000
+        assert str(error).splitlines()[-1] == "ValueError: first"
+        assert (at.here.requests, at.submit.unfinished) == ([], 0)
+
+
+class OwnError(RayError):
+    """A class of the program's, which no owner may import."""
+
+
+@simulated
+async def test_an_error_that_takes_the_programs_code_to_read_is_left_to_a_worker() -> None:
+    async with scene() as at:
+        bad, late = missing(at), missing(at)
+        task = at.task(bad, late)
+        at.submit.submit([task])
+        at.owner.complete(bad, error_value(OwnError()))
+        await at.settled()
+        assert at.here.requests == []
+        at.owner.complete(late, Value(Form.INLINE, b"late"))
         await at.settled()
         sent = await begun(at, task)
-        assert isinstance(error_of(sent.inputs[0].value), OwnerDiedError)
+        assert isinstance(error_of(sent.inputs[0].value), OwnError)
         at.workers[0].finish(sent)
+
+
+@simulated
+async def test_a_cancelled_task_whose_argument_fails_afterwards_stays_cancelled() -> None:
+    async with scene() as at:
+        bad = missing(at)
+        task = at.task(bad)
+        [entry] = task.entries
+        at.submit.submit([task])
+        at.submit.cancel(task.id, force=False, recursive=True)
+        at.owner.complete(bad, failed(ValueError()))
+        assert isinstance(error_from(task, entry), TaskCancelledError)
+        await at.settled()
+        assert at.submit.unfinished == 0
 
 
 # ---- contention --------------------------------------------------------------------------

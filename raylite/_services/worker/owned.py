@@ -59,9 +59,9 @@ class OwnedTask(Pending):
         self.owner: Beginner | None = None
 
     def ready(self, entry: Entry) -> None:
-        """An argument has its value; the last one lets the task go."""
+        """An argument has its value; the last one lets the task go, and a failed one ends it."""
         self.missing -= 1
-        if not self.missing and self.owner is not None:
+        if (not self.missing or entry.is_error) and self.owner is not None:
             self.owner.arguments_ready(self)
 
 

@@ -32,6 +32,7 @@ from raylite._services.worker.cancel import (
     Told,
     cancelled_error,
 )
+from raylite._services.worker.dependencies import Dependents
 from raylite._services.worker.lessors import Lessors
 from raylite._services.worker.locations import LocationService
 from raylite._services.worker.objects import Entry
@@ -91,6 +92,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         self.definitions: dict[int, hot.Definition] = {}
         self.streams: Streams = Streams(owner, self._allow)
         self.on_warning: Callable[[str], None] = _ignore
+        self._dependents = Dependents(self._end, lambda task: self.definitions[task.function].title)
         self._alarm = Alarm(self._expire)
         self.delays: Schedule = Schedule(self._submit_again)  # of what is to be tried again
         self.limits: Schedule = Schedule(self._timed_out)  # of what is to end by then
@@ -108,6 +110,8 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
                 self._owner.refs.add(entry)
             if task.inputs or task.contained:
                 self._hold_arguments(task)
+                if self._dependents.doom(task):
+                    continue
                 if not task.missing and not self._is_sendable(task):
                     continue
             if not task.missing:
@@ -126,10 +130,13 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         self.limits.set(id, at if until is None else min(at, until))
 
     def arguments_ready(self, task: OwnedTask) -> None:
+        """All arguments of a task are there, or one of them has failed."""
         if task.id not in self._tasks:
             return
         if self._raylet.is_ended:
             self._fail(task, self._raylet_died())
+        elif self._dependents.doom(task) or task.missing:
+            return
         elif self._is_sendable(task):
             self._draw(task)
             self._perform(self._submitter.submit([task], now()))
@@ -388,7 +395,6 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
                     assert isinstance(task, OwnedTask)
                     error = self._cancelled[task.id].withdrawn(task, self.name(task))
                     self._fail(task, error)
-                    task.entries, task.arguments = (), b""  # an argument may know it for long
         self._alarm.set(self._submitter.next_expiry(now()))
 
     def _lessor_ended(self, home: Link, leases: list[LeaseID]) -> None:
@@ -569,6 +575,11 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         self._settle(task)
 
     def _fail(self, task: OwnedTask, error: RayError) -> None:
+        if task.id in self._tasks:
+            self._end(task, error_value(error))
+
+    def _end(self, task: OwnedTask, error: Value) -> None:
+        """Let a task be over that no worker runs, or that none has ended: it has failed."""
         if self._tasks.pop(task.id, None) is None:
             return
         self.limits.drop(task.id)
@@ -577,9 +588,11 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
             self._owner.on_released()
         for entry in task.entries:
             if entry.is_held:
-                self._owner.fail(entry, error)
+                self._owner.complete(entry, error)
             else:
-                self._owner.unwanted(entry, error_value(error))
+                self._owner.unwanted(entry, error)
+        if task.missing:  # an argument may know it for long
+            task.entries, task.arguments = (), b""
         self._drop_arguments(task)
         self._settle(task)
 
