@@ -314,12 +314,60 @@ class RemoteFunction(Generic[F, R]):
         self._signature.bind(args, kwargs)
         return self._submit(place, args, kwargs)
 
+    # Each parameter that has no iterable has to have a default.
+    @overload
     def map(
-        self: "RemoteFunction[Callable[..., T], Any]",
+        self: "RemoteFunction[Callable[[A], Any], ObjectRef[T]]",
+        a: Iterable[Given[A]],
+        /,
+        *,
+        chunksize: int | Literal["auto"] = "auto",
+    ) -> Map[T]: ...
+    @overload
+    def map(
+        self: "RemoteFunction[Callable[[A, B], Any], ObjectRef[T]]",
+        a: Iterable[Given[A]],
+        b: Iterable[Given[B]],
+        /,
+        *,
+        chunksize: int | Literal["auto"] = "auto",
+    ) -> Map[T]: ...
+    @overload
+    def map(
+        self: "RemoteFunction[Callable[[A, B, C], Any], ObjectRef[T]]",
+        a: Iterable[Given[A]],
+        b: Iterable[Given[B]],
+        c: Iterable[Given[C]],
+        /,
+        *,
+        chunksize: int | Literal["auto"] = "auto",
+    ) -> Map[T]: ...
+    @overload
+    def map(
+        self: "RemoteFunction[Callable[[A, B, C, D], Any], ObjectRef[T]]",
+        a: Iterable[Given[A]],
+        b: Iterable[Given[B]],
+        c: Iterable[Given[C]],
+        d: Iterable[Given[D]],
+        /,
+        *,
+        chunksize: int | Literal["auto"] = "auto",
+    ) -> Map[T]: ...
+    @overload
+    def map(
+        self: "RemoteFunction[Callable[..., Any], ObjectRef[T]]",
+        a: Iterable[Any],
+        b: Iterable[Any],
+        c: Iterable[Any],
+        d: Iterable[Any],
+        e: Iterable[Any],
         /,
         *iterables: Iterable[Any],
         chunksize: int | Literal["auto"] = "auto",
-    ) -> Map[T]:
+    ) -> Map[T]: ...
+    def map(
+        self, /, *iterables: Iterable[Any], chunksize: int | Literal["auto"] = "auto"
+    ) -> Map[Any]:
         """Call it for each element of an iterable, and return an iterator of the references.
 
         The references come in the order of the elements, one for each; ``async for`` iterates over

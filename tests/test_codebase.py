@@ -100,6 +100,7 @@ LONG_MODULES: dict[str, str] = {
     "raylite/_wire/hot.py": "one table: everything that travels for a task, an object or a lease",
     "raylite/_wire/pickling.py": "two picklers that must agree on what is plain, importable and large",
     "raylite/testing/node.py": "one simulated node: its processes, their tasks and deaths",
+    "raylite/util/executor.py": "a quarter of it says to type checkers what one method takes",
     "raylite/cluster_utils.py": "Ray's module: a cluster and its nodes, mostly what they promise",
     "raylite/exceptions.py": "one tree, every class saying when it is raised",
 }

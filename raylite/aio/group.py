@@ -2,25 +2,30 @@
 
 import asyncio
 import weakref
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, overload
 
 from anyio import CancelScope
 
+from raylite._remote import Given, RemoteFunction
 from raylite._services.worker.awaiting import Arrivals
 from raylite._services.worker.core import Core
 from raylite._services.worker.generator import ObjectRefGenerator
 from raylite._services.worker.objects import Entry, ObjectRef
 from raylite.exceptions import RayError, TaskCancelledError
 
-R_co = TypeVar("R_co", covariant=True)
-
-
-class Startable(Protocol[R_co]):
-    """A remote function: decorated, or what its ``.options()`` returned."""
-
-    def remote(self, /, *args: Any, **kwargs: Any) -> R_co:
-        """Submit a call."""
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+R = TypeVar("R")
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+D = TypeVar("D")
+E = TypeVar("E")
+G = TypeVar("G")
+H = TypeVar("H")
+J = TypeVar("J")
 
 
 class TaskGroup:
@@ -59,7 +64,116 @@ class TaskGroup:
         self._is_aborting = False
         self._has_cancelled_parent = False
 
-    def start(self, function: Startable[R_co], /, *args: Any, **kwargs: Any) -> R_co:
+    # As `RemoteFunction.remote` has them: references may stand for values that come by position.
+    @overload
+    def start(
+        self,
+        function: RemoteFunction[Callable[P, Any], R],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R: ...
+    @overload
+    def start(
+        self,
+        function: RemoteFunction[Callable[Concatenate[A, Q], Any], R],
+        a: Given[A],
+        /,
+        *args: Q.args,
+        **kwargs: Q.kwargs,
+    ) -> R: ...
+    @overload
+    def start(
+        self,
+        function: RemoteFunction[Callable[Concatenate[A, B, Q], Any], R],
+        a: Given[A],
+        b: Given[B],
+        /,
+        *args: Q.args,
+        **kwargs: Q.kwargs,
+    ) -> R: ...
+    @overload
+    def start(
+        self,
+        function: RemoteFunction[Callable[Concatenate[A, B, C, Q], Any], R],
+        a: Given[A],
+        b: Given[B],
+        c: Given[C],
+        /,
+        *args: Q.args,
+        **kwargs: Q.kwargs,
+    ) -> R: ...
+    @overload
+    def start(
+        self,
+        function: RemoteFunction[Callable[Concatenate[A, B, C, D, Q], Any], R],
+        a: Given[A],
+        b: Given[B],
+        c: Given[C],
+        d: Given[D],
+        /,
+        *args: Q.args,
+        **kwargs: Q.kwargs,
+    ) -> R: ...
+    @overload
+    def start(
+        self,
+        function: RemoteFunction[Callable[Concatenate[A, B, C, D, E, Q], Any], R],
+        a: Given[A],
+        b: Given[B],
+        c: Given[C],
+        d: Given[D],
+        e: Given[E],
+        /,
+        *args: Q.args,
+        **kwargs: Q.kwargs,
+    ) -> R: ...
+    @overload
+    def start(
+        self,
+        function: RemoteFunction[Callable[Concatenate[A, B, C, D, E, G, Q], Any], R],
+        a: Given[A],
+        b: Given[B],
+        c: Given[C],
+        d: Given[D],
+        e: Given[E],
+        g: Given[G],
+        /,
+        *args: Q.args,
+        **kwargs: Q.kwargs,
+    ) -> R: ...
+    @overload
+    def start(
+        self,
+        function: RemoteFunction[Callable[Concatenate[A, B, C, D, E, G, H, Q], Any], R],
+        a: Given[A],
+        b: Given[B],
+        c: Given[C],
+        d: Given[D],
+        e: Given[E],
+        g: Given[G],
+        h: Given[H],
+        /,
+        *args: Q.args,
+        **kwargs: Q.kwargs,
+    ) -> R: ...
+    @overload
+    def start(
+        self,
+        function: RemoteFunction[Callable[Concatenate[A, B, C, D, E, G, H, J, Q], Any], R],
+        a: Given[A],
+        b: Given[B],
+        c: Given[C],
+        d: Given[D],
+        e: Given[E],
+        g: Given[G],
+        h: Given[H],
+        j: Given[J],
+        /,
+        *args: Q.args,
+        **kwargs: Q.kwargs,
+    ) -> R: ...
+    def start(self, function: RemoteFunction[Any, Any], /, *args: Any, **kwargs: Any) -> Any:
         """Submit a call as ``function.remote(*args, **kwargs)`` does, as a task of this group.
 
         Args:

@@ -1,5 +1,6 @@
 """`Executor`: the cluster as a `concurrent.futures.Executor`."""
 
+import asyncio
 import atexit
 import concurrent.futures
 import functools
@@ -10,14 +11,14 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Future
 from itertools import chain, islice
 from queue import SimpleQueue
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
 from raylite._options import TaskOptions, validate_task_options
-from raylite._remote import RemoteFunction
+from raylite._remote import Given, RemoteFunction
 from raylite._runtime import auto, session
 from raylite._runtime.context import Place
 from raylite._services.worker.copies import Bringing
@@ -26,7 +27,11 @@ from raylite._wire import pickling
 from raylite.exceptions import RayError, RaySystemError, RayTaskError
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
 T = TypeVar("T")
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
 
 
 class Executor(concurrent.futures.Executor):
@@ -72,13 +77,87 @@ class Executor(concurrent.futures.Executor):
         self._lock = threading.Lock()
         self._is_shut_down = False
 
+    # References may stand for values that come by position: type checkers know it of three.
+    @overload
     def submit(
         self,
-        fn: Callable[P, T] | RemoteFunction[Callable[P, T], Any],
+        fn: Callable[P, Coroutine[Any, Any, T]] | RemoteFunction[Callable[P, Any], ObjectRef[T]],
         /,
         *args: P.args,
         **kwargs: P.kwargs,
-    ) -> "Future[T]":
+    ) -> "Future[T]": ...
+    @overload
+    def submit(
+        self,
+        fn: Callable[P, T],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> "Future[T]": ...
+    @overload
+    def submit(
+        self,
+        fn: Callable[Concatenate[A, Q], Coroutine[Any, Any, T]]
+        | RemoteFunction[Callable[Concatenate[A, Q], Any], ObjectRef[T]],
+        a: Given[A],
+        /,
+        *args: Q.args,
+        **kwargs: Q.kwargs,
+    ) -> "Future[T]": ...
+    @overload
+    def submit(
+        self,
+        fn: Callable[Concatenate[A, Q], T],
+        a: Given[A],
+        /,
+        *args: Q.args,
+        **kwargs: Q.kwargs,
+    ) -> "Future[T]": ...
+    @overload
+    def submit(
+        self,
+        fn: Callable[Concatenate[A, B, Q], Coroutine[Any, Any, T]]
+        | RemoteFunction[Callable[Concatenate[A, B, Q], Any], ObjectRef[T]],
+        a: Given[A],
+        b: Given[B],
+        /,
+        *args: Q.args,
+        **kwargs: Q.kwargs,
+    ) -> "Future[T]": ...
+    @overload
+    def submit(
+        self,
+        fn: Callable[Concatenate[A, B, Q], T],
+        a: Given[A],
+        b: Given[B],
+        /,
+        *args: Q.args,
+        **kwargs: Q.kwargs,
+    ) -> "Future[T]": ...
+    @overload
+    def submit(
+        self,
+        fn: Callable[Concatenate[A, B, C, Q], Coroutine[Any, Any, T]]
+        | RemoteFunction[Callable[Concatenate[A, B, C, Q], Any], ObjectRef[T]],
+        a: Given[A],
+        b: Given[B],
+        c: Given[C],
+        /,
+        *args: Q.args,
+        **kwargs: Q.kwargs,
+    ) -> "Future[T]": ...
+    @overload
+    def submit(
+        self,
+        fn: Callable[Concatenate[A, B, C, Q], T],
+        a: Given[A],
+        b: Given[B],
+        c: Given[C],
+        /,
+        *args: Q.args,
+        **kwargs: Q.kwargs,
+    ) -> "Future[T]": ...
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
         """Call a function in a worker; return the future of its result at once.
 
         What cannot be pickled is an error of the future.
@@ -89,8 +168,7 @@ class Executor(concurrent.futures.Executor):
         with self._lock:
             if self._is_shut_down:
                 raise RuntimeError("cannot schedule new futures after shutdown")
-            function: Any = fn
-            call = _Call(auto.place(), function, args, kwargs)
+            call = _Call(auto.place(), fn, args, kwargs)
             if self._sender is None or self._sender.pid != os.getpid():  # forked since
                 self._sender = _Sender(self._max_workers, self._options)
                 weakref.finalize(self, self._sender.end).atexit = False
@@ -339,7 +417,8 @@ def _is_of_module(fn: Callable[..., Any]) -> bool:
 
 
 def _call(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    return fn(*args, **kwargs)
+    result = fn(*args, **kwargs)
+    return asyncio.run(result) if inspect.iscoroutine(result) else result
 
 
 def _call_each(fn: Callable[..., Any], calls: list[tuple[Any, ...]]) -> list[Any]:

@@ -259,7 +259,22 @@ def test_a_loop_can_run_functions_in_it(executor: Executor) -> None:
 
 
 def test_references_become_values(executor: Executor) -> None:
-    assert executor.submit(divide, ray.put(6), 2).result(SOON) == 3  # type: ignore[arg-type]
+    assert executor.submit(divide, ray.put(6), 2).result(SOON) == 3
+
+
+async def respond(request: str) -> str:
+    await asyncio.sleep(0)
+    return request.upper()
+
+
+def test_functions_that_await_give_what_they_return_wherever_they_are_defined(
+    executor: Executor,
+) -> None:
+    async def local(request: str) -> str:
+        return await respond(request)
+
+    for each in (respond, local, functools.partial(respond), ray.remote(respond)):
+        assert executor.submit(each, "a").result(SOON) == "A"
 
 
 def test_a_function_of_a_module_is_sent_once_and_others_leave_nothing_behind() -> None:

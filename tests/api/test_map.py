@@ -329,13 +329,13 @@ def test_what_is_about_single_calls_makes_each_a_task() -> None:
 
 def test_what_makes_no_sense_is_refused_where_it_is_written() -> None:
     with pytest.raises(TypeError, match="at least one iterable"):
-        square.map()
+        square.map()  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="too many positional arguments"):
-        square.map([1], [2])
+        square.map([1], [2])  # type: ignore[call-overload]
     with pytest.raises(TypeError, match=r"is not iterable|must support iteration"):
-        square.map(1)  # type: ignore[arg-type]
+        square.map(1)  # type: ignore[call-overload]
     for wrong in (0, -1, 1.5, "many"):
         with pytest.raises(ValueError, match="chunksize must be"):
             square.map([1], chunksize=wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="a function with one result"):
-        square.options(num_returns=2).map([1])
+        square.options(num_returns=2).map([1])  # type: ignore[misc]

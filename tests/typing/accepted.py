@@ -1,12 +1,16 @@
 """What type checkers must take, and what they must find: read by mypy and pyright, never run."""
 
+import concurrent.futures
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future
 from typing import Any, NoReturn, assert_type
 
 import raylite as ray
 from raylite import ObjectRef, ObjectRefGenerator, aio
+from raylite._map import Map
 from raylite._remote import RemoteFunction
 from raylite.exceptions import RayError
+from raylite.util import Executor
 from raylite.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
@@ -146,13 +150,67 @@ async def read_on() -> None:
     assert_type(outcomes, tuple[int | RayError, str | RayError])
     async for done in aio.as_completed([one]):
         assert_type(done, ObjectRef[int])
+    assert_type(
+        await aio.wait([one, one], timeout=1), tuple[list[ObjectRef[int]], list[ObjectRef[int]]]
+    )
+    assert_type(await aio.put("x"), ObjectRef[str])
+
+
+# Tasks of a group.
+async def start() -> None:
     async with aio.TaskGroup() as group:
         assert_type(group.start(weigh, 1), ObjectRef[int])
+        assert_type(group.start(weigh, 1, "kg", scale=2), ObjectRef[int])
+        assert_type(group.start(weigh, item=1, unit="kg"), ObjectRef[int])
+        assert_type(group.start(weigh, one), ObjectRef[int])
+        assert_type(group.start(weigh, 1, text, scale=2.0), ObjectRef[int])
+        assert_type(group.start(weigh.options(num_cpus=2), one, "kg"), ObjectRef[int])
+        assert_type(group.start(total, 1, one, 3), ObjectRef[float])
+        assert_type(group.start(nothing), ObjectRef[None])
+        assert_type(group.start(rows, numbers, one), ObjectRef[list[list[int]]])
+        assert_type(group.start(halves, [1]), list[ObjectRef[Any]])
+        assert_type(group.start(count, one), ObjectRefGenerator[int])
+        assert_type(group.start(fetch, text, timeout=2), ObjectRef[bytes])
+        group.start(refuse, 1)
+        group.start(whatever, object())
 
 
 # A map, in order.
 for weight in weigh.map([1, 2, 3]):
     assert_type(weight, ObjectRef[int])
+assert_type(weigh.map(range(3), "abc"), Map[int])
+assert_type(weigh.map([one, one]), Map[int])
+assert_type(weigh.map([1, one], [text, "kg"], chunksize=2), Map[int])
+assert_type(weigh.options(num_cpus=2).map([1]), Map[int])
+assert_type(total.map([1], [2], [one]), Map[float])
+assert_type(total.map([1], [2], [3], [4], [5], [6]), Map[float])
+assert_type(name.map(weigh.map([1])), Map[str])
+assert_type(rows.map([[1], [2]]), Map[list[list[int]]])
+assert_type(fetch.map(["x"]), Map[bytes])
+assert_type(nothing.options(name="none"), RemoteFunction[Callable[[], None], ObjectRef[None]])
+whatever.map([1, "x"])
+
+
+# An executor.
+def double(number: int, times: int = 1) -> int:
+    return number * 2
+
+
+async def respond(request: str) -> bytes:
+    return request.encode()
+
+
+with Executor(num_cpus=2) as executor:
+    assert_type(executor.submit(double, 1), Future[int])
+    assert_type(executor.submit(double, 1, times=2), Future[int])
+    assert_type(executor.submit(double, one, one), Future[int])
+    assert_type(executor.submit(respond, "x"), Future[bytes])
+    assert_type(executor.submit(respond, text), Future[bytes])
+    assert_type(executor.submit(weigh, 1, "kg"), Future[int])
+    assert_type(executor.submit(weigh, one, "kg", scale=2.0), Future[int])
+    assert_type(executor.submit(fetch, "x"), Future[bytes])
+    assert_type(list(executor.map(double, [1, 2])), list[int])
+standard: concurrent.futures.Executor = executor
 
 # Options keep the types.
 assert_type(weigh.options(num_cpus=2, name="heavy").remote(1, "kg"), ObjectRef[int])
