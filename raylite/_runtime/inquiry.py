@@ -39,7 +39,7 @@ def list_nodes(gcs: str, keys: Keys, patience: float = PATIENCE) -> list[msg.Nod
     async def ask(link: Link) -> list[msg.Node]:
         return list((await Nodes(link).list(msg.ListNodes())).nodes)
 
-    return _run(_asked(gcs, keys, ask, patience))
+    return run(_asked(gcs, keys, ask, patience))
 
 
 def overview(gcs: str, keys: Keys, patience: float = PATIENCE) -> tuple[list[msg.Node], hot.Demand]:
@@ -49,7 +49,7 @@ def overview(gcs: str, keys: Keys, patience: float = PATIENCE) -> tuple[list[msg
         nodes = (await Nodes(link).list(msg.ListNodes())).nodes
         return list(nodes), await Views(link).demand(hot.AskDemand())
 
-    return _run(_asked(gcs, keys, ask, patience))
+    return run(_asked(gcs, keys, ask, patience))
 
 
 def have_signed(gcs: str, keys: Keys, request: str, patience: float = PATIENCE) -> str:
@@ -59,7 +59,7 @@ def have_signed(gcs: str, keys: Keys, request: str, patience: float = PATIENCE) 
         asked = msg.CertificateRequest(request=request)
         return (await Certificates(link).sign(asked)).certificate
 
-    return _run(_asked(gcs, keys, ask, patience))
+    return run(_asked(gcs, keys, ask, patience))
 
 
 def wait_alive(gcs: str, keys: Keys, expected: set[str], timeout: float) -> set[str]:
@@ -91,7 +91,7 @@ def wait_alive(gcs: str, keys: Keys, expected: set[str], timeout: float) -> set[
                 await watch(link)
         return alive
 
-    return _run(_asked(gcs, keys, ask, PATIENCE, timeout + PATIENCE))
+    return run(_asked(gcs, keys, ask, PATIENCE, timeout + PATIENCE))
 
 
 def wait_registered(node: NodeProcess) -> msg.Node:
@@ -120,7 +120,7 @@ def wait_registered(node: NodeProcess) -> msg.Node:
 
     config = node.config
     keys = read_keys(config.token_file, config.tls)
-    return _run(_asked(config.gcs_url, keys, ask, _START))
+    return run(_asked(config.gcs_url, keys, ask, _START))
 
 
 async def _row_of(link: Link, node: NodeProcess) -> msg.Node:
@@ -153,10 +153,10 @@ def wait_acquainted(nodes: Sequence[NodeConfig], patience: float = _START) -> No
             keys = read_keys(node.token_file, node.tls)
             await _asked(f"unix:{node.raylet_address}", keys, ask, patience)
 
-    _run(ask_all())
+    run(ask_all())
 
 
-def _run(work: Coroutine[Any, Any, T]) -> T:
+def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine on a loop of its own, also where a loop runs already."""
     thread = LoopThread("raylite-inquiry")
     try:

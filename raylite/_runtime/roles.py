@@ -9,6 +9,7 @@ import sys
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import uvloop
 
@@ -64,8 +65,11 @@ def gcs(inherited: Inherited, network_of: NetworkOf = networks.network_of) -> No
 async def _gcs(inherited: Inherited, network_of: NetworkOf) -> None:
     config = inherited.config
     try:
-        attempt = partial(open_storage, config.storage)
+        place = f"{config.cluster or config.ip} on {os.uname().nodename}"
+        attempt = partial(open_storage, config.storage, config.node_id, place)
         storage = await (wait_for_storage(attempt) if inherited.again else attempt())
+    except StorageTakenError as error:
+        _be_fenced(error)
     except (StorageError, ValueError) as error:
         sys.exit(str(error))
     try:
@@ -78,10 +82,14 @@ async def _gcs(inherited: Inherited, network_of: NetworkOf) -> None:
         host.also(storage.watch(), "watch the tables")
         await host.run()
     except StorageTakenError as error:
-        print(error, file=sys.stderr)
-        sys.exit(FENCED)
+        _be_fenced(error)
     finally:
         await storage.close()
+
+
+def _be_fenced(error: Exception) -> NoReturn:
+    print(error, file=sys.stderr)
+    sys.exit(FENCED)
 
 
 def _signing(network: GrpcNetwork, config: NodeConfig) -> list[Service]:
@@ -142,8 +150,7 @@ async def _raylet(inherited: Inherited, network_of: NetworkOf) -> None:
     try:
         await node.host.run()
     except NodeFenced as error:
-        print(error, file=sys.stderr)
-        sys.exit(FENCED)
+        _be_fenced(error)
     finally:
         watch.close()
         workers.close()

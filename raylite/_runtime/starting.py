@@ -34,6 +34,7 @@ from raylite._runtime.listeners import host_port
 from raylite._runtime.local import SessionOptions
 from raylite._runtime.networks import Keys, read_keys
 from raylite._runtime.node import OWN_STORAGE, NodeConfig, clear, own_tls, own_token
+from raylite._services.gcs.storage import vacate_storage
 from raylite._types.address import is_anywhere, is_ip, is_loopback
 from raylite._wire.messages import gcs as msg
 from raylite.exceptions import CertificateError
@@ -94,8 +95,11 @@ def start_node(options: NodeOptions) -> Started:
         AuthenticationError: The head does not let this node in, or is another than the one meant.
         RuntimeError: The cluster runs another version, or what makes certificates is missing.
         OSError: The session's directory cannot be made.
+        StorageError: The GCS of another head writes the tables that this one is to have.
         RaySystemError: The node could not start; the message says why.
     """
+    if options.address is None:
+        inquiry.run(vacate_storage(options.storage))
     with interrupts.held() as interrupt:
         node = begin_node(options)
         interrupt.hurry(node.kill)

@@ -96,8 +96,8 @@ class GatedStorage(MemoryStorage):
                 done.set_result(None)
 
 
-def opener(kind: str, folder: Path, server: RedisServer | None) -> Reopen:
-    """Return what opens, each time it is called, a storage on what the last one kept."""
+def opener(kind: str, folder: Path, server: RedisServer | None, node: str = "node") -> Reopen:
+    """Return what opens, each time it is called, a storage on what the last one kept, for a node."""
     memory = MemoryStorage()
 
     async def reopen() -> Storage:
@@ -106,7 +106,7 @@ def opener(kind: str, folder: Path, server: RedisServer | None) -> Reopen:
         if kind == "sqlite":
             return await SqliteStorage.open(folder / "gcs.db")
         assert server is not None
-        return await RedisStorage.open(server.url, "tests")
+        return await RedisStorage.open(server.url, "tests", node)
 
     return reopen
 

@@ -6,7 +6,8 @@ import logging
 import pytest
 from redis.asyncio import Redis
 
-from raylite._services.gcs.storage import StorageError, StorageTakenError
+from raylite._kernel.seams import now
+from raylite._services.gcs.storage import StorageError, StorageTakenError, wait_for_storage
 from raylite._services.gcs.storage.redis import RedisStorage
 from tests.services.storages import RedisServer
 
@@ -21,36 +22,138 @@ async def test_clusters_that_share_a_redis_do_not_meet(redis_server: RedisServer
     assert await one.load("t") == {b"k": b"of one"}
     client = Redis.from_url(redis_server.url)
     names = {bytes(name) for name in await client.keys("*") if isinstance(name, bytes)}
-    tables = {b"raylite:{one}", b"raylite:{one}:t", b"raylite:{two}", b"raylite:{two}:t"}
-    assert names == tables
+    assert names == {
+        b"raylite:{%s}%s" % (cluster, key)
+        for cluster in (b"one", b"two")
+        for key in (b"", b".lease", b":t")
+    }
     for closing in (one, two):
         await closing.close()
     await client.aclose()
 
 
-async def test_whoever_opens_last_is_the_writer(redis_server: RedisServer) -> None:
-    old = await RedisStorage.open(redis_server.url, "c")
+async def test_a_gcs_that_is_started_again_on_its_node_has_the_tables_at_once(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = await RedisStorage.open(redis_server.url, "c", "node")
     await old.put("t", b"k", b"old")
-    new = await RedisStorage.open(redis_server.url, "c")
+    new = await RedisStorage.open(redis_server.url, "c", "node")
     with pytest.raises(StorageError, match="another GCS has taken over cluster 'c'"):
         await old.put("t", b"k", b"too late")
     assert await new.load("t") == {b"k": b"old"}
     await new.put("t", b"k", b"new")
     await asyncio.gather(old.close(), new.close())
+    assert not caplog.records
 
 
-async def test_whoever_was_the_writer_learns_of_it_without_a_write(
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("tenure.LOOK", 0.02), ("redis.RENEW", 0.04)):
+        monkeypatch.setattr(f"raylite._services.gcs.storage.{name}", seconds)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raylite._services.gcs.storage.tenure.LAPSE", 0.2)
+
+
+HELD = r"cluster 'c' are in use by the head 10.0.0.7:6379 \(node aaaaaaaaaaaa\), since 20\d\d-.* UTC: end it"
+
+
+@pytest.mark.usefixtures("quick")
+async def test_tables_that_a_living_gcs_writes_are_refused_to_other_nodes(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    held = await RedisStorage.open(redis_server.url, "c", "a" * 56, "10.0.0.7:6379")
+    watching = asyncio.ensure_future(held.watch())
+    with pytest.raises(StorageTakenError, match=HELD):
+        await RedisStorage.open(redis_server.url, "c", "b")
+    with pytest.raises(StorageTakenError, match=HELD):
+        await RedisStorage.vacate(redis_server.url, "c")
+    assert "waiting up to 10 s for a sign that it lives" in caplog.text
+    await held.put("t", b"k", b"v")
+    assert not watching.done()
+    watching.cancel()
+    await held.close()
+
+
+async def test_tables_that_were_closed_are_the_next_nodes_at_once(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    await (await RedisStorage.open(redis_server.url, "c", "a")).close()
+    await RedisStorage.vacate(redis_server.url, "c")
+    await (await RedisStorage.open(redis_server.url, "c", "b")).close()
+    assert not caplog.records
+
+
+@pytest.mark.usefixtures("quick", "impatient")
+async def test_the_tables_of_a_dead_gcs_are_the_next_ones_and_it_may_write_no_more(
+    redis_server: RedisServer,
+) -> None:
+    dead = await RedisStorage.open(redis_server.url, "c", "a")
+    began = now()
+    new = await RedisStorage.open(redis_server.url, "c", "b")
+    assert now() - began >= 0.2
+    with pytest.raises(StorageTakenError, match=r"cluster 'c', .*cluster=NAME"):
+        await dead.watch()  # it was only asleep
+    with pytest.raises(StorageError, match="this one may write no more"):
+        await dead.put("t", b"k", b"too late")
+    await dead.close()  # lets go of nothing that is not its own
+    client = Redis.from_url(redis_server.url)
+    assert await client.exists("raylite:{c}.lease")
+    await client.aclose()
+    await new.close()
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_gcs_whose_tables_nobody_took_in_its_sleep_has_them_still(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("raylite._services.gcs.storage.redis.LOOK", 0.01)
-    old = await RedisStorage.open(redis_server.url, "c")
-    watching = asyncio.ensure_future(old.watch())
+    asleep = await RedisStorage.open(redis_server.url, "c", "a")
+    with monkeypatch.context() as impatient:
+        impatient.setattr("raylite._services.gcs.storage.tenure.LAPSE", 0.0)
+        await RedisStorage.vacate(redis_server.url, "c")
+    await asleep.put("t", b"k", b"v")
+    await asleep._tenure.renew()
+    watching = asyncio.ensure_future(asleep.watch())
+    with pytest.raises(StorageTakenError):
+        await RedisStorage.open(redis_server.url, "c", "b")
+    watching.cancel()
+    await asleep.close()
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_redis_that_was_away_takes_the_tables_from_no_living_gcs(
+    redis_server: RedisServer,
+) -> None:
+    held = await RedisStorage.open(redis_server.url, "c", "a")
+    watching = asyncio.ensure_future(held.watch())
+    waiting = asyncio.ensure_future(
+        wait_for_storage(lambda: RedisStorage.open(redis_server.url, "c", "b"))
+    )
     redis_server.kill()
+    with pytest.raises(StorageError):
+        await held.put("t", b"k", b"v")
     redis_server.start()
-    new = await RedisStorage.open(redis_server.url, "c")
-    with pytest.raises(StorageTakenError, match=r"cluster 'c', .*cluster=NAME"):
-        await watching
-    await asyncio.gather(old.close(), new.close())
+    with pytest.raises(StorageTakenError, match="are in use by"):
+        await waiting
+    assert not watching.done()
+    await held.put("t", b"k", b"v")
+    watching.cancel()
+    await held.close()
+
+
+async def test_tables_that_were_deleted_end_their_writer(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raylite._services.gcs.storage.redis.RENEW", 0.01)
+    storage = await RedisStorage.open(redis_server.url, "c", "a")
+    client = Redis.from_url(redis_server.url)
+    await client.flushall()
+    await client.aclose()
+    with pytest.raises(StorageTakenError, match="its tables were deleted"):
+        await storage.watch()
+    await storage.close()
 
 
 async def test_writes_that_gather_during_a_commit_share_the_next(redis_server: RedisServer) -> None:

@@ -126,6 +126,23 @@ async def test_a_damaged_record_is_quarantined_and_the_rest_loads(
         assert await storage.damaged() == {b"t/b": found}
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "memory"])
+async def test_tables_that_are_open_are_refused_to_another_node(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raylite._services.gcs.storage.redis.RENEW", 0.01)
+    server = request.getfixturevalue("redis_server") if kind == "redis" else None
+    rival = opener(kind, tmp_path, server, "another")
+    async with opened(opener(kind, tmp_path, server)) as storage:
+        watching = asyncio.ensure_future(storage.watch())
+        with pytest.raises(StorageError, match="in use by"):
+            await rival()
+        await storage.put("t", b"k", b"v")
+        watching.cancel()
+    async with opened(rival) as storage:
+        assert await storage.load("t") == {b"k": b"v"}
+
+
 async def test_a_record_under_another_key_or_table_is_damage(reopen: Reopen) -> None:
     async with opened(reopen) as storage:
         await storage.put("t", b"k", b"v")

@@ -8,7 +8,7 @@ from raylite._services.gcs.storage.interface import (
     Write,
 )
 from raylite._services.gcs.storage.memory import MemoryStorage
-from raylite._services.gcs.storage.url import open_storage, wait_for_storage
+from raylite._services.gcs.storage.url import open_storage, vacate_storage, wait_for_storage
 
 __all__ = [
     "MemoryStorage",
@@ -18,5 +18,6 @@ __all__ = [
     "StorageUnreachableError",
     "Write",
     "open_storage",
+    "vacate_storage",
     "wait_for_storage",
 ]

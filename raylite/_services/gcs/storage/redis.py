@@ -3,14 +3,15 @@
 A table is a hash, a group of writes a MULTI/EXEC. How durable an acknowledged write is, Redis
 decides: only with ``appendonly yes`` and ``appendfsync always`` as much as a SQLite file.
 
-Whoever opens a cluster's tables last is their writer, and those before can write no more. The same
-watch keeps out a transaction that was given up for lost and arrives late, over a newer one.
+One GCS writes a cluster's tables (`tenure`); one that another has taken them from, because it gave no
+sign of life, can write no more. The same watch keeps out a transaction that was given up for lost and
+arrives late, over a newer one.
 """
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar, cast
 
 from redis.asyncio import Redis
@@ -26,10 +27,10 @@ from raylite._services.gcs.storage.group import GroupCommit
 from raylite._services.gcs.storage.interface import (
     Storage,
     StorageError,
-    StorageTakenError,
     StorageUnreachableError,
     Write,
 )
+from raylite._services.gcs.storage.tenure import RENEW, Tenure
 
 logger = logging.getLogger(__name__)
 
@@ -37,39 +38,52 @@ T = TypeVar("T")
 
 FORMAT = 1
 TIMEOUT = 5.0  # seconds that Redis has for an answer
-LOOK = 2.0  # seconds in which a writer learns that another has taken over
 
 
 class RedisStorage(Storage):
     """Tables under ``raylite:{cluster}:``. Make it with `open`."""
 
-    def __init__(self, url: str, cluster: str) -> None:
+    def __init__(self, url: str, cluster: str, node: str = "", place: str = "") -> None:
         self._client = Redis.from_url(url, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT)
         self._cluster = cluster
         self._header = f"raylite:{{{cluster}}}"
-        self._writer = 0
+        self._tenure = Tenure(self._client, cluster, node, place)
         self._group = GroupCommit(self._execute)
 
     @classmethod
-    async def open(cls, url: str, cluster: str) -> "RedisStorage":
-        """Become the writer of a cluster's tables.
+    async def open(cls, url: str, cluster: str, node: str = "", place: str = "") -> "RedisStorage":
+        """Become the writer of a cluster's tables. That of a node which gives no sign of life is waited for.
 
         Args:
             url: Where Redis is, as redis-py understands it.
             cluster: Which of the clusters that share this Redis.
+            node: Whose tables they are to be: what writes them for this node already is given no time.
+            place: Where that node is, for people.
 
         Raises:
+            StorageTakenError: The GCS of another node writes them.
             StorageError: Redis cannot be reached, or the tables are a newer raylite's.
         """
-        storage = cls(url, cluster)
+        storage = cls(url, cluster, node, place)
         try:
             with storage._explained():
-                await storage._take_over()
+                await storage._check_format()
+                await storage._tenure.take()
                 await storage._warn_of_loss()
         except BaseException:
             await storage.close()
             raise
         return storage
+
+    @classmethod
+    async def vacate(cls, url: str, cluster: str) -> None:
+        """Return when nobody writes a cluster's tables; see `open`, whose errors it raises."""
+        storage = cls(url, cluster)
+        try:
+            with storage._explained():
+                await storage._tenure.vacate()
+        finally:
+            await storage._client.aclose()
 
     @property
     def commits(self) -> int:
@@ -78,15 +92,17 @@ class RedisStorage(Storage):
 
     async def watch(self) -> None:
         while True:
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(RENEW)
             try:
                 with self._explained():
-                    self._check(await _typed(bytes, self._client.hget(self._header, "writers")))
+                    await self._tenure.renew()
             except StorageUnreachableError as error:
                 logger.warning("the tables cannot be watched: %s", error)
 
     async def close(self) -> None:
         await self._group.close()
+        with suppress(RedisError, OSError):  # then whoever comes next has to wait a little
+            await self._tenure.release()
         await self._client.aclose()
 
     def _commit(self, records: Sequence[Write]) -> "asyncio.Future[None]":
@@ -100,7 +116,7 @@ class RedisStorage(Storage):
     def _key(self, table: str) -> str:
         return f"{self._header}:{table}"
 
-    async def _take_over(self) -> None:
+    async def _check_format(self) -> None:
         await _typed(int, self._client.hsetnx(self._header, "format", str(FORMAT)))
         format = int(await _typed(bytes, self._client.hget(self._header, "format")))
         if format > FORMAT:
@@ -108,7 +124,6 @@ class RedisStorage(Storage):
                 f"the tables of cluster {self._cluster!r} are in format {format}, and this raylite "
                 f"reads up to {FORMAT}: start the raylite that wrote them, or a newer one"
             )
-        self._writer = await _typed(int, self._client.hincrby(self._header, "writers", 1))
 
     async def _warn_of_loss(self) -> None:
         try:
@@ -131,7 +146,7 @@ class RedisStorage(Storage):
         async with self._client.pipeline(transaction=True) as pipe:
             try:
                 await pipe.watch(self._header)
-                self._check(await _typed(bytes, pipe.hget(self._header, "writers")))
+                self._tenure.check(await _typed(bytes, pipe.hget(self._header, "writers")))
                 pipe.multi()  # type: ignore[no-untyped-call] # redis-py forgot
                 for write in writes:
                     if write.row is None:
@@ -143,14 +158,6 @@ class RedisStorage(Storage):
             except WatchError:
                 return False
         return True
-
-    def _check(self, writer: bytes) -> None:
-        if writer != b"%d" % self._writer:
-            raise StorageTakenError(
-                f"another GCS has taken over cluster {self._cluster!r}, or its tables were "
-                "deleted: this one may write no more. Clusters that share a Redis are told apart by "
-                "?cluster=NAME in --storage"
-            )
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from raylite._services.gcs.storage.interface import (
@@ -16,6 +17,7 @@ from raylite._services.gcs.storage.memory import MemoryStorage
 
 logger = logging.getLogger(__name__)
 
+_REDIS = ("redis://", "rediss://")
 _PACKAGE = "raylite._services.gcs.storage"
 
 FIRST_PAUSE, LAST_PAUSE = 0.1, 2.0  # seconds between two attempts to reach a storage
@@ -26,8 +28,8 @@ ALLOWED = (
 )
 
 
-async def open_storage(url: str) -> Storage:
-    """Return the storage at a URL, open.
+async def open_storage(url: str, node: str = "", place: str = "") -> Storage:
+    """Return the storage at a URL, open, for the GCS of a node.
 
     Clusters that share a Redis are told apart by ``cluster``, which is ``default`` if not given.
     What stands after ``sqlite://`` is the file's path, absolute; its directory must exist.
@@ -38,8 +40,10 @@ async def open_storage(url: str) -> Storage:
     """
     if url == "memory":
         return MemoryStorage()
-    if url.startswith(("redis://", "rediss://")):
-        return await _open_redis(url)
+    if url.startswith(_REDIS):
+        kind, address, cluster = _redis(url)
+        opened: Storage = await kind.open(address, cluster, node, place)
+        return opened
     path = url.removeprefix("sqlite://")
     if "://" in path or not path.strip("/.") or not ("/" in path or "." in path):
         raise ValueError(f"{url!r} is not a storage: {ALLOWED}")
@@ -65,7 +69,22 @@ async def wait_for_storage(attempt: Callable[[], Awaitable[Storage]]) -> Storage
         pause = min(pause * 2, LAST_PAUSE)
 
 
-async def _open_redis(url: str) -> Storage:
+async def vacate_storage(url: str) -> None:
+    """Return when tables that can be reached from several machines are written by nobody.
+
+    A head is refused so before anything of it runs, and waits for a dead one's where people see it.
+
+    Raises:
+        ValueError: The URL is none of those allowed.
+        StorageError: A living GCS writes them, or they cannot be reached.
+    """
+    if url.startswith(_REDIS):
+        kind, address, cluster = _redis(url)
+        await kind.vacate(address, cluster)
+
+
+def _redis(url: str) -> tuple[Any, str, str]:
+    """Return the class of such storages, where Redis is, and the cluster's name there."""
     try:
         parts = urlsplit(url)
         query = parse_qs(parts.query, strict_parsing=bool(parts.query))
@@ -82,5 +101,4 @@ async def _open_redis(url: str) -> Storage:
         raise StorageError(
             f"redis:// needs {error.name}, which is not installed: pip install 'raylite[redis]'"
         ) from error
-    storage: Storage = await module.RedisStorage.open(address, cluster)
-    return storage
+    return module.RedisStorage, address, cluster
