@@ -69,6 +69,8 @@ _STREAM = -1  # in the place of a number of returns
 _SHOWN = 1000  # characters of a value in a message
 
 
+_DEPTHS_KEPT = 64
+
 _Exported = dict[Core, dict[bytes, int]]
 """The definitions of a function: by core, and by the environment that it runs in."""
 
@@ -149,6 +151,7 @@ class RemoteFunction(Generic[F, R]):
         self._exported: _Exported = {} if exported is None else exported
         self._name = f"{function.__module__ or 'global'}.{function.__name__}"
         self._submission: _Submission | None = None
+        self._submissions: dict[int, _Submission] = {}  # by depth, which changes in workers only
         self._chunked: dict[int, Chunked] = {}  # for `map`, by the number of arguments
         wrapper: Any = self
         functools.update_wrapper(wrapper, function)
@@ -409,8 +412,7 @@ class RemoteFunction(Generic[F, R]):
         depth = 0 if task is None else task.depth + 1
         known = self._submission
         if known is None or known.core is not core or known.depth != depth:
-            # Ray: options that cannot be carried out are refused at the first call, not before.
-            known = self._submission = self._prepare(core, depth)
+            known = self._submission = self._at_depth(core, depth)
         id = core.new_task_id()
         if known.returns == 1:
             entries: tuple[Entry, ...] = (Entry(ObjectKey(id + _FIRST), core, "", 1),)
@@ -442,6 +444,15 @@ class RemoteFunction(Generic[F, R]):
         refs: list[ObjectRef[Any]] = [ObjectRef(entry) for entry in entries]
         core.enqueue(owned)
         return refs or None
+
+    def _at_depth(self, core: Core, depth: int) -> _Submission:
+        known = self._submissions.get(depth)
+        if known is None or known.core is not core:
+            if len(self._submissions) >= _DEPTHS_KEPT:
+                self._submissions.clear()
+            # Ray: options that cannot be carried out are refused at the first call, not before.
+            known = self._submissions[depth] = self._prepare(core, depth)
+        return known
 
     def _prepare(self, core: Core, depth: int) -> _Submission:
         default = int(

@@ -248,18 +248,20 @@ class _Teller:
     """Shows what is being run: in the process's title, and to whoever reads its output."""
 
     def __init__(self) -> None:
-        self._name = ""
+        self._shown = self._marked = ""
 
     def idle(self) -> None:
         """Nothing is being run."""
-        self._name = ""
+        self._shown = ""
         processes.set_title(IDLE)
 
     def tell(self, name: str) -> None:
         _reopen_streams()
-        if name != self._name:
-            self._name = name
+        if name != self._shown:
+            self._shown = name
             processes.set_title(f"raylite::{name}")
+        if name != self._marked:
+            self._marked = name
             mark = MARK + one_line(name).encode() + b"\n"
             for stream, fd in ((sys.stdout, 1), (sys.stderr, 2)):
                 try:

@@ -238,10 +238,11 @@ class Runner:
     def _adopt(self, config: hot.JobConfig) -> None:
         """Be what the next task's job wants, and know what its lease holds."""
         if config is not self._config:
-            try:
-                self._on_config(config)
-            except RuntimeEnvSetupError as error:
-                raise BadArgument(error) from error
+            if config != self._config:  # every owner sends its own, and a job's are all the same
+                try:
+                    self._on_config(config)
+                except RuntimeEnvSetupError as error:
+                    raise BadArgument(error) from error
             self._config = config
         if self._executor.holding is not self.holding:
             self.holding = self._executor.holding
