@@ -3,16 +3,20 @@
 import math
 
 import anyio
+from msgspec.structs import replace
 
+from raylite._kernel.seams import now
+from raylite._services.worker.cancel import FORCE_SECONDS, GRACE_SECONDS
 from raylite._services.worker.objects import Entry
 from raylite._services.worker.owned import OwnedTask
 from raylite._services.worker.owner import error_of
+from raylite._services.worker.running import RunningTask
 from raylite._types.keys import ObjectKey
 from raylite._wire import hot
 from raylite._wire.hot import Form, Value
 from raylite.exceptions import TaskTimeoutError
 from tests.services.rig import simulated
-from tests.services.test_submit import FAR, KEEPER, MB, Scene, begun, loss, result_of, scene
+from tests.services.test_submit import FAR, KEEPER, MB, PLAIN, Scene, begun, loss, result_of, scene
 
 
 def submit(at: Scene, task: OwnedTask, seconds: float, until: float | None = None) -> Entry:
@@ -203,3 +207,122 @@ async def test_a_task_that_was_cancelled_before_its_time_was_over_is_one_that_ti
         at.workers[0].finish(sent)
         await at.settled()
         assert over(at)
+
+
+# ---- what does not end -------------------------------------------------------------------
+
+
+@simulated
+async def test_a_task_that_goes_on_after_its_time_is_ended_with_its_worker() -> None:
+    async with scene() as at:
+        task = at.task(retries=3)
+        entry = submit(at, task, 5.0)
+        await at.settled()
+        await begun(at, task)
+        await anyio.sleep(5.0 + GRACE_SECONDS - 0.1)
+        assert [each.force for each in at.workers[0].cancels] == [False]
+        await anyio.sleep(0.2)
+        assert [each.force for each in at.workers[0].cancels] == [False, True]
+        assert at.here.unreached == []
+        await anyio.sleep(FORCE_SECONDS)
+        assert at.here.unreached == [at.here.requests[0].lease]
+        loss(at, 0, task, hot.LossReason.DIED)
+        await at.settled()
+        assert reason(task, entry) == "was running, or about to."
+        assert (len(at.here.requests), over(at)) == (1, True)
+
+
+@simulated
+async def test_a_task_that_ends_in_its_grace_leaves_its_worker_alive() -> None:
+    async with scene() as at:
+        task = at.task()
+        submit(at, task, 5.0)
+        await at.settled()
+        sent = await begun(at, task)
+        await anyio.sleep(5.0 + GRACE_SECONDS - 0.1)
+        at.workers[0].finish(sent)
+        await anyio.sleep(60)
+        assert [each.force for each in at.workers[0].cancels] == [False]
+        assert (at.here.unreached, over(at)) == ([], True)
+
+
+@simulated
+async def test_a_worker_of_tasks_that_overlap_is_not_ended_for_one_of_them() -> None:
+    async with scene() as at:
+        task = at.task(key=replace(PLAIN, slots=4))
+        entry = submit(at, task, 5.0)
+        await at.settled()
+        sent = await begun(at, task)
+        await anyio.sleep(60)
+        assert reason(task, entry) == "was running, or about to."
+        assert [each.force for each in at.workers[0].cancels] == [False]
+        at.workers[0].finish(sent)
+
+
+# ---- who hears of it ---------------------------------------------------------------------
+
+
+def reported(at: Scene) -> int:
+    """How many errors that nobody has read are told in the next minute."""
+    report = at.owner.errors.unread.report(now() + 60)
+    return 0 if report is None else len(report.errors)
+
+
+def forget(at: Scene, entry: Entry) -> None:
+    """The program drops its reference."""
+    at.owner.perform(at.owner.refs.dropped_local(entry))
+
+
+@simulated
+async def test_what_comes_late_of_a_task_that_timed_out_is_not_told_again() -> None:
+    async with scene() as at:
+        task = at.task()
+        entry = submit(at, task, 5.0)
+        await at.settled()
+        sent = await begun(at, task)
+        await anyio.sleep(5.1)
+        at.owner.errors.read(entry.id)
+        forget(at, entry)
+        at.workers[0].finish(sent)
+        await at.settled()
+        assert (reported(at), over(at)) == (0, True)
+
+
+@simulated
+async def test_a_timeout_that_nobody_has_read_is_told_once() -> None:
+    async with scene() as at:
+        kept, dropped = at.task(), at.task()
+        for task in (kept, dropped):
+            submit(at, task, 5.0)
+        forget(at, dropped.entries[0])
+        await anyio.sleep(5.1)
+        forget(at, kept.entries[0])
+        assert reported(at) == 2
+
+
+async def told_of_children(*, parent_runs: bool) -> int:
+    """Let two tasks run out of time, one needing the other, and the task that has started them."""
+    async with scene() as at:
+        at.submit.is_running = lambda task: parent_runs
+        parent = RunningTask(b"p" * 24, b"job!", "p", "p", 0, 0, now() + 5.0)
+        task = at.task()
+        needing = at.task(task.entries[0])
+        for each in (task, needing):
+            each.parent = parent
+            submit(at, each, 60.0, parent.deadline)
+        await anyio.sleep(4.9)
+        for each in (task, needing):
+            forget(at, each.entries[0])
+        await anyio.sleep(0.2)
+        assert over(at)
+        return reported(at)
+
+
+@simulated
+async def test_a_task_whose_parent_runs_out_of_time_with_it_is_not_told_of() -> None:
+    assert await told_of_children(parent_runs=True) == 0
+
+
+@simulated
+async def test_a_task_whose_parent_had_ended_in_time_is_told_of() -> None:
+    assert await told_of_children(parent_runs=False) == 1  # the one that needed the other

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from raylite.exceptions import TaskTimeoutError
 from raylite.testing.loop import SimLoop
 from raylite.testing.node import SimDriver, SimNode, TaskContext
 from raylite.testing.sim import World
@@ -42,6 +43,25 @@ def echo(task: TaskContext, value: Any) -> Awaitable[Any]:
 
 async def _echo(task: TaskContext, value: Any) -> Any:
     return value
+
+
+def lead(task: TaskContext, seconds: float, keeps: bool) -> Awaitable[None]:
+    return _lead(task, seconds, keeps)
+
+
+async def _lead(task: TaskContext, seconds: float, keeps: bool) -> None:
+    """Start tasks that take long, one after another, another that needs one of them, and forget one."""
+    first = task.submit(fail, "first", 20.0)
+    refs = [first, task.submit(echo, first), task.submit(sleep_on, 20.0)]
+    task.submit(fail, "forgotten", 20.0)
+    if not keeps:
+        refs.clear()
+        del first
+    await task.sleep(seconds)
+
+
+def sleep_on(task: TaskContext, seconds: float) -> Awaitable[None]:
+    return task.sleep(seconds)
 
 
 def read(task: TaskContext, box: list[Any]) -> Awaitable[str]:
@@ -262,4 +282,37 @@ def test_a_variable_of_the_environment_silences_it(
         assert logged() == []
 
     monkeypatch.setenv(name, "1")
+    run(program)
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_the_children_of_a_task_whose_time_is_over_are_no_errors(
+    keeps: bool, logged: Callable[[], list[str]]
+) -> None:
+    """Their time was over with it, and its own error tells of that."""
+
+    async def program(driver: SimDriver) -> None:
+        ref = driver.submit(lead, 20.0, keeps, timeout=2.0)
+        await settled(driver, ref)
+        with pytest.raises(TaskTimeoutError):
+            await driver.get([ref])
+        await asyncio.sleep(LATER + 20.0)
+        assert logged() == []
+
+    run(program)
+
+
+def test_children_that_take_longer_than_a_task_which_ended_in_time_are_errors(
+    logged: Callable[[], list[str]],
+) -> None:
+    """Nobody else would hear that they never came to their end."""
+
+    async def program(driver: SimDriver) -> None:
+        ref = driver.submit(lead, 1.0, False, timeout=2.0)
+        await driver.get([ref])
+        await asyncio.sleep(LATER + 20.0)
+        texts = logged()
+        assert len(texts) == 3  # of two the reader is the one that needed the other
+        assert all("TaskTimeoutError: Task " in text for text in texts)
+
     run(program)

@@ -12,10 +12,11 @@ from raylite._protocol import worker
 from raylite._services.worker.objects import Entry
 from raylite._types.cancellation import CancelOutcome
 from raylite._types.ids import TaskID
-from raylite._types.keys import TaskKey
+from raylite._types.keys import TaskKey, WorkerKey
 from raylite._wire import hot
 from raylite.exceptions import RayError, TaskCancelledError
 
+GRACE_SECONDS = 5.0  # that a task has from its interrupt to its end, when its time is over
 FORCE_SECONDS = 1.5  # within which a worker is to end for a task; then its raylet ends it
 ID = 24  # bytes of a task's id: what the ids of its objects begin with
 
@@ -37,6 +38,9 @@ class Cancellation:
         self.recursive = recursive
         self.error = error
         self.outcome = CancelOutcome.FINISHED_FIRST
+        self.is_known = (
+            False  # who is to hear of the error has it already: there is no news in the end
+        )
         self._told: list[Told] = []
 
     def hear(self, told: Told) -> None:
@@ -106,6 +110,16 @@ class Canceller:
             self._submit.cancel(
                 TaskKey(entry.id[:ID]), force=force, recursive=recursive, told=partial(_tell, told)
             )
+
+    def bound(self, task: Pending, worker: WorkerKey) -> None:
+        """Give a task that was interrupted, for its time is over, a while; then its worker ends."""
+        if not task.key.slots:  # or the others that it runs would end, too
+            self._spawn(self._bound(task, worker), "end a worker whose task does not end")
+
+    async def _bound(self, task: Pending, worker: WorkerKey) -> None:
+        await asyncio.sleep(GRACE_SECONDS)
+        if task.worker == worker:
+            self._submit.cancel(task.id, force=True, recursive=True)
 
     async def serve(self, request: hot.CancelTask) -> hot.Cancelled:
         """Cancel one of this process's tasks, as a borrower asks."""

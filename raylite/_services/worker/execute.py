@@ -25,6 +25,7 @@ from raylite._services.worker.interrupts import Interrupts
 from raylite._services.worker.objects import Entry
 from raylite._services.worker.owner import OwnerService
 from raylite._services.worker.producer import CoroutineGate, Gate, Producer, Producers, ThreadGate
+from raylite._services.worker.running import RunningTask
 from raylite._types.resources import ONE_CPU
 from raylite._wire import hot
 from raylite._wire.hot import Form
@@ -99,6 +100,7 @@ class ExecuteService(Service, serves=(worker.Execute,)):
         self._lessee: Link | None = None  # whose lease it is
         self._is_dying = False
         self.producers: Producers = Producers(owner, self._submitters, self.spawn)
+        keeper.submitter.is_running = self._runs
 
     @handles(worker.Execute.define)
     def define(self, definitions: list[hot.Definition]) -> None:
@@ -184,6 +186,9 @@ class ExecuteService(Service, serves=(worker.Execute,)):
                 self._is_dying = True
                 self.give_back(b"")
                 self.spawn(self._die_with(each), "end with a task")
+
+    def _runs(self, task: RunningTask) -> bool:
+        return self._executor.runs(hot.Cancel(task.id, task.attempt, False, False))
 
     def _cancel_children(self, cancel: hot.Cancel) -> None:
         self._keeper.drain()  # what it has started just now is known then

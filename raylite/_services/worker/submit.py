@@ -38,8 +38,9 @@ from raylite._services.worker.locations import LocationService
 from raylite._services.worker.objects import Entry
 from raylite._services.worker.owned import OwnedTask, Peer
 from raylite._services.worker.owner import OwnerService, error_value
+from raylite._services.worker.running import RunningTask
 from raylite._services.worker.schedule import Schedule
-from raylite._services.worker.streams import Streams
+from raylite._services.worker.streams import NONE, Streams
 from raylite._types.cancellation import CancelOutcome
 from raylite._types.keys import LeaseID, TaskKey, WorkerKey
 from raylite._types.resources import ONE_CPU
@@ -92,6 +93,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         self.definitions: dict[int, hot.Definition] = {}
         self.streams: Streams = Streams(owner, self._allow)
         self.on_warning: Callable[[str], None] = _ignore
+        self.is_running: Callable[[RunningTask], bool] = _never  # whether this worker runs it
         self._dependents = Dependents(self._end, lambda task: self.definitions[task.function].title)
         self._alarm = Alarm(self._expire)
         self.delays: Schedule = Schedule(self._submit_again)  # of what is to be tried again
@@ -458,6 +460,8 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         peer.execute.cancel(hot.Cancel(task.id, task.attempt, asked.force, asked.recursive))
         if asked.force:
             self.spawn(self._insist(peer, task), "insist on the end of a worker")
+        elif asked.error is not None:
+            self.canceller.bound(task, peer.key)
 
     async def _insist(self, peer: Peer, task: Pending) -> None:
         """A worker may be unable to end: code that holds the GIL keeps it from hearing anything."""
@@ -467,13 +471,14 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
 
     def _interrupted(self, task: OwnedTask, result: hot.Result) -> hot.Result:
         """Return what a cancelled task ends with."""
-        error = self._cancelled[task.id].came(task, result.interrupted)
+        cancellation = self._cancelled[task.id]
+        error = cancellation.came(task, result.interrupted)
         if error is None:
             return result
         self._discard(result)
         for entry, value in zip(task.entries, result.values, strict=False):
             self._owner.free_value(entry.id, value)
-        return replace(result, values=(error_value(error),))
+        return replace(result, values=(NONE if cancellation.is_known else error_value(error),))
 
     def _in_full(self, task: OwnedTask) -> hot.Task:
         here = self._network.address
@@ -586,11 +591,15 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         self.delays.drop(task.id)
         if not self._tasks:
             self._owner.on_released()
+        cancellation = self._cancelled.get(task.id)
+        is_known = cancellation is not None and cancellation.is_known
         for entry in task.entries:
             if entry.is_held:
                 self._owner.complete(entry, error)
-            else:
+            elif not is_known:
                 self._owner.unwanted(entry, error)
+        if self._ends_with_parent(task):
+            self._owner.errors.read(task.id)
         if task.missing:  # an argument may know it for long
             task.entries, task.arguments = (), b""
         self._drop_arguments(task)
@@ -677,10 +686,22 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
             f"Task {self.name(task)} ({id.hex()}) had not ended when its time was over: it "
             f"{self._doing(task)}."
         )
+        is_known = self._ends_with_parent(task) or id in self._cancelled
+        known = self._cancelled.setdefault(id, Cancellation(False, True, error))
+        known.is_known = is_known or any(entry.is_held for entry in task.entries)
         for entry in task.entries:
             if entry.is_held:
                 self._owner.fail(entry, error)
+        if is_known:
+            self._owner.errors.read(id)
         self.cancel(id, force=False, recursive=True, error=error)
+
+    def _ends_with_parent(self, task: OwnedTask) -> bool:
+        """Say whether the time of the task that started it, and runs still, is over: that one tells."""
+        parent = task.parent
+        if parent is None or parent.deadline is None or now() < parent.deadline:
+            return False
+        return self.is_running(parent)
 
     def _doing(self, task: OwnedTask) -> str:
         if task.missing:
@@ -724,6 +745,10 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
 
 
 def _ignore(message: object) -> None: ...
+
+
+def _never(task: RunningTask) -> bool:
+    return False
 
 
 def _each(values: tuple[Value, ...], count: int) -> tuple[Value, ...]:
