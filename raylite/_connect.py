@@ -94,7 +94,7 @@ def connect(
     runtime_env: Mapping[str, Any] | None,
     _memory: float | None,
     _temp_dir: str | None,
-    _system_config: Mapping[str, bool | int | float | str] | None,
+    _system_config: Mapping[str, Any] | None,
     accepted: Mapping[str, Any],
 ) -> RayContext:
     """Do what `init` promises; a new cluster starts in the interpreter, if one was begun."""

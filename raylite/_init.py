@@ -40,7 +40,7 @@ def init(
     runtime_env: Mapping[str, Any] | None = None,
     _memory: float | None = None,
     _temp_dir: str | None = None,
-    _system_config: Mapping[str, bool | int | float | str] | None = None,
+    _system_config: Mapping[str, Any] | None = None,
     **accepted: Any,
 ) -> RayContext:
     """Connect to a cluster, or start one that ends with this process or with `shutdown`.
@@ -74,7 +74,8 @@ def init(
             object waits for room in shared memory, 60 by default. ``task_oom_retries``: how often a
             task runs again that was ended for want of memory, -1 (no limit) by default.
             ``infeasible_grace_s``: seconds after which a task fails that no node could run
-            meanwhile, 300 by default; -1 lets it wait for ever, as in Ray.
+            meanwhile, 300 by default; -1 lets it wait for ever, as in Ray. Of Ray's settings a few
+            have an effect, of the others a warning says that they have none: see the cluster's page.
         **accepted: Ray's other keywords, which a local cluster has no use for.
 
     Raises:

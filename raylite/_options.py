@@ -20,6 +20,7 @@ from raylite._types.accelerators import VISIBLE
 from raylite._types.environment import variables_of
 from raylite._types.resources import Resources
 from raylite._types.strategies import OWN_LABELS
+from raylite._types.system_config import refuse_settings
 from raylite._types.text import refuse_text
 
 Check = Callable[[Any], str | None]
@@ -94,29 +95,6 @@ def _offers(resources: Mapping[object, object] | None) -> str | None:
             return f"The name of a resource must be printable and not blank, not {name!r}"
         if reason := _refuse_offer(str(name), quantity):  # type: ignore[arg-type]
             return reason
-    return None
-
-
-_SYSTEM = {
-    "infeasible_grace_s": (int, float),
-    "object_store_full_grace": (int, float),
-    "task_oom_retries": (int,),
-}
-
-
-def _system_config(settings: Mapping[object, object] | None) -> str | None:
-    # Ray: ends with the process of its GCS, which does not know the name.
-    for name, value in (settings or {}).items():
-        kinds = _SYSTEM.get(name) if isinstance(name, str) else None
-        if kinds is None:
-            return f"There is no setting {name!r} in the system config. There are {', '.join(_SYSTEM)}."
-        if isinstance(value, bool) or not isinstance(value, kinds):
-            what = "a number" if float in kinds else "an integer"
-            raise TypeError(
-                f"The setting {name} of the system config must be {what}, not {value!r}"
-            )
-        if isinstance(value, float) and not math.isfinite(value):
-            return f"The setting {name} of the system config must be a finite number, not {value}"
     return None
 
 
@@ -485,7 +463,7 @@ _INIT: dict[str, Option] = {
         Option("namespace", _STR, check=_namespace),
         Option("runtime_env", _DICT),
         Option("_memory", _NUMBER, check=_offer("memory")),
-        Option("_system_config", _DICT, check=_system_config),
+        Option("_system_config", _DICT, check=refuse_settings),
     ]
 }
 

@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from msgspec import Struct
 
@@ -15,7 +16,7 @@ from raylite._kernel.service import Service
 from raylite._machines.leases import Leases
 from raylite._machines.memory import Memory
 from raylite._machines.nodes import Nodes as Membership
-from raylite._machines.picker import INFEASIBLE_GRACE, Picker
+from raylite._machines.picker import Picker
 from raylite._machines.pool import Pool
 from raylite._runtime.membership import MemberService
 from raylite._services.gcs.epoch import Epoch
@@ -35,19 +36,25 @@ from raylite._services.store.objects import ObjectService
 from raylite._types import board
 from raylite._types.resources import Resources
 from raylite._types.strategies import NODE_ID_LABEL, NodeKey, NodeView
+from raylite._types.system_config import Scalar, Settings, written
 from raylite._version import __version__
 from raylite._wire.messages import gcs as msg
 
 PRESTART = 2  # Ray: one a CPU. Here a start takes 10 ms, and an idle worker 11 MB.
-STORE_GRACE = 60.0
 LOOPBACK = "127.0.0.1"
+NO_SETTINGS: Mapping[str, Scalar] = MappingProxyType({})
 
 
-def build_gcs(network: Network, storage: Storage | None = None, *further: Service) -> Host:
+def build_gcs(
+    network: Network,
+    storage: Storage | None = None,
+    *further: Service,
+    system: Mapping[str, Scalar] = NO_SETTINGS,
+) -> Host:
     """Return the GCS, to be run; the storage, if one is given, is for the caller to close."""
     kept = storage or MemoryStorage()
     epoch = Epoch(kept, network.seams.random("cluster"))
-    nodes = NodeService(Membership(), kept, epoch, network.is_refused)
+    nodes = NodeService(Membership(Settings.of(system).silence), kept, epoch, network.is_refused)
     workers = WorkerService(kept, epoch, nodes)
     views = ViewService(nodes)
     jobs, kv = JobService(kept, epoch), KvService(kept)
@@ -80,9 +87,7 @@ def build_raylet(
     labels: Mapping[str, str],
     is_head: bool,
     ip: str = LOOPBACK,
-    store_grace: float = STORE_GRACE,
-    oom_retries: int = -1,
-    infeasible_grace: float = INFEASIBLE_GRACE,
+    system: Mapping[str, Scalar] = NO_SETTINGS,
     node_id: bytes = b"",
     address: str = "",
     further: Sequence[Service] = (),
@@ -90,12 +95,10 @@ def build_raylet(
 ) -> Raylet:
     """Return a raylet, to be run.
 
-    An object that finds the store full waits `store_grace` seconds for room. A task that is ended for
-    want of memory runs again `oom_retries` times; -1 is no limit. One that no node can run fails after
-    `infeasible_grace` seconds. The node gets an id unless it has
-    one, which the addresses of its processes are marked with.
+    The node gets an id unless it has one, which the addresses of its processes are marked with.
     """
     network.address = network.address or address
+    settings = Settings.of(system)
     node_id = node_id or network.seams.random("node").randbytes(28)
     labels = {**labels, NODE_ID_LABEL: node_id.hex()}
     amounts = {"CPU": num_cpus, **resources, f"node:{ip}": 1.0}
@@ -103,7 +106,7 @@ def build_raylet(
         amounts["node:__internal_head__"] = 1.0
     total = Resources.from_mapping(amounts)
     cpus = max(int(num_cpus), 1)
-    machine = Pool(soft_limit=cpus, prestart=min(cpus, PRESTART))
+    machine = Pool(soft_limit=cpus, prestart=min(cpus, PRESTART), idle_grace=settings.idle_grace)
     pool = PoolService(network, machine, source, node_id, gcs_address)
     pool.arena_size = arena.capacity
     incarnation = int.from_bytes(network.incarnation[:8], "little")
@@ -116,9 +119,11 @@ def build_raylet(
         )  # fmt: skip
 
     cluster = ClusterService(network, gcs_address, view, pool)
-    picker = Picker(NodeKey(node_id), network.seams.random("picker").random, infeasible_grace)
-    leases = LeaseService(network, lent, picker, pool, cluster, oom_retries)
-    memory = Memory(arena.capacity - board.SIZE, grace=store_grace)
+    picker = Picker(
+        NodeKey(node_id), network.seams.random("picker").random, settings.infeasible_grace
+    )
+    leases = LeaseService(network, lent, picker, pool, cluster, settings.oom_retries)
+    memory = Memory(arena.capacity - board.SIZE, grace=settings.store_grace)
 
     def readers() -> list[bytes]:
         return [member.id for member in pool.members()]
@@ -149,6 +154,7 @@ def build_raylet(
         ip=ip,
         version=__version__,
         python=".".join(map(str, sys.version_info[:3])),
+        settings=written(system) if is_head else "",
     )
     logs = LogService(network, pool, cluster, source, ip, log_files)
     membership = MemberService(network, gcs_address, row, leases, pool)

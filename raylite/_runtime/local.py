@@ -3,8 +3,10 @@
 Apart from the session, which needs much more code: that is loaded while the node starts.
 """
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from msgspec import Struct, field
 
@@ -20,6 +22,10 @@ from raylite._runtime.machine import (
 from raylite._runtime.node import NodeConfig
 from raylite._types import board
 from raylite._types.accelerators import VISIBLE, listed
+from raylite._types.system_config import effective, from_environment, without_effect
+
+logger = logging.getLogger("raylite")
+_told: dict[str, None] = {}  # settings of which this process has warned
 
 
 class SessionOptions(Struct, frozen=True):
@@ -35,7 +41,7 @@ class SessionOptions(Struct, frozen=True):
     log_to_driver: bool = True
     temp_dir: str = ""
     env_vars: Mapping[str, str] = field(default_factory=dict)
-    system: Mapping[str, bool | int | float | str] = field(default_factory=dict)
+    system: Mapping[str, Any] = field(default_factory=dict)
 
 
 def start_node(options: SessionOptions, interpreter: Interpreter | None = None) -> NodeProcess:
@@ -57,6 +63,7 @@ def node_config(options: SessionOptions) -> NodeConfig:
         resources["GPU"] = gpus
     if model:
         resources.setdefault(f"accelerator_type:{model}", 1)
+    _warn_of_settings(options.system)
     store = options.object_store_memory or default_object_store()
     resources["memory"] = default_memory(store) if options.memory is None else options.memory
     resources["object_store_memory"] = float(store)
@@ -65,8 +72,15 @@ def node_config(options: SessionOptions) -> NodeConfig:
         object_store_memory=store + board.SIZE,
         resources=resources,
         labels=dict(options.labels or {}),
-        system=dict(options.system),
+        system={**effective(options.system), **from_environment()},
         temp_dir=options.temp_dir,
         node_id=os.urandom(28).hex(),
         rotation=settings.rotation(),
     )
+
+
+def _warn_of_settings(names: Iterable[str]) -> None:
+    """Say once of each of Ray's settings that it has no effect: a program may count on it."""
+    if new := [name for name in without_effect(names) if name not in _told]:
+        _told.update(dict.fromkeys(new))
+        logger.warning("Ray's setting %s has no effect in raylite.", ", ".join(new))

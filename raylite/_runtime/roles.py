@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 import os
 import signal
 import sys
@@ -18,10 +17,9 @@ from raylite._kernel.audit import refuse_unpickling
 from raylite._kernel.grpc import GrpcNetwork
 from raylite._kernel.service import Service
 from raylite._kernel.threads import LoopThread
-from raylite._machines.picker import INFEASIBLE_GRACE
 from raylite._runtime import context, credentials, networks, settings
 from raylite._runtime.attach import Attachment, attach_worker
-from raylite._runtime.components import STORE_GRACE, Raylet, build_gcs, build_raylet
+from raylite._runtime.components import Raylet, build_gcs, build_raylet
 from raylite._runtime.drivers import DriverWatch
 from raylite._runtime.logfiles import ComponentLog, WorkerLogs
 from raylite._runtime.membership import NodeFenced
@@ -74,7 +72,7 @@ async def _gcs(inherited: Inherited, network_of: NetworkOf) -> None:
         sys.exit(str(error))
     try:
         network = network_of(config, newcomers=not config.one_port)
-        host = build_gcs(network, storage, *_signing(network, config))
+        host = build_gcs(network, storage, *_signing(network, config), system=config.system)
         await networks.listen(
             network, config, config.gcs_address, inherited.listener, inherited.tcp
         )
@@ -126,7 +124,6 @@ async def _raylet(inherited: Inherited, network_of: NetworkOf) -> None:
         config.env_vars,
         lambda: built[0].host.stop(),
     )
-    grace = _setting(config, "infeasible_grace_s", INFEASIBLE_GRACE)
     node = build_raylet(
         network,
         config.gcs_url,
@@ -139,9 +136,7 @@ async def _raylet(inherited: Inherited, network_of: NetworkOf) -> None:
         ip=config.ip,
         node_id=bytes.fromhex(config.node_id),
         further=signing,
-        store_grace=_setting(config, "object_store_full_grace", STORE_GRACE),
-        infeasible_grace=grace if grace >= 0 else math.inf,
-        oom_retries=int(_setting(config, "task_oom_retries", -1)),
+        system=config.system,
         log_files=WorkerLogs(config.logs, config.rotation),
     )
     built.append(node)
@@ -154,11 +149,6 @@ async def _raylet(inherited: Inherited, network_of: NetworkOf) -> None:
     finally:
         watch.close()
         workers.close()
-
-
-def _setting(config: NodeConfig, name: str, default: float) -> float:
-    value = config.system.get(name)
-    return default if value is None else float(value)
 
 
 def worker(inherited: Inherited, network_of: NetworkOf = networks.network_of) -> None:

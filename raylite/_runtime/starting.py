@@ -35,6 +35,7 @@ from raylite._runtime.local import SessionOptions
 from raylite._runtime.networks import Keys, read_keys
 from raylite._runtime.node import OWN_STORAGE, NodeConfig, clear, own_tls, own_token
 from raylite._services.gcs.storage import vacate_storage
+from raylite._types import system_config
 from raylite._types.address import is_anywhere, is_ip, is_loopback
 from raylite._wire.messages import gcs as msg
 from raylite.exceptions import CertificateError
@@ -201,6 +202,8 @@ def _member(options: NodeOptions, address: str) -> NodeConfig:
         for row in inquiry.list_nodes(gcs, read_keys(config.token_file, config.tls)):
             if row.alive and row.head:
                 check_versions(row.version, row.python)
+                system = {**system_config.read(row.settings), **config.system}
+                config = replace(config, system=system)
         return config
 
 

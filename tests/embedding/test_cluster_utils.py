@@ -39,7 +39,8 @@ def temp_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    with Cluster(initialize_head=True, connect=True, head_node_args=SMALL) as cluster:
+    arguments = {**SMALL, "_system_config": {"task_oom_retries": 2, "gcs_storage": "redis"}}
+    with Cluster(initialize_head=True, connect=True, head_node_args=arguments) as cluster:
         yield cluster
 
 
@@ -66,6 +67,7 @@ def test_nodes_join_run_tasks_and_leave(cluster: Cluster, temp_dir: Path) -> Non
     assert ray.get(where.options(resources={"disk": 1}).remote()) == node.node_id
     assert ray.get(where.options(label_selector={"zone": "b"}).remote()) == node.node_id
     assert Path(node.get_session_dir_path()).is_dir()
+    assert node.process.config.system == {"task_oom_retries": 2}  # the head's are the cluster's
     assert node.address_info["node_id"] == node.node_id
 
     with pytest.raises(ValueError, match="this process is attached to"):

@@ -11,6 +11,7 @@ from raylite._kernel.memory import MemoryNetwork, Switch
 from raylite._protocol.gcs import Jobs, Kv, Nodes, Workers
 from raylite._runtime.components import build_gcs
 from raylite._services.gcs.storage import Storage
+from raylite._types.system_config import Scalar
 from raylite._wire.messages import gcs as msg
 from raylite.testing.loop import SimLoop
 from raylite.testing.sim import World
@@ -48,12 +49,12 @@ class Life:
 
 
 @asynccontextmanager
-async def life(storage: Storage) -> AsyncIterator[Life]:
+async def life(storage: Storage, **system: Scalar) -> AsyncIterator[Life]:
     """Run a GCS on a storage until the block ends; then it stops before its clients do."""
     switch, world = Switch(), World(1)
     network = MemoryNetwork(switch, world.seams("gcs"))
     await network.listen("gcs")
-    host = build_gcs(network, storage)
+    host = build_gcs(network, storage, system=system)
     running = host.start("gcs")
     lived = Life(switch, world)
     async with AsyncExitStack() as stack:

@@ -108,6 +108,17 @@ async def test_a_silent_node_dies_after_ten_seconds() -> None:
 
 
 @simulated
+async def test_the_settings_say_after_how_much_silence_a_node_dies() -> None:
+    threshold = {"health_check_failure_threshold": 2, "health_check_period_ms": 3000}
+    async with life(MemoryStorage(), **threshold) as gcs:
+        raylet = gcs.client()
+        await raylet.nodes.register(node())
+        events = nodes_of(raylet.nodes.watch(msg.WatchNodes()))
+        _, death = await take(events, 2)
+        assert death.death_reason == "it was silent for 8 s"
+
+
+@simulated
 async def test_heartbeats_tell_what_is_available() -> None:
     async with life(MemoryStorage()) as gcs:
         raylet = gcs.client()

@@ -245,4 +245,5 @@ def _row(request: msg.RegisterNode) -> msg.Node:
         ip=request.ip,
         version=request.version,
         python=request.python,
+        settings=request.settings,
     )

@@ -448,6 +448,11 @@ class Node(betterproto2.Message):
     it ended in order, having said goodbye
     """
 
+    settings: "str" = betterproto2.field(18, betterproto2.TYPE_STRING)
+    """
+    a head's: the system config of the cluster, as JSON
+    """
+
 
 default_message_pool.register_message("raylite.gcs", "Node", Node)
 
@@ -527,6 +532,8 @@ class RegisterNode(betterproto2.Message):
     version: "str" = betterproto2.field(10, betterproto2.TYPE_STRING)
 
     python: "str" = betterproto2.field(11, betterproto2.TYPE_STRING)
+
+    settings: "str" = betterproto2.field(12, betterproto2.TYPE_STRING)
 
 
 default_message_pool.register_message("raylite.gcs", "RegisterNode", RegisterNode)
