@@ -13,11 +13,12 @@ from raylite._kernel.network import Network
 from raylite._kernel.service import Service
 from raylite._protocol import gcs
 from raylite._wire.messages import gcs as msg
-from raylite.exceptions import PeerLostError, RayError, RaySystemError
+from raylite.exceptions import AuthenticationError, PeerLostError, RayError, RaySystemError
 
 logger = logging.getLogger(__name__)
 
 RETRY = 1.0  # seconds until a GCS that did not take the job is asked again
+REFUSED = 8.0  # and until one that has refused this driver's node is
 
 
 class DriverGivenUp(RaySystemError):
@@ -73,7 +74,7 @@ class DriverService(Service):
                 return
             except RayError as error:
                 logger.info("the GCS does not take this driver's job: %s", error)
-                await asyncio.sleep(RETRY)
+                await asyncio.sleep(REFUSED if isinstance(error, AuthenticationError) else RETRY)
 
     def _leave(self, reason: str) -> None:
         self.on_given_up(reason)

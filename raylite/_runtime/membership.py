@@ -6,17 +6,26 @@ had said something that counts as long as the link does, says it again on the ne
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Callable
 
 from raylite._kernel.link import Link
 from raylite._kernel.network import Network
+from raylite._kernel.seams import now
 from raylite._kernel.service import Service, every
+from raylite._machines.refusals import PATIENCE, Refusals, Tell
 from raylite._protocol import gcs
 from raylite._services.raylet.leases import LeaseService
 from raylite._services.raylet.pool import Member, PoolService
 from raylite._wire.messages import gcs as msg
-from raylite.exceptions import NodeDiedError, PeerLostError, RayError, RaySystemError
+from raylite.exceptions import (
+    AuthenticationError,
+    NodeDiedError,
+    PeerLostError,
+    RayError,
+    RaySystemError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +46,8 @@ class MemberService(Service):
     Each beat compares what the GCS was told with what is, and tells the difference; all of it, if
     the GCS is a new one or asks for it. Without a GCS a head waits, since its fork server starts
     another; any other node ends when it has not been reachable for a session's timeout, for then
-    nobody will ever give it work, and when its cluster has taken it for dead.
+    nobody will ever give it work, when its cluster has taken it for dead, and when that has refused to
+    let it in for as long.
     """
 
     def __init__(
@@ -57,6 +67,7 @@ class MemberService(Service):
         self._told: dict[bytes, msg.Worker] = {}
         self._ended: deque[msg.Worker] = deque(maxlen=_ENDED_KEPT)
         self._left: dict[bytes, None] = {}  # jobs whose driver has ended here
+        self._refusals = Refusals(math.inf if row.head else PATIENCE)
         self._is_beating = False
         self.joined = asyncio.Event()
         self.on_registered: Callable[[], None] = _ignore
@@ -67,11 +78,14 @@ class MemberService(Service):
 
     @every(seconds=BEAT)
     async def beat(self) -> None:
-        if self._is_beating:
-            return  # the first one is still waiting for its answer
+        if self._is_beating or not self._refusals.may_ask(now()):
+            return  # the first one is still waiting for its answer, or asking is of no use yet
         self._is_beating = True
         try:
             await self._beat(self._network.connect(self._gcs_address))
+            self._refusals.accepted()
+        except AuthenticationError as error:
+            self._refused(error)
         except PeerLostError as error:
             if not (error.confirmed or self._row.head):
                 raise RaySystemError(
@@ -85,6 +99,20 @@ class MemberService(Service):
             logger.warning("the GCS does not answer: %s", error)
         finally:
             self._is_beating = False
+
+    def _refused(self, error: AuthenticationError) -> None:
+        for effect in self._refusals.refused(now()):
+            if isinstance(effect, Tell):
+                logger.warning(
+                    "the cluster does not let this node in any more: %s. If its head was started anew, "
+                    "run `raylite stop` here and join again; if this node's token was revoked, run "
+                    "`raylite token rotate --token-file=FILE` here. The node asks for %g s",
+                    error, effect.seconds,
+                )  # fmt: skip
+            else:
+                raise RaySystemError(
+                    f"this node ends, for its cluster has refused it for {effect.seconds:.0f} s: {error}"
+                ) from error
 
     async def _beat(self, link: Link) -> None:
         is_known = False

@@ -8,6 +8,7 @@ import pytest
 
 from raylite._kernel.arena import HeapArena
 from raylite._kernel.host import Host
+from raylite._kernel.link import Link
 from raylite._kernel.memory import MemoryNetwork, Switch
 from raylite._protocol import gcs, raylet
 from raylite._runtime.attach import attach_driver
@@ -17,7 +18,8 @@ from raylite._services.raylet.pool import OutputListener, SourceListener
 from raylite._types import board
 from raylite._wire import hot
 from raylite._wire.messages import gcs as msg, raylet as raylet_msg
-from raylite.exceptions import RaySystemError
+from raylite.exceptions import AuthenticationError, RaySystemError
+from raylite.testing.loop import SimLoop
 from raylite.testing.sim import World
 from tests.services.rig import simulated
 from tests.services.storages import GatedStorage
@@ -211,6 +213,60 @@ async def test_a_node_that_has_lost_its_cluster_for_good_ends_and_a_head_waits()
     with pytest.raises(RaySystemError, match="has lost its cluster"):
         async with site.node(is_head=False):
             await anyio.sleep(200)
+
+
+class RefusedNetwork(MemoryNetwork):
+    """What a node has whose token is not the cluster's any more, until it is let in."""
+
+    is_let_in = False
+    asked = 0
+
+    def connect(self, address: str) -> Link:
+        link = super().connect(address)
+        if address == "gcs" and not (self.is_let_in or link.is_ended):
+            self.asked += 1
+            link.finish(AuthenticationError("it has another token"))
+        return link
+
+
+@pytest.mark.parametrize("is_head", [False, True])
+def test_a_node_that_its_cluster_refuses_asks_seldom_says_so_once_and_ends(
+    is_head: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def refuse() -> None:
+        site = Site()
+        network = RefusedNetwork(site.switch, site.world.seams("raylet"))
+        site.network = lambda name: network  # type: ignore[method-assign]
+        if is_head:
+            async with site.node(is_head=True):
+                await anyio.sleep(600)
+        else:
+            with pytest.raises(RaySystemError, match="refused it for 60 s: it has another token"):
+                async with site.node(is_head=False):
+                    await anyio.sleep(61)
+            site.arena.close()
+        most = 600 if is_head else 60
+        assert network.asked <= 6 * (most / 8 + 4)  # by the member, and by the feeds of its raylet
+
+    SimLoop().run(refuse())
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(told) == 1
+    assert "raylite stop" in told[0]
+
+
+@simulated
+async def test_a_node_that_was_refused_stays_if_it_is_let_in_within_a_minute() -> None:
+    site = Site()
+    network = RefusedNetwork(site.switch, site.world.seams("raylet"))
+    async with site.gcs():
+        plain, site.network = site.network, lambda name: network  # type: ignore[method-assign]
+        async with site.node(is_head=False):
+            await anyio.sleep(50)
+            network.is_let_in = True
+            await anyio.sleep(100)
+            site.network = plain  # type: ignore[method-assign]
+            [row], _, _ = await site.rows()
+            assert row.alive
 
 
 @simulated

@@ -18,13 +18,14 @@ from raylite._types.marks import mark_of, mark_of_node
 from raylite._types.strategies import NodeKey, NodeView, Shapes
 from raylite._wire import hot
 from raylite._wire.messages import gcs as msg
-from raylite.exceptions import RayError
+from raylite.exceptions import AuthenticationError, RayError
 
 logger = logging.getLogger(__name__)
 
 REPORT = 0.1  # seconds between two reports of what changed here
 SOON = 0.01  # seconds until a report that came too early is made again
 AGAIN = 0.5  # seconds after which a feed that broke is asked for again
+REFUSED = 8.0  # and after which a cluster is asked again that has refused this node
 _DEAD_KEPT = 10_000  # nodes remembered as dead
 
 
@@ -114,6 +115,9 @@ class ClusterService(Service):
         while True:
             try:
                 await work()
+            except AuthenticationError as error:
+                logger.info("the cluster refuses this node: %s", error)
+                await asyncio.sleep(REFUSED)
             except RayError as error:
                 logger.info("the GCS cannot be asked: %s", error)
             await asyncio.sleep(AGAIN)
