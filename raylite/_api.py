@@ -9,7 +9,7 @@ from typing import Any, Literal, Never, ParamSpec, TypeVar, Unpack, overload
 from raylite._decorators import Decorator, DecoratorTo
 from raylite._init import init
 from raylite._options import decorated, decorator_error, validate_task_options
-from raylite._remote import RemoteFunction, show
+from raylite._remote import RemoteFunction
 from raylite._runtime import auto, context, session
 from raylite._services.worker.core import Core
 from raylite._services.worker.generator import ObjectRefGenerator
@@ -18,6 +18,7 @@ from raylite._services.worker.outcomes import outcomes
 from raylite._types.address import NodeAddress, TcpAddress, UnixAddress, parse_address
 from raylite._types.keywords import DecoratorKeywords, Several
 from raylite._types.signature import is_async, yields
+from raylite._types.text import show
 from raylite._wire import pickling
 from raylite._wire.messages import gcs as msg
 from raylite.exceptions import RayError, RaySystemError

@@ -42,7 +42,7 @@ from raylite._types.strategies import (
     SpreadStrategy,
     Strategy,
 )
-from raylite._types.text import refuse_text
+from raylite._types.text import refuse_text, show
 from raylite._wire import environments, hot, pickling, placement
 
 P = ParamSpec("P")
@@ -66,7 +66,6 @@ Given: TypeAlias = T | ObjectRef[T]
 _NO_ARGUMENTS = pickling.dumps(((), {})).to_bytes()
 _FIRST = (1).to_bytes(4, "little")  # the index of a task's first return
 _STREAM = -1  # in the place of a number of returns
-_SHOWN = 1000  # characters of a value in a message
 
 
 _DEPTHS_KEPT = 64
@@ -577,15 +576,6 @@ def _refuse_call(function: RemoteFunction[Any, Any], *args: object, **kwargs: ob
 
 # Not in the class, where type checkers would take it for something that can be called.
 setattr(RemoteFunction, "__call__", _refuse_call)  # noqa: B010
-
-
-def show(value: object) -> str:
-    """Return the value's `repr` for a message: not too long, and never an error itself."""
-    try:
-        text = repr(value)
-    except Exception:  # of the value's own making, or nested too deeply
-        text = object.__repr__(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _without(

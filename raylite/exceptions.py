@@ -38,6 +38,8 @@
     ├── UnavailableError                    what was asked for is not there, or not now
     └── DeadlineExceededError (TimeoutError)
 
+and one warning, `NumReturnsWarning`.
+
 Names, bases, constructors and texts are those of Ray 2.60, with the package's name changed, because
 programs match on them. That makes this the longest of the modules: the tree is one idea, and most
 of its length is one short class after another.
@@ -397,7 +399,21 @@ def _format(error: BaseException, header: str) -> Iterator[str]:
 
 _PACKAGE = os.path.dirname(__file__) + os.sep
 _STDLIB = sysconfig.get_path("stdlib") + os.sep
-_PLUMBING = tuple(_STDLIB + name for name in ("asyncio", "concurrent", "contextlib", "threading"))
+_PICKLER = os.path.dirname(cloudpickle.__file__) + os.sep
+_PLUMBING = (
+    _PICKLER,
+    *(_STDLIB + name for name in ("asyncio", "concurrent", "contextlib", "threading")),
+)
+
+
+def is_own_frame(file: str) -> bool:
+    """Say whether code of this file is raylite's, or the pickler's."""
+    return file.startswith((_PACKAGE, _PICKLER))
+
+
+def tell(error: BaseException) -> str:
+    """The traceback of an error, without raylite's frames."""
+    return "".join(_format(error, "Traceback (most recent call last):"))
 
 
 def _drop_framework_frames(story: traceback.TracebackException) -> None:
@@ -432,6 +448,10 @@ class TaskCancelledError(RayError):
         if self.task_id is None:
             return message
         return f"Task: {self.task_id} was cancelled. {message}"
+
+
+class NumReturnsWarning(UserWarning):
+    """A task with ``num_returns=0`` returned something, which is lost."""
 
 
 class TaskTimeoutError(RayError, TimeoutError):

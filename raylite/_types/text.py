@@ -1,6 +1,7 @@
 """Text: which strings can travel, and how any of them is shown in a line."""
 
 _MOST = 200  # characters of a text in a message or a title
+_SHOWN = 1000  # characters of a value in a message
 
 
 def refuse_text(what: str, text: str) -> str | None:
@@ -22,6 +23,15 @@ def refuse_text(what: str, text: str) -> str | None:
 def show_text(text: str) -> str:
     """Return a text for a message: not too long, and escaped."""
     return repr(text) if len(text) <= _MOST else f"{text[:_MOST]!r}..."
+
+
+def show(value: object) -> str:
+    """Return the value's `repr` for a message: not too long, and never an error itself."""
+    try:
+        text = repr(value)
+    except Exception:  # of the value's own making, or nested too deeply
+        text = object.__repr__(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def one_line(text: str) -> str:

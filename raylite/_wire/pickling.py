@@ -22,7 +22,6 @@ import io
 import pickle
 import struct
 import threading
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from types import CodeType, FunctionType
@@ -32,7 +31,7 @@ import cloudpickle
 import msgspec
 from cloudpickle import cloudpickle as cloudpickle_internals
 
-from raylite.exceptions import RayError, RaySystemError
+from raylite.exceptions import RayError, RaySystemError, is_own_frame, tell
 
 PROTOCOL: Final = 5
 ALIGNMENT: Final = 64
@@ -181,7 +180,7 @@ def load_value(blob: bytes | memoryview) -> Any:
     except RayError:
         raise
     except Exception as error:
-        raise RaySystemError(error, traceback.format_exc()) from error
+        raise RaySystemError(error, tell(error)) from error
 
 
 def dumps_function(
@@ -257,6 +256,14 @@ def describe_unpicklable(value: object, name: str = "value") -> str:
     lines: list[str] = []
     _explain(value, name, 0, lines, set())
     return "\n".join(lines) or f"{name}: can be pickled"
+
+
+def raised_by_pickler(error: BaseException) -> bool:
+    """Say of an error of `dumps` whether the pickler raised it, not code of a value's class."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is None or is_own_frame(trace.tb_frame.f_code.co_filename)
 
 
 class _Collected(threading.local):
@@ -415,10 +422,13 @@ def _explain(value: object, name: str, depth: int, lines: list[str], seen: set[i
         return False
     if depth < 4:
         culprits = 0
-        for member, inner in islice(_members(value, name), 10_000):
-            culprits += _explain(inner, member, depth + 1, lines, seen)
-            if culprits == 5:
-                break
+        try:
+            for member, inner in islice(_members(value, name), 10_000):
+                culprits += _explain(inner, member, depth + 1, lines, seen)
+                if culprits == 5:
+                    break
+        except Exception as error:  # a container or a `repr` of the user's own
+            lines.append(f"{'  ' * depth}  {name}: what is in it cannot be seen: {error!r}")
     return True
 
 

@@ -269,7 +269,10 @@ class AsyncRunner(Runner):
         """The same as `_pack`, but others go on while there is no room for a large value."""
         if result is None:
             return NONE
-        pickled = pickling.dumps(result)
+        try:
+            pickled = pickling.dumps(result)
+        except Exception as error:
+            raise self._not_serializable(error, result, index, job) from None
         contained = self._hand_over(pickled, job) if pickled.contained else ()
         if pickled.size <= hot.INLINE_LIMIT:
             return Value(Form.INLINE, pickled.to_bytes(), 0, 0, contained)

@@ -14,11 +14,12 @@ from typing import Any, Protocol
 
 from raylite._services.worker.awaited import Awaited
 from raylite._services.worker.cancel import cancelled_error
-from raylite._services.worker.chunk import Failed
+from raylite._services.worker.chunk import OUTCOMES, Chunk, Failed
 from raylite._services.worker.execute import Job, QueueExecutor
 from raylite._services.worker.interrupts import came_through, is_below
 from raylite._services.worker.objects import Entry, ObjectRef
 from raylite._services.worker.producer import Gate
+from raylite._services.worker.results import not_serializable, remark_ignored
 from raylite._services.worker.running import RunningTask
 from raylite._services.worker.streams import NONE
 from raylite._wire import hot, pickling
@@ -322,7 +323,13 @@ class Runner:
 
     def _pack_each(self, result: Any, task: hot.Task, job: Job) -> tuple[Value, ...]:
         if task.returns == 0:
+            if result is not None:
+                function = self._functions.get(job.definition.function)
+                code = getattr(function, "__code__", None)
+                remark_ignored(result, job.definition.name, code)
             return ()
+        name = task.name or job.definition.title
+        is_chunk = isinstance(result, GeneratorType) and result.gi_code is OUTCOMES
         if not isinstance(result, GeneratorType) and len(result) != task.returns:
             raise ValueError(
                 f"Task returned {len(result)} objects, but num_returns={task.returns}."
@@ -334,7 +341,9 @@ class Runner:
                 if type(each) is Failed and each.is_told:
                     values.append(pack_error(each.error))
                 elif type(each) is Failed:
-                    values.append(self._error(each.error, job, task.name or job.definition.title))
+                    values.append(self._error(each.error, job, name))
+                elif is_chunk:
+                    values.append(self._pack_outcome(each, task, len(values), job))
                 else:
                     values.append(self._pack(each, task, len(values), job))
                 if len(values) == task.returns:
@@ -348,10 +357,20 @@ class Runner:
         except BaseException as error:  # what came before it is good, as in Ray
             raise Unfinished(tuple(values), error) from error
 
+    def _pack_outcome(self, result: Any, task: hot.Task, index: int, job: Job) -> Value:
+        """Pack the result of one call of a chunk: those behind it are other calls'."""
+        try:
+            return self._pack(result, task, index, job)
+        except Exception as error:
+            return self._error(error, job, task.name or job.definition.title)
+
     def _pack(self, result: Any, task: hot.Task, index: int, job: Job) -> Value:
         if result is None:
             return NONE
-        pickled = pickling.dumps(result)
+        try:
+            pickled = pickling.dumps(result)
+        except Exception as error:
+            raise self._not_serializable(error, result, index, job) from None
         contained = self._hand_over(pickled, job) if pickled.contained else ()
         size = pickled.size
         if size <= hot.INLINE_LIMIT and (index < 100 or size <= hot.inline_limit(task.returns)):
@@ -359,6 +378,15 @@ class Runner:
         key = arena_key(task, index)
         stored = self._values.store_result(key, job.definition.owner, pickled)
         return Value(Form.ARENA, b"", stored.offset, stored.size, contained, key, stored.node)
+
+    def _not_serializable(self, error: Exception, result: Any, index: int, job: Job) -> Exception:
+        task, function = job.task, self._functions.get(job.definition.function)
+        what = "return value"
+        if task.stream is not None:
+            what = f"yielded value number {index}"
+        elif task.returns > 1 and not isinstance(function, Chunk):
+            what = f"return value number {index + 1}"
+        return not_serializable(error, result, what, job.definition.name)
 
     def _hand_over(self, pickled: pickling.Pickled, job: Job) -> tuple[hot.Contained, ...]:
         """Hold the references in a result until its owner holds them."""
