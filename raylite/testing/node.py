@@ -786,6 +786,8 @@ class _BlockedTask:
 
     def __init__(self, count: int) -> None:
         self.count = count
+        self.is_woken = False
+        self.on_woken: Callable[[], None] | None = None
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
@@ -795,6 +797,9 @@ class _BlockedTask:
     def ready(self, entry: Entry) -> None:
         self.count -= 1
         if (self.count == 0 or entry.is_error) and not self.future.done():
+            self.is_woken = True
+            if self.on_woken is not None:
+                self.on_woken()
             self.future.set_result(None)
 
 

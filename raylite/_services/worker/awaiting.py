@@ -19,17 +19,20 @@ from raylite.exceptions import RaySystemError
 class Countdown(LoopFuture):
     """Wakes a coroutine when so many values have come, or with the first error."""
 
-    __slots__ = ("count", "raises")
+    __slots__ = ("count", "is_woken", "on_woken", "raises")
     is_fetching = False
 
     def __init__(self, count: int, *, raises: bool) -> None:
         super().__init__()
         self.count = count
         self.raises = raises
+        self.is_woken = False
+        self.on_woken: Callable[[], None] | None = None
 
     def ready(self, entry: Entry) -> None:
         self.count -= 1
-        if self.count == 0 or (self.raises and entry.is_error):
+        if (self.count == 0 or (self.raises and entry.is_error)) and not self.is_woken:
+            self.is_woken = True
             super().ready(entry)
 
     @property

@@ -700,7 +700,7 @@ class Core:
         """The wait is over, one way or another."""
         if waiter.count > 0 or len(entries) > 1:  # some entry may know the waiter still
             self._do(self._unwatched, entries, waiter)
-        if is_task and self.on_unblock is not None:
+        if is_task and not waiter.is_woken and self.on_unblock is not None:
             self._do(self.on_unblock)
 
     def end_fetching(self, entries: list[Entry], waiter: Fetching) -> None:
@@ -722,6 +722,7 @@ class Core:
         self._watched_all(entries, waiter)
         if on_block is not None and waiter.is_waiting:
             on_block()
+            waiter.on_woken = self.on_unblock
 
 
 async def _no_explanation(entry: Entry) -> hot.Explanation:

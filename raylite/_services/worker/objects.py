@@ -52,6 +52,10 @@ class Blocked(Waiter, Protocol):
     """Who waits for `count` values more, and does nothing else meanwhile."""
 
     count: int
+    #: Set, on the loop, by the value that ended the wait.
+    is_woken: bool
+    #: Called on the loop just before that: a task that had lent its CPU has it back.
+    on_woken: Callable[[], None] | None
 
     @property
     def is_waiting(self) -> bool: ...
@@ -408,19 +412,25 @@ class RefFuture(concurrent.futures.Future[V]):
 class BlockedThread:
     """A thread waits until so many of its entries have values, or one of them is an error."""
 
-    __slots__ = ("count", "lock", "raises")
+    __slots__ = ("count", "is_woken", "lock", "on_woken", "raises")
     is_fetching = False
 
     def __init__(self, count: int, *, raises: bool) -> None:
         self.count: int = count
         self.raises: bool = raises
+        self.is_woken: bool = False
+        self.on_woken: Callable[[], None] | None = None
         self.lock: threading.Lock = threading.Lock()
         self.lock.acquire()
 
     def ready(self, entry: Entry) -> None:
         self.count -= 1
-        if (self.count == 0 or (self.raises and entry.is_error)) and self.lock.locked():
-            self.lock.release()
+        if (self.count == 0 or (self.raises and entry.is_error)) and not self.is_woken:
+            self.is_woken = True
+            if self.on_woken is not None:
+                self.on_woken()
+            if self.lock.locked():
+                self.lock.release()
 
     def give_up(self) -> None:
         """Wake the thread, which is to raise."""
