@@ -41,7 +41,7 @@ def load_tls(certificate: str, key: str, authority: str, *, newcomers: bool = Fa
     """
     read_secret(key)
     try:
-        with open(certificate, encoding="ascii") as opened:
+        with open(certificate, encoding="utf-8", errors="replace") as opened:
             der = ssl.PEM_cert_to_DER_cert(_first(opened.read()))
         contexts = [
             ssl.SSLContext(side) for side in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT)
@@ -50,7 +50,7 @@ def load_tls(certificate: str, key: str, authority: str, *, newcomers: bool = Fa
             context.minimum_version = ssl.TLSVersion.TLSv1_3
             context.verify_mode = ssl.CERT_REQUIRED
             context.load_verify_locations(authority)
-            context.load_cert_chain(certificate, key)
+            context.load_cert_chain(certificate, key, _no_passphrase)
             context.set_alpn_protocols(["h2"])
     except (OSError, ValueError) as error:  # an SSLError is an OSError
         raise CertificateError(
@@ -63,6 +63,29 @@ def load_tls(certificate: str, key: str, authority: str, *, newcomers: bool = Fa
         server.verify_mode = ssl.CERT_OPTIONAL
     client.check_hostname = True
     return Tls(server, client, der)
+
+
+def _no_passphrase() -> str:
+    raise ValueError("the key has a passphrase, which nobody is there to type")
+
+
+def rehearse(tls: Tls, host: str) -> None:
+    """Have both sides of TLS speak to each other, as nodes will that are reached at an address.
+
+    Raises:
+        ssl.SSLError: One would not believe the other.
+    """
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    sides = [
+        tls.client.wrap_bio(to_client, to_server, server_hostname=host),
+        tls.server.wrap_bio(to_server, to_client, server_side=True),
+    ]
+    while sides:
+        try:
+            sides[0].do_handshake()
+            sides.pop(0)
+        except ssl.SSLWantReadError:
+            sides.reverse()
 
 
 def newcomer_tls(authority: str) -> Tls:
@@ -140,9 +163,9 @@ def _unverified_chain(secured: ssl.SSLSocket) -> list[bytes]:
 
 
 def _first(pem: str) -> str:
-    """Return the first certificate of a file that may hold a chain."""
-    end = "-----END CERTIFICATE-----"
-    return pem.partition(end)[0] + end + "\n"
+    """Return the first certificate of a file that may hold a chain, and text besides."""
+    begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+    return begin + pem.partition(begin)[2].partition(end)[0] + end + "\n"
 
 
 def _fingerprint(der: bytes) -> str:

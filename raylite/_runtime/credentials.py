@@ -1,7 +1,7 @@
 """A node's credentials: the files of the TLS that it speaks with other nodes.
 
 A head makes its cluster's CA and a certificate of its own. Who joins makes a key, and asks the head
-to sign for it. They lie in a directory of the session and end with the node.
+to sign for it. Or every node was given those of a CA of its user's (`given`). They lie in a directory of the session and end with the node.
 """
 
 from importlib import import_module
@@ -10,9 +10,11 @@ from typing import Any
 
 from raylite._kernel.secretfile import read_secret, write_secret
 from raylite._kernel.tls import Tls, fingerprint, load_tls
+from raylite._runtime.given import Given, read_given
 
 CERTIFICATE, KEY = "node.pem", "node.key"
 AUTHORITY, AUTHORITY_KEY = "ca.pem", "ca.key"
+GIVEN = "given"  # an empty file beside those that a user has named
 
 
 def create(folder: str, ip: str) -> None:
@@ -53,6 +55,29 @@ def keep(folder: str, authority: str, certificate: str, key: str) -> None:
         write_secret(_in(folder, name), text.encode())
 
 
+def take(folder: str, files: Given, ip: str) -> None:
+    """Keep a copy of what a user has named, as the credentials of a node at an IP address.
+
+    Raises:
+        AuthenticationError: They cannot be used, see `read_given`.
+    """
+    texts = read_given(files, ip)
+    keep(folder, texts.authority, texts.certificate, texts.key)
+    write_secret(_in(folder, GIVEN), b"")
+
+
+def taken(folder: str) -> Given | None:
+    """Return a node's credentials if a user has named them, for another node on its machine."""
+    if not folder or not Path(folder, GIVEN).exists():
+        return None
+    return Given(*(_in(folder, name) for name in (CERTIFICATE, KEY, AUTHORITY)))
+
+
+def can_sign(folder: str) -> bool:
+    """Whether these are the credentials of a head that has made its cluster's CA."""
+    return bool(folder) and Path(folder, AUTHORITY_KEY).exists()
+
+
 def load(folder: str, *, newcomers: bool = False) -> Tls | None:
     """Return how a node with these credentials speaks TLS; None if it has none.
 
@@ -62,7 +87,7 @@ def load(folder: str, *, newcomers: bool = False) -> Tls | None:
     if not folder:
         return None
     files = (_in(folder, name) for name in (CERTIFICATE, KEY, AUTHORITY))
-    return load_tls(*files, newcomers=newcomers)
+    return load_tls(*files, newcomers=newcomers and can_sign(folder))
 
 
 def authority(folder: str) -> str:

@@ -19,6 +19,7 @@ from raylite._kernel.keyring import Keyring
 from raylite._kernel.link import LinkConfig
 from raylite._kernel.tls import Tls
 from raylite._runtime import addresses, credentials
+from raylite._runtime.given import Given, load_given
 from raylite._runtime.listeners import host_port
 from raylite._runtime.node import NodeConfig
 from raylite._runtime.records import NodeRecord
@@ -121,9 +122,17 @@ def token_file_for(node: NodeRecord | None, given: str = "") -> str:
     return given or os.environ.get(TOKEN_VARIABLE, "") or (node.token_file if node else "")
 
 
-def keys_for(address: str | None, token_file: str = "", temp_dir: str = "") -> Keys:
-    """Return what lets a command in at the cluster at an address; see `addresses.choose`."""
+def keys_for(
+    address: str | None, token_file: str = "", temp_dir: str = "", files: Given | None = None
+) -> Keys:
+    """Return what lets a command in at the cluster at an address; see `addresses.choose`.
+
+    Raises:
+        AuthenticationError: The token or the certificates cannot be used.
+    """
     node = addresses.node_of(address or addresses.from_environment(), temp_dir)
+    if files is not None:
+        return Keys(read_keys(token_file_for(node, token_file), "").keyring, load_given(files))
     return read_keys(token_file_for(node, token_file), node.tls if node else "")
 
 

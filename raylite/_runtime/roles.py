@@ -92,7 +92,7 @@ def _be_fenced(error: Exception) -> NoReturn:
 
 def _signing(network: GrpcNetwork, config: NodeConfig) -> list[Service]:
     """Return what signs for nodes that have no certificate yet, and let those reach it."""
-    if not config.tls:
+    if not credentials.can_sign(config.tls):
         return []
     service = CertificateService(partial(credentials.sign, config.tls))
     network.greet(service)

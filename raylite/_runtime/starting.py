@@ -28,6 +28,7 @@ from raylite._runtime import (
     networks,
     records,
 )
+from raylite._runtime.given import Given
 from raylite._runtime.guest import check_versions
 from raylite._runtime.launch import NodeProcess
 from raylite._runtime.listeners import host_port
@@ -61,6 +62,7 @@ class NodeOptions(Struct, frozen=True):
         pin: The fingerprint of the CA of the cluster to join; empty if a node of it is on this
             machine, or if it does not encrypt.
         insecure: Is it accepted that what nodes say to each other can be read on the network?
+        certificates: Files of the node's own, for a cluster whose nodes all have such.
         env_vars: Set in the environment of the node's workers.
     """
 
@@ -75,6 +77,7 @@ class NodeOptions(Struct, frozen=True):
     token_file: str = ""
     pin: str = ""
     insecure: bool = False
+    certificates: Given | None = None
     env_vars: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -133,6 +136,8 @@ def _head(options: NodeOptions) -> NodeConfig:
     if options.pin:
         raise ValueError("a new cluster makes its own CA: leave --ca-fingerprint out")
     ip = options.ip or ("" if is_anywhere(options.bind) else options.bind) or LOOPBACK
+    if options.certificates is not None and options.insecure:
+        raise ValueError("with certificates all is encrypted: leave --insecure-plaintext out")
     taken = host_port(ip, options.gcs_port)
     for node in records.living(options.resources.temp_dir):
         if node.head and node.cluster == taken:
@@ -144,7 +149,9 @@ def _head(options: NodeOptions) -> NodeConfig:
     is_open = not is_loopback(config.listens_at)
     with _session(options) as session:
         create_token(own_token(session))
-        if is_open and not options.insecure:
+        if options.certificates is not None:
+            credentials.take(own_tls(session), options.certificates, ip)
+        elif is_open and not options.insecure:
             credentials.create(own_tls(session), ip)
         return replace(
             _in_session(config, session),
@@ -160,7 +167,15 @@ def _member(options: NodeOptions, address: str) -> NodeConfig:
     cluster = neighbour.cluster if neighbour is not None else address
     host = LOOPBACK if addresses.session_of(cluster) else addresses.parse(cluster)[0]
     gcs, authority = addresses.resolve(address, temp_dir), ""
-    if neighbour is not None:
+    own = options.certificates or credentials.taken(neighbour.tls if neighbour is not None else "")
+    if own is not None and options.pin:
+        raise ValueError(
+            f"--ca-fingerprint is for clusters that make their own CA: leave it out, as {own.authority} "
+            "says which nodes to believe"
+        )
+    if own is not None:
+        pass  # nothing is to be asked for
+    elif neighbour is not None:
         authority = credentials.authority(neighbour.tls) if neighbour.tls else ""
         if options.pin and not (authority and fingerprint(authority) == options.pin):
             raise CertificateError(
@@ -173,13 +188,13 @@ def _member(options: NodeOptions, address: str) -> NodeConfig:
         host, authority = contact.ip, contact.authority
         gcs = f"tcp:{host_port(host, port)}"
     config = _config(options, options.ip or addresses.own_ip(host))
-    if authority and options.insecure:
+    if (authority or own) and options.insecure:
         raise ValueError(f"the cluster at {address} encrypts: leave --insecure-plaintext out")
-    if not (authority or options.insecure):
+    if not (authority or own or options.insecure):
         _check_local(address, host, config.listens_at)
     token_file = networks.token_file_for(neighbour, options.token_file)
     keyring = Keyring.open(token_file) if token_file else None
-    if authority and keyring is None:
+    if (authority or own) and keyring is None:
         raise ValueError(
             f"the cluster at {address} asks for its token: copy the file `token` from the session's "
             f"directory of its head, and name it with --token-file or {networks.TOKEN_VARIABLE}"
@@ -188,7 +203,9 @@ def _member(options: NodeOptions, address: str) -> NodeConfig:
         if keyring is not None:  # a copy: the head's own file ends with the head
             write_tokens(own_token(session), read_tokens(token_file))
             write_issued(own_token(session), read_issued(token_file))
-        if authority:
+        if own is not None:
+            credentials.take(own_tls(session), own, config.ip)
+        elif authority:
             asked, key = credentials.request(config.ip)
             keys = Keys(keyring, newcomer_tls(authority))
             signed = inquiry.have_signed(gcs, keys, asked)
@@ -281,7 +298,7 @@ def _check_local(address: str, host: str, listens_at: str) -> None:
     if not is_loopback(host):
         raise ValueError(
             f"how is the cluster at {address} to be known? Add --ca-fingerprint, as the join command "
-            "of its head says. Only if that was started with --insecure-plaintext, say so too"
+            "of its head says, or --tls-server-cert and its neighbours if it has certificates of its own. Only if that was started with --insecure-plaintext, say so too"
         )
     if not is_loopback(listens_at):
         raise ValueError(

@@ -3,7 +3,9 @@
 import click
 
 from raylite._runtime import addresses, inquiry, networks
+from raylite._runtime.given import given
 from raylite.cli.errors import explained
+from raylite.cli.tls import certificates
 from raylite.exceptions import RaySystemError
 
 
@@ -15,14 +17,24 @@ from raylite.exceptions import RaySystemError
     metavar="FILE",
     help="The cluster's token.  [default: $RAYLITE_TOKEN_FILE, or that of this machine's node]",
 )
+@certificates
 @click.option("--temp-dir", default="", metavar="DIR", help="Where sessions are.")
-def health_check(address: str | None, token_file: str, temp_dir: str) -> None:
+def health_check(
+    address: str | None,
+    token_file: str,
+    temp_dir: str,
+    tls_server_cert: str,
+    tls_server_key: str,
+    tls_ca_cert: str,
+) -> None:
     """Ask whether a cluster answers and has a node that lives.
 
     Says nothing and ends with 0 if so; else it says why not, and ends with 1.
     """
     with explained():
         gcs = addresses.choose(address, temp_dir)
-        keys = networks.keys_for(address, token_file, temp_dir)
+        keys = networks.keys_for(
+            address, token_file, temp_dir, given(tls_server_cert, tls_server_key, tls_ca_cert)
+        )
         if not any(node.alive for node in inquiry.list_nodes(gcs, keys)):
             raise RaySystemError(f"the GCS at {gcs} answers, but no node of its cluster lives")

@@ -12,11 +12,13 @@ import click
 
 from raylite._options import validate_init_options
 from raylite._runtime import credentials
+from raylite._runtime.given import given
 from raylite._runtime.local import SessionOptions
 from raylite._runtime.node import wait_readable
 from raylite._runtime.starting import LOOPBACK, NodeOptions, Started, start_node
 from raylite.cli.errors import explained
 from raylite.cli.ports import PORT, PORTS, check_ports
+from raylite.cli.tls import certificates
 from raylite.exceptions import RaySystemError
 
 PORT_OF_HEADS = 6379  # Ray's
@@ -38,6 +40,8 @@ and to end this machine's part of it
 
 _ELSEWHERE = """ --token-file=FILE
 where FILE is a copy of this machine's {file}, as secret as that is there."""
+
+_OWN_CERTIFICATES = " --tls-server-cert=CERT --tls-server-key=KEY --tls-ca-cert=CA"
 
 _READABLE = """\
 WARNING: nothing that this node says to others is encrypted. Whoever can read the network between them
@@ -145,6 +149,7 @@ def _accepted(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Let nodes of other machines speak without encryption. Whoever can read the network "
     "reads all that they say.",
 )
+@certificates
 @click.option("--system-config", metavar="JSON", help="Settings of a head's components.")
 @click.option("--block", is_flag=True, help="Stay, and end with the node.")
 @_accepted
@@ -164,6 +169,9 @@ def start(
     token_file: str,
     bind: str,
     ca_fingerprint: str,
+    tls_server_cert: str,
+    tls_server_key: str,
+    tls_ca_cert: str,
     insecure_plaintext: bool,
     temp_dir: str,
     block: bool,
@@ -207,6 +215,7 @@ def start(
                 token_file=token_file,
                 pin=ca_fingerprint,
                 insecure=insecure_plaintext,
+                certificates=given(tls_server_cert, tls_server_key, tls_ca_cert),
             )
         )
         if insecure_plaintext:
@@ -267,7 +276,9 @@ def _labels(text: str | None) -> dict[str, str] | None:
 def _describe(started: Started) -> str:
     row, config = started.row, started.node.config
     address, is_reached = config.cluster, config.ip != LOOPBACK
-    if config.tls:
+    if credentials.taken(config.tls) is not None:
+        address += _OWN_CERTIFICATES
+    elif config.tls:
         address += f" --ca-fingerprint={credentials.pin(config.tls)}"
     shown = {name: row.resources[name] for name in ("CPU", "GPU") if name in row.resources}
     text = _STARTED.format(

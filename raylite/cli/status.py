@@ -7,10 +7,12 @@ from datetime import datetime
 import click
 
 from raylite._runtime import addresses, inquiry, networks
+from raylite._runtime.given import given
 from raylite._types.resources import Resources
 from raylite._wire import hot
 from raylite._wire.messages import gcs as msg
 from raylite.cli.errors import explained
+from raylite.cli.tls import certificates
 
 _RULE = "-" * 63
 _BYTES = ("memory", "object_store_memory")
@@ -25,8 +27,16 @@ _FAILURES_SHOWN = 10
     metavar="FILE",
     help="The cluster's token.  [default: $RAYLITE_TOKEN_FILE, or that of this machine's node]",
 )
+@certificates
 @click.option("--temp-dir", default="", metavar="DIR", help="Where sessions are.")
-def status(address: str | None, token_file: str, temp_dir: str) -> None:
+def status(
+    address: str | None,
+    token_file: str,
+    temp_dir: str,
+    tls_server_cert: str,
+    tls_server_key: str,
+    tls_ca_cert: str,
+) -> None:
     """Show a cluster's nodes, those that died of late, what of its resources is in use, and what waits.
 
     What waits is a second old, and shown by what it needs: the largest numbers, of 20 kinds.
@@ -34,7 +44,9 @@ def status(address: str | None, token_file: str, temp_dir: str) -> None:
     with explained():
         nodes, demand = inquiry.overview(
             addresses.choose(address, temp_dir),
-            networks.keys_for(address, token_file, temp_dir),
+            networks.keys_for(
+                address, token_file, temp_dir, given(tls_server_cert, tls_server_key, tls_ca_cert)
+            ),
         )
         click.echo("\n".join(describe(nodes, demand, datetime.now())))
 
