@@ -23,9 +23,7 @@ class Devices:
         self._free = {name: list(rooms) for name, rooms in self._total.items()}
         # What of the total is never lent for good: see `Leases`.
         self._reach = {name: list(rooms) for name, rooms in self._total.items()}
-
-    def __bool__(self) -> bool:
-        return bool(self._total)
+        self.are_any: bool = bool(self._total)
 
     def lacking(self, demand: Resources) -> tuple[str, ...]:
         """Return those of which no device, or not enough of them, has room for this now."""
@@ -73,6 +71,7 @@ class Devices:
                 for device, room in enumerate(rooms):
                     now[device] += room - (old[device] if device < len(old) else 0)
             self._total[name] = rooms
+        self.are_any = bool(self._total)
 
     def check(self, loans: list[Shares], free: Resources) -> None:
         """Assert that what is free and what is lent make up the total."""

@@ -103,22 +103,20 @@ class Standing(Struct, frozen=True):
 
 class _Loan(Struct):
     request: Request
+    #: What the pool is without because of this loan.
+    held: Resources
     blocked: bool = False
     devices: Shares = NOTHING
-
-    def held(self) -> Resources:
-        """What the pool is without because of this loan."""
-        demand = self.request.demand
-        return demand.without("CPU") if self.blocked else demand
 
     @property
     def is_pinned(self) -> bool:
         """Whether it does not come back by a task's ending."""
         return self.blocked or self.request.lasting
 
+    @property
     def pinned(self) -> Resources:
         """The part of it that does not come back by a task's ending."""
-        return self.held() if self.is_pinned else _NOTHING
+        return self.held if self.blocked or self.request.lasting else _NOTHING
 
 
 _NOTHING: Final = Resources()
@@ -320,11 +318,11 @@ class Leases:
     def _advance(self, effects: list[Effect]) -> None:
         while (request := self._next()) is not None:
             self._unqueue(request.lease)
-            self._loans[request.lease] = loan = _Loan(request)
+            self._loans[request.lease] = loan = _Loan(request, request.demand)
             self._lent_to[request.holder] = self._lent_to.get(request.holder, 0) + 1
             self._free -= request.demand
-            self._pinned += loan.pinned()
-            if self._devices:
+            self._pinned += loan.pinned
+            if self._devices.are_any:
                 loan.devices = self._devices.take(request.demand)
                 if loan.is_pinned:
                     self._devices.pin(loan.devices)
@@ -363,13 +361,15 @@ class Leases:
 
     def _fits(self, demand: Resources) -> bool:
         """Say whether a demand could be granted now."""
-        return demand.fits(self._free) and not (self._devices and self._devices.lacking(demand))
+        return demand.fits(self._free) and not (
+            self._devices.are_any and self._devices.lacking(demand)
+        )
 
     def _is_in_reach(self, demand: Resources, reach: Resources) -> bool:
         """Say whether it could be if the tasks now running ended."""
         if not demand.fits(reach):
             return False
-        return not self._devices or self._devices.are_in_reach(demand)
+        return not self._devices.are_any or self._devices.are_in_reach(demand)
 
     def _unqueue(self, lease: LeaseID) -> None:
         line = self._waiting.pop(lease)
@@ -383,8 +383,8 @@ class Leases:
         for lease in leases:
             if (loan := self._loans.pop(lease, None)) is not None:
                 request = loan.request
-                self._free += loan.held()
-                self._pinned -= loan.pinned()
+                self._free += loan.held
+                self._pinned -= loan.pinned
                 if loan.devices:
                     self._devices.give_back(loan.devices)
                     if loan.is_pinned:
@@ -416,12 +416,14 @@ class Leases:
         if loan is None or loan.blocked == blocked:
             return []
 
-        self._free += loan.held()
-        self._pinned -= loan.pinned()
+        self._free += loan.held
+        self._pinned -= loan.pinned
         was_pinned, loan.blocked = loan.is_pinned, blocked
-        self._free -= loan.held()
-        self._pinned += loan.pinned()
-        if loan.is_pinned is not was_pinned:
+        demand = loan.request.demand
+        loan.held = demand.without("CPU") if blocked else demand
+        self._free -= loan.held
+        self._pinned += loan.pinned
+        if loan.devices and loan.is_pinned is not was_pinned:
             (self._devices.pin if loan.is_pinned else self._devices.unpin)(loan.devices)
         effects: list[Effect] = []
         self._advance(effects)
@@ -466,8 +468,8 @@ class Leases:
     def check(self) -> None:
         """Assert what must hold between calls; the tests run it after every step."""
         loans = self._loans.values()
-        assert sum((loan.held() for loan in loans), self._free) == self._total
-        assert sum((loan.pinned() for loan in loans), _NOTHING) == self._pinned
+        assert sum((loan.held for loan in loans), self._free) == self._total
+        assert sum((loan.pinned for loan in loans), _NOTHING) == self._pinned
         self._devices.check([loan.devices for loan in loans], self._free)
         queued = {request.lease: line for line in self._lines.values() for *_, request in line}
         assert queued == self._waiting

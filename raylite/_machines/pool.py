@@ -490,8 +490,11 @@ class Pool:
         return len(self._workers) - self._retiring
 
     def _surplus(self) -> bool:
+        if not self._idle:
+            return False
+
         above = self._working + UNIT * len(self._idle) > UNIT * self._soft_limit
-        return bool(self._idle) and above and self._alive() > self._floor
+        return above and self._alive() > self._floor
 
     def _oldest_idle_ends(self) -> float:
         return self._workers[next(iter(self._idle))].idle_since + self._idle_grace

@@ -98,6 +98,9 @@ class Resources(Struct, eq=False):
         if name not in self._units:
             return self
 
+        if len(self._units) == 1:
+            return _NOTHING
+
         return Resources({key: amount for key, amount in self._units.items() if key != name})
 
     def only(self, name: str) -> "Resources":
@@ -106,6 +109,9 @@ class Resources(Struct, eq=False):
         return Resources({name: amount} if amount else {})
 
     def __add__(self, other: "Resources") -> "Resources":
+        if not other._units:
+            return self
+
         units = self._units.copy()
         for name, amount in other._units.items():
             if changed := units.get(name, 0) + amount:
@@ -116,6 +122,9 @@ class Resources(Struct, eq=False):
         return Resources(units)
 
     def __sub__(self, other: "Resources") -> "Resources":
+        if not other._units:
+            return self
+
         units = self._units.copy()
         for name, amount in other._units.items():
             if changed := units.get(name, 0) - amount:
@@ -196,6 +205,8 @@ def _round(option: str, amount: float, exact: bool) -> int:
 
     return int(scaled)
 
+
+_NOTHING: Final = Resources()
 
 #: What a task needs that does not say.
 ONE_CPU: Final = Resources.of(CPU=1)

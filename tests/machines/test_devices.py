@@ -58,7 +58,7 @@ def test_other_accelerators_are_told_apart_too_and_plain_resources_are_not() -> 
 
 def test_a_node_without_devices_has_none() -> None:
     devices = Devices(Resources.of(CPU=4, oven=3))
-    assert not devices
+    assert not devices.are_any
     assert devices.lacking(gpus(1)) == ()  # the amount says that
     devices.check([], Resources.of(CPU=4))
 
