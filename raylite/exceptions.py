@@ -703,6 +703,14 @@ class PendingCallsLimitExceeded(RayError):
 
 # --- What happened to an object ---
 
+_logs = "session_latest/logs"
+
+
+def note_logs(directory: str) -> None:
+    """Have errors tell where the logs of this process's session are."""
+    global _logs
+    _logs = directory
+
 
 class GetTimeoutError(RayError, TimeoutError):
     """Time ran out before all the objects were there. Nothing was cancelled."""
@@ -738,7 +746,7 @@ class ObjectLostError(RayError):
 
     _REASON: ClassVar[str] = (
         "All copies of {ref} have been lost due to node failure. Check cluster logs "
-        "(`/tmp/raylite/session_latest/logs`) for more information about the failure."
+        "(`{logs}`) for more information about the failure."
     )
 
     def __init__(self, object_ref_hex: str, owner_address: bytes | None, call_site: str) -> None:
@@ -757,7 +765,7 @@ class ObjectLostError(RayError):
         )
 
     def __str__(self) -> str:
-        return f"{self._base_str()}\n\n{self._REASON.format(ref=self.object_ref_hex)}"
+        return f"{self._base_str()}\n\n{self._REASON.format(ref=self.object_ref_hex, logs=_logs)}"
 
 
 class ObjectFetchTimedOutError(ObjectLostError):
@@ -793,7 +801,7 @@ class OwnerDiedError(ObjectLostError):
     _REASON = (
         "The object's owner has exited. This is the Python worker that first created the ObjectRef "
         "via `.remote()` or `raylite.put()`. Check cluster logs "
-        "(`/tmp/raylite/session_latest/logs`) for more information about the Python worker failure."
+        "(`{logs}`) for more information about the Python worker failure."
     )
 
 
@@ -933,12 +941,14 @@ class PeerLostError(LinkError):
     """The peer is gone.
 
     With ``confirmed`` its process is known to be dead. Otherwise it has been out of reach for
-    longer than the session timeout, and what it was asked to do may yet be done.
+    longer than the session timeout, and what it was asked to do may yet be done. ``reason`` is the
+    message without the peer.
     """
 
-    def __init__(self, message: str = "", *, confirmed: bool = False) -> None:
+    def __init__(self, message: str = "", *, confirmed: bool = False, reason: str = "") -> None:
         super().__init__(message)
         self.confirmed = confirmed
+        self.reason = reason or message
 
 
 class CongestedError(LinkError):
@@ -985,6 +995,12 @@ RAY_EXCEPTION_TYPES: list[type[RayError]] = [
 ]
 
 # --- Errors between services ---
+
+
+def reason_of(error: BaseException | None) -> str:
+    """Return what a text says of a lost peer that it names itself."""
+    return error.reason if isinstance(error, PeerLostError) else str(error)
+
 
 _NEED_MORE_THAN_A_MESSAGE = (
     RayTaskError,

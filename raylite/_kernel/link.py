@@ -38,6 +38,7 @@ from raylite._kernel.packet import (
 )
 from raylite._kernel.session import WINDOW_BYTES, Session
 from raylite._kernel.wire import Deaf, Wire
+from raylite._types.address import shown
 from raylite.exceptions import (
     AuthenticationError,
     CongestedError,
@@ -412,7 +413,9 @@ class Link:
             # Answers cannot wait, and this peer asks on while it reads nothing.
             self._say_goodbye("too many answers wait for you to read them")
             self.finish(
-                CongestedError(f"{self.peer} left {self._outbox.size} bytes of answers unread")
+                CongestedError(
+                    f"{shown(self.peer)} left {self._outbox.size} bytes of answers unread"
+                )
             )
 
     # ---- the wire (what a network calls) ---------------------------------------------------
@@ -540,11 +543,12 @@ class Link:
             while self._outbox and self._wire is not None:
                 self._wire.send(self.session.pack(self._outbox.take()))
             self._say_goodbye("")
-            self.finish(LinkClosedError(f"the link to {self.peer} was closed here"))
+            self.finish(LinkClosedError(f"the link to {shown(self.peer)} was closed here"))
 
     def confirm_dead(self, reason: str) -> None:
         """The peer's process is known to be gone: whoever waits for it need not."""
-        self.finish(PeerLostError(f"{self.peer} is gone: {reason}", confirmed=True))
+        told = f"{shown(self.peer)} is gone: {reason}"
+        self.finish(PeerLostError(told, confirmed=True, reason=reason))
 
     def leave(self, reason: str) -> None:
         """Say goodbye, and let whoever waits for the peer hear the reason: it is lost to this process."""
@@ -602,7 +606,7 @@ class Link:
         """Return a new exception: one that is raised in many places collects all their frames."""
         if self.error is None:
             return CongestedError(
-                f"{self.peer} has stopped reading: {self._outbox.size} bytes wait to be sent"
+                f"{shown(self.peer)} has stopped reading: {self._outbox.size} bytes wait to be sent"
             )
         error = copy.copy(self.error)
         error.__cause__ = self.error.__cause__
@@ -703,8 +707,9 @@ class Link:
                 self._wire.send(self.session.bare(encode(Kind.PONG, 0, 0, b"")))
         elif frame.kind is Kind.BYE:
             reason = bytes(frame.body[:1000]).decode(errors="replace")
-            told = f"{self.peer} has ended the session" + (f": {reason}" if reason else "")
-            self.finish(PeerLostError(told, confirmed=True))
+            told = "has ended the session" + (f": {reason}" if reason else "")
+            lost = PeerLostError(f"{shown(self.peer)} {told}", confirmed=True, reason=f"it {told}")
+            self.finish(lost)
 
     def _arrival_deadline(self, body: bytes | memoryview) -> float:
         if len(body) < _DEADLINE.size:
@@ -786,15 +791,16 @@ class Link:
         if wire is None:
             if now - self._lost_at >= config.session_timeout - 1e-3:
                 timeout = config.session_timeout
-                told = f"{self.peer} could not be reached for {timeout:g} s: {self.last_failure}"
-                self.finish(PeerLostError(told, confirmed=False))
+                told = f"could not be reached for {timeout:g} s: {self.last_failure}"
+                lost = PeerLostError(f"{shown(self.peer)} {told}", reason=f"it {told}")
+                self.finish(lost)
                 return
         elif self._paused:
             self._alive = now  # not reading, so hearing nothing; but the peer must hear something
             if wire.is_writable:
                 wire.send(self.session.bare(encode(Kind.PONG, 0, 0, b"")))
         elif now - self._alive >= self._silence - 1e-3:
-            wire.abort(f"{self.peer} was silent for {now - self._alive:.1f} s")
+            wire.abort(f"{shown(self.peer)} was silent for {now - self._alive:.1f} s")
         elif (
             now - self._heard >= self._ping_after * 0.9 or self.session.unacknowledged
         ) and wire.is_writable:

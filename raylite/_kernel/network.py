@@ -33,6 +33,7 @@ from raylite._kernel.scope import Scope
 from raylite._kernel.seams import Seams
 from raylite._kernel.service import Service
 from raylite._kernel.wire import Deaf, Wire, WireEvents
+from raylite._types.address import shown
 from raylite.exceptions import LinkClosedError, LinkError, PeerLostError, ProtocolError, RayError
 
 
@@ -73,7 +74,9 @@ class Network(ABC):
                 address, session_id, self._destinations, self.config, self.departures, self._forget
             )
             if self._is_closed:
-                link.finish(LinkClosedError(f"the network that should reach {address} is closed"))
+                link.finish(
+                    LinkClosedError(f"the network that should reach {shown(address)} is closed")
+                )
                 return link
             self._links[address] = link
             dialling = self._scope.start(self._keep_wired(link, address), f"dial {address}")
@@ -285,9 +288,10 @@ class _Opening:
             link.attach(wire, welcome.received)
 
     def _refused(self, refused: Refused) -> None:
-        error: RayError = ProtocolError(f"{self._link.peer} {refused.reason}")
+        error: RayError = ProtocolError(f"{shown(self._link.peer)} {refused.reason}")
         if refused.is_gone:
-            error = PeerLostError(f"{self._link.peer}: {refused.reason}", confirmed=True)
+            told = f"{shown(self._link.peer)}: {refused.reason}"
+            error = PeerLostError(told, confirmed=True, reason=refused.reason)
         self._link.finish(error)
         self._give_up(refused.reason)
 

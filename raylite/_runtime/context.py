@@ -12,6 +12,7 @@ from raylite._services.worker.objects import ObjectRef
 from raylite._services.worker.runner import Runner, overlapping
 from raylite._services.worker.running import RunningTask
 from raylite._wire import hot
+from raylite.exceptions import note_logs
 
 
 class Place:
@@ -60,6 +61,8 @@ def current() -> Place | None:
 def enter(place: Place) -> None:
     """Make this the process's place until `leave`."""
     _process.append(place)
+    if place.session_dir:
+        note_logs(f"{place.session_dir}/logs")
 
 
 def leave(place: Place) -> None:

@@ -15,7 +15,7 @@ from raylite._runtime.networks import Keys, network_for, read_keys
 from raylite._runtime.node import NodeConfig
 from raylite._wire import hot
 from raylite._wire.messages import gcs as msg, raylet as raylet_msg
-from raylite.exceptions import AuthenticationError, RayError, RaySystemError
+from raylite.exceptions import AuthenticationError, RayError, RaySystemError, reason_of
 
 T = TypeVar("T")
 
@@ -185,9 +185,10 @@ async def _asked(
     except (RaySystemError, AuthenticationError):
         raise
     except (RayError, TimeoutError) as error:
-        reason = str(error) or f"it said nothing for {patience:g} s ({link.last_failure})"
+        reason = reason_of(error) or f"it said nothing for {patience:g} s ({link.last_failure})"
+        where = gcs.removeprefix("tcp:")
         raise ConnectionError(
-            f"no cluster answers at {gcs}: {reason}. Is its head running, and is this its address?"
+            f"no cluster answers at {where}: {reason}. Is its head running, and is this its address?"
         ) from error
     finally:
         await network.close()

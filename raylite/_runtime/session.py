@@ -23,7 +23,13 @@ from raylite._runtime.networks import NetworkOf
 from raylite._services.worker.output import OutputService
 from raylite._wire import hot
 from raylite._wire.messages import gcs as gcs_msg, raylet as msg
-from raylite.exceptions import LocalRayletDiedError, PeerLostError, RayError, RaySystemError
+from raylite.exceptions import (
+    LocalRayletDiedError,
+    PeerLostError,
+    RayError,
+    RaySystemError,
+    reason_of,
+)
 
 _START_SECONDS = 60.0
 _FLUSH_SECONDS = 1.0  # for what workers have printed to be shown before a driver leaves
@@ -211,7 +217,7 @@ async def _view(leases: raylet.Leases) -> msg.ResourceView:
 
 def _check_node_lives(place: Place) -> None:
     if (error := place.core.raylet_link.error) is not None and not place.core.is_closed:
-        raise LocalRayletDiedError(str(error)) from error
+        raise LocalRayletDiedError(reason_of(error)) from error
 
 
 _lock = threading.RLock()

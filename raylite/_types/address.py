@@ -15,6 +15,7 @@ LONGEST_PATH = 107  # bytes: what the kernel takes for a unix socket
 _TCP = re.compile(r"tcp:(?:\[(?P<six>[^\[\]]*)\]|(?P<host>[^:\[\];]*)):(?P<port>[0-9]{1,5})")
 _NAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(?:\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
 _MARK = re.compile(r"(?:[0-9a-f]{2})+")
+_KINDS = {"raylet": "the raylet", "gcs": "the GCS", "w": "a worker", "d": "a driver"}
 _EXPECTED = "expected unix:/path, tcp:HOST:PORT, tcp:[IPV6]:PORT or tcp:HOST:PORT;NODE=unix:/path"
 
 
@@ -102,6 +103,27 @@ def place_to_listen(text: str) -> Place:
     if isinstance(address, TcpAddress) and not is_ip(address.host):
         raise ValueError(f"{text!r} is a name to listen at: expected an IP address of this machine")
     return address
+
+
+def shown(text: str) -> str:
+    """Return what people call the process at an address: by what it is, if its socket says so."""
+    where, _, unix = text.partition(";")
+    named = re.fullmatch(
+        r"(?:(raylet|gcs)|([wd])[0-9a-f]{16})\.sock", socket_name(where) or socket_name(unix)
+    )
+    kind = _KINDS[named[1] or named[2]] if named else "a process"
+    if where.startswith("unix:"):
+        return f"{kind} on this machine"
+    if where.startswith("tcp:"):
+        host_and_port = where.removeprefix("tcp:")
+        return f"{kind} at {host_and_port}" if named else host_and_port
+    return where
+
+
+def host_of(text: str) -> str:
+    """Return the IP address or the name of the machine of an address."""
+    match = _TCP.match(text)
+    return (match["six"] or match["host"]) if match else "127.0.0.1"
 
 
 def is_ip(host: str) -> bool:

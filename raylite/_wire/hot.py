@@ -344,6 +344,10 @@ class Death(msgspec.Struct, array_like=True, frozen=True, gc=False):
     cause: str
 
 
+NODE_DIED = "its node died: "
+"""How the cause of a process's death begins that ended with its node."""
+
+
 class NodeDeath(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A node ended, with every process whose address bears its mark."""
 

@@ -20,7 +20,7 @@ import pytest
 
 import raylite as ray
 from raylite._runtime import beginnings, context
-from raylite.exceptions import GetTimeoutError, RayError, RaySystemError
+from raylite.exceptions import GetTimeoutError, ObjectLostError, RayError, RaySystemError
 from tests.api.drivers import PREAMBLE, ROOT, drive, drive_well, eventually
 
 pytestmark = pytest.mark.process
@@ -155,6 +155,7 @@ def test_the_session_directory_is_private_and_its_sockets_go_with_the_session() 
         context = ray.init(num_cpus=1, _temp_dir=folder)
         session = Path(context["session_dir"])
         assert session.is_relative_to(folder)
+        assert f"Check cluster logs (`{session}/logs`)" in str(ObjectLostError("ab", None, ""))
         assert (session / "sockets").stat().st_mode & 0o777 == 0o700
         ray.shutdown()
         assert not (session / "sockets").exists()

@@ -1,6 +1,7 @@
 """Clusters of several nodes in a test: where tasks run, and what nodes' ends do."""
 
 import os
+import re
 import signal
 import threading
 from collections import Counter
@@ -11,7 +12,7 @@ import psutil
 import pytest
 
 import raylite as ray
-from raylite.exceptions import RaySystemError, TaskUnschedulableError
+from raylite.exceptions import NodeDiedError, RaySystemError, TaskUnschedulableError
 from raylite.testing import LocalCluster
 from raylite.testing.cluster import Workers
 from raylite.testing.nodes import LocalNode
@@ -163,6 +164,22 @@ def test_tasks_of_a_killed_node_run_again_elsewhere(
     meet(begun, READ)
     with go_on.open("wb"):  # which lets both go on, also the thread that was killed
         assert ray.get(ref) == other.node_id
+
+
+def test_the_error_of_a_task_names_the_node_that_died_and_why(
+    cluster: LocalCluster, fifos: tuple[Path, Path]
+) -> None:
+    begun, go_on = fifos
+    node: LocalNode = cluster.add_node(num_cpus=1, labels={"zone": "c"})
+    once = work.options(label_selector={"zone": "c"}, max_retries=0)
+    ref = once.remote(begun, go_on)
+    meet(begun, READ)
+    cluster.kill_node(node)
+    with pytest.raises(NodeDiedError) as caught:
+        ray.get(ref, timeout=SOON)
+    told = re.escape(f"its node {node.node_id} (127.0.0.1) died: it")
+    assert re.search(told + r" [^:;/]*$|its raylet has ended", str(caught.value))
+    os.close(os.open(go_on, os.O_RDWR))  # the thread that was killed goes on
 
 
 # As processes, a raylet that sees its fork server killed may say goodbye before it is killed itself.

@@ -44,7 +44,7 @@ async def test_a_task_waits_for_its_arguments_and_they_for_their_tasks() -> None
         assert found.waits_for == (second.entries[0].id,)
         assert found.text.startswith(f"g ({made.id.hex()}) waits for argument 'x', object ")
         assert f"[f ({second.id.hex()}) waits for argument 0, object" in found.text
-        assert "waits for a worker with 1 CPU; the raylet at here was asked 1.5 s ago" in found.text
+        assert "waits for a worker with 1 CPU; here was asked 1.5 s ago" in found.text
 
 
 @simulated
@@ -70,7 +70,7 @@ async def test_a_task_waits_behind_others_for_what_its_raylet_says() -> None:
         found = await explained(at, tasks[2])
         assert (found.state, found.ahead, found.seconds) == ("PENDING_NODE_ASSIGNMENT", 2, 1.5)
         assert found.text.endswith(
-            "waits for a worker with 1 CPU, behind 2 tasks of the same needs; the raylet at here "
+            "waits for a worker with 1 CPU, behind 2 tasks of the same needs; here "
             "was asked 1.5 s ago: it is number 0"
         )
 
@@ -82,9 +82,7 @@ async def test_a_raylet_that_does_not_answer_is_the_explanation() -> None:
         at.submit.submit([task])
         await at.settled()
         at.here.is_silent = True
-        assert (await explained(at, task)).text.endswith(
-            "the raylet at here was asked, and does not answer"
-        )
+        assert (await explained(at, task)).text.endswith("here was asked, and does not answer")
         assert PATIENCE < 10
 
 

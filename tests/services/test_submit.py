@@ -125,7 +125,9 @@ class PlayedRaylet(Service, serves=(raylet.Leases, raylet.Objects, raylet.Copies
         self.holder.spilled(hot.Spilled(lease, b"", to, visited))
 
     def grant(self, lease: bytes, worker: "PlayedWorker", devices: Shares = ()) -> None:
-        self.holder.granted(hot.LeaseGrant(lease, worker.id, worker.network.address, devices))
+        self.holder.granted(
+            hot.LeaseGrant(lease, worker.id, worker.network.address, devices, 7, FAR)
+        )
 
 
 class PlayedWorker(Service, serves=(worker.Execute,)):
@@ -557,7 +559,9 @@ async def test_tasks_of_a_raylet_that_died_fail_or_are_asked_for_again() -> None
         await at.settled()
         failed = result_of(fails)
         assert failed is not None
-        assert isinstance(error_of(failed), NodeDiedError)
+        error = error_of(failed)
+        assert isinstance(error, NodeDiedError)
+        assert str(error).endswith(f"; its node {FAR.hex()} (127.0.0.1) died: power cut.")
         assert result_of(runs_again) is None
         assert [each.near for each in at.here.requests] == [THIRD]  # where the argument is now
 

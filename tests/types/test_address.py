@@ -5,12 +5,14 @@ from raylite._types.address import (
     NodeAddress,
     TcpAddress,
     UnixAddress,
+    host_of,
     is_anywhere,
     is_loopback,
     parse_address,
     place_to_dial,
     place_to_listen,
     plain_ip,
+    shown,
 )
 
 PATHS = st.text(st.characters(codec="ascii", exclude_characters="\0"), max_size=60).map("/".__add__)
@@ -106,3 +108,25 @@ def test_an_ip_address_is_written_in_one_way() -> None:
     assert plain_ip("::ffff:10.0.0.7") == "10.0.0.7"
     assert plain_ip("fe80::1%eth0") == "fe80::1"
     assert plain_ip("0:0:0:0:0:0:0:1") == "::1"
+
+
+@pytest.mark.parametrize(
+    ("address", "name", "host"),
+    [
+        (
+            "tcp:10.0.0.7:4001;ab=unix:/s/sockets/raylet.sock",
+            "the raylet at 10.0.0.7:4001",
+            "10.0.0.7",
+        ),
+        ("tcp:[fe80::7]:6379;ab=unix:/s/gcs.sock", "the GCS at [fe80::7]:6379", "fe80::7"),
+        ("tcp:h:1;ab=unix:/s/w0123456789abcdef.sock", "a worker at h:1", "h"),
+        ("tcp:10.0.0.7:6379", "10.0.0.7:6379", "10.0.0.7"),
+        ("unix:/s/sockets/raylet.sock;ab=", "the raylet on this machine", "127.0.0.1"),
+        ("unix:/s/d0123456789abcdef.sock", "a driver on this machine", "127.0.0.1"),
+        ("unix:/s/else.sock", "a process on this machine", "127.0.0.1"),
+        ("memory:one/raylet;ab=", "memory:one/raylet", "127.0.0.1"),
+        ("", "", "127.0.0.1"),
+    ],
+)
+def test_people_are_told_neither_marks_nor_paths(address: str, name: str, host: str) -> None:
+    assert (shown(address), host_of(address)) == (name, host)

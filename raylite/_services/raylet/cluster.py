@@ -255,7 +255,7 @@ class ClusterService(Service):
         self._tell_change()
 
     def _note_dead(self, node: NodeKey, reason: str) -> hot.NodeDeath:
-        death = hot.NodeDeath(node, mark_of_node(node), f"its node died: {reason}")
+        death = hot.NodeDeath(node, mark_of_node(node), f"{hot.NODE_DIED}{reason}")
         self._dead[node] = death
         if len(self._dead) > _DEAD_KEPT:
             del self._dead[next(iter(self._dead))]

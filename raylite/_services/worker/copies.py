@@ -28,6 +28,7 @@ from raylite.exceptions import (
     ObjectStoreFullError,
     OwnerDiedError,
     RayError,
+    reason_of,
     to_raise,
 )
 
@@ -145,7 +146,7 @@ class Copies:
             for entry in entries:
                 self._dropped_view(entry)
             if isinstance(error, LinkError) and self._raylet.is_ended:
-                raise LocalRayletDiedError(str(error)) from error
+                raise LocalRayletDiedError(reason_of(error)) from error
             raise
         return {
             entry: self._arena.view(offset, each.size, self._dropper(entry, number, each.key))

@@ -53,6 +53,7 @@ from raylite.exceptions import (
     LocalRayletDiedError,
     RayError,
     RaySystemError,
+    reason_of,
 )
 
 P = ParamSpec("P")
@@ -256,7 +257,7 @@ class Core:
         except BaseException as error:
             self._written(owner)
             if isinstance(error, LinkError) and self.raylet_link.is_ended:
-                raise LocalRayletDiedError(str(error)) from error
+                raise LocalRayletDiedError(reason_of(error)) from error
             raise
 
     def write(self, owner: bytes, allocation: hot.Allocation, pickled: pickling.Pickled) -> Value:

@@ -15,6 +15,7 @@ from raylite._services.worker.objects import Entry
 from raylite._services.worker.owned import OwnedTask
 from raylite._services.worker.owner import OwnerService
 from raylite._services.worker.submit import SubmitService
+from raylite._types.address import shown
 from raylite._types.ids import ObjectID, TaskID
 from raylite._types.keys import LeaseID, TaskKey, WorkerKey
 from raylite._wire import hot
@@ -85,9 +86,9 @@ class ExplainService(Service, serves=(worker.Explain,)):
             async with asyncio.timeout_at(until + _WAY):
                 return await owner.explain(hot.Fetch(entry.id))
         except TimeoutError:
-            text = f"its owner, {entry.owner}, does not answer"
+            text = f"its owner, {shown(entry.owner)}, does not answer"
         except RayError as error:
-            text = f"its owner, {entry.owner}, cannot be asked: {error}"
+            text = f"its owner, {shown(entry.owner)}, cannot be asked: {error}"
         return Explanation(TaskState.UNKNOWN, text)
 
     async def _of_task(self, task: OwnedTask, depth: int, until: float) -> Explanation:
@@ -158,12 +159,13 @@ class ExplainService(Service, serves=(worker.Explain,)):
         home = self._submit.lessors.home(leases[0])
         if home is None or home.is_ended:
             return "the raylet that was asked is gone, and another is being asked", 0.0
+        which = shown(home.peer)
         try:
             async with asyncio.timeout_at(until):
                 standing = await raylet.Leases(home).explain(leases[0])
         except TimeoutError:
-            return f"the raylet at {home.peer} was asked, and does not answer", 0.0
+            return f"{which} was asked, and does not answer", 0.0
         except RayError as error:
-            return f"the raylet at {home.peer} cannot be asked: {error}", 0.0
-        since = f"the raylet at {home.peer} was asked {standing.seconds:.1f} s ago"
+            return f"{which} cannot be asked: {error}", 0.0
+        since = f"{which} was asked {standing.seconds:.1f} s ago"
         return f"{since}: {standing.text}", standing.seconds

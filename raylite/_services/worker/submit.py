@@ -41,6 +41,7 @@ from raylite._services.worker.owner import OwnerService, error_value
 from raylite._services.worker.running import RunningTask
 from raylite._services.worker.schedule import Schedule
 from raylite._services.worker.streams import NONE, Streams
+from raylite._types.address import host_of
 from raylite._types.cancellation import CancelOutcome
 from raylite._types.keys import LeaseID, TaskKey, WorkerKey
 from raylite._types.resources import ONE_CPU
@@ -58,6 +59,7 @@ from raylite.exceptions import (
     TaskTimeoutError,
     TaskUnschedulableError,
     WorkerCrashedError,
+    reason_of,
 )
 
 
@@ -400,7 +402,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         self._alarm.set(self._submitter.next_expiry(now()))
 
     def _lessor_ended(self, home: Link, leases: list[LeaseID]) -> None:
-        cause = str(home.error)
+        cause = reason_of(home.error)
         for peer in [peer for peer in self._peers.values() if peer.lease in leases]:
             self._lost(peer.key, None, peer.address, cause, Failure.NODE_DIED)
 
@@ -419,6 +421,9 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         begun, effects = self._submitter.lost(worker, last_task, now())
         self._perform(effects)
         self._network.confirm_dead(address, cause)
+        if peer is not None and failure is Failure.NODE_DIED:
+            reason = cause.removeprefix(hot.NODE_DIED)
+            cause = f"{peer.node.hex()} ({host_of(peer.address)}) died: {reason}"
         for task in begun:
             assert isinstance(task, OwnedTask)
             if task.id not in self._tasks:
@@ -717,7 +722,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
             self._perform(self._submitter.expire(now()))
 
     def _raylet_died(self) -> LocalRayletDiedError:
-        return LocalRayletDiedError(str(self._raylet.error))
+        return LocalRayletDiedError(reason_of(self._raylet.error))
 
     def name(self, task: OwnedTask) -> str:
         return task.name or self.definitions[task.function].title
@@ -731,7 +736,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
                     "that fewer run at a time, or let each need less."
                 )
             case Failure.NODE_DIED:
-                return NodeDiedError(f"{which}; its node: {cause}.")
+                return NodeDiedError(f"{which}; its node {cause}.")
             case _:
                 return WorkerCrashedError(f"{which}; its worker: {cause}.")
 
