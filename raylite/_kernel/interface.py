@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, overload
 
 from raylite._kernel.codec import Codec, codec_for, encode_msgpack, is_protobuf
 from raylite._kernel.packet import Kind
+from raylite.exceptions import ProtocolError
 
 SCOPES = ("read", "node", "admin")
 """What a token lets its holder do, from the least to the most: ask what there is; be a node of the
@@ -56,6 +57,19 @@ class Route:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
+
+    def encode_reply(self, reply: Any) -> bytes:
+        """Return a reply's bytes; a ProtocolError says that there are none for it."""
+        try:
+            return self.reply.encode(reply)
+        except Exception as error:
+            raise self.unencodable(error) from error
+
+    def unencodable(self, error: Exception) -> ProtocolError:
+        """What is raised for a message that no bytes can say, to whoever would send it, and to nobody else."""
+        return ProtocolError(
+            f"a message of {self.name} cannot be encoded: {type(error).__name__}: {error}"
+        )
 
 
 class call(Route, Generic[Q, R]):

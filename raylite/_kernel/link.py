@@ -245,7 +245,7 @@ class Link:
 
     async def call(self, route: Route, request: Any) -> Any:
         """Send a request and return its reply; leaving this scope early cancels it at the peer."""
-        body = self._encoded(route.request.encode, request)
+        body = self._encoded(route, request)
         if self.error is not None or self.is_congested:
             await self.wait_room()
         call = self._number()
@@ -264,12 +264,12 @@ class Link:
 
         Raises:
             CongestedError: The peer has stopped reading and too much waits already.
-            ProtocolError: The message is larger than a packet may be.
+            ProtocolError: The message is larger than a packet may be, or cannot be encoded.
             LinkError: The link has ended.
         """
         if self.error is not None or self.is_congested:
             raise self._refusal()
-        body = self._encoded(route.request.encode, message)
+        body = self._encoded(route, message)
         self._send(encode(Kind.POST, route.number, 0, body))
 
     def batch(self, route: "batch[Any]", item: Any) -> None:
@@ -277,7 +277,10 @@ class Link:
         outbox = self._outbox
         if self.error is not None or outbox.size > self._config.outbox_limit:
             raise self._refusal()
-        body = route.encode_item(item)
+        try:
+            body = route.encode_item(item)
+        except Exception as error:
+            raise route.unencodable(error) from error
         if len(body) > self._config.max_packet - ENVELOPE:
             raise self._too_large(len(body))
         outbox.add_item(route.number, body)
@@ -290,7 +293,7 @@ class Link:
 
         The request is sent when the first item is asked for.
         """
-        return FeedReader(self, route, self._encoded(route.request.encode, request))
+        return FeedReader(self, route, self._encoded(route, request))
 
     async def wait_room(self, queued: int | None = None) -> None:
         """Wait until the peer reads again, if it has stopped; raises if the link has ended.
@@ -616,8 +619,11 @@ class Link:
         limit = self._config.max_packet - ENVELOPE
         return ProtocolError(f"a message of {size} bytes is too large; at most {limit} can be sent")
 
-    def _encoded(self, encode_message: Callable[[Any], bytes], message: Any) -> bytes:
-        body = encode_message(message)
+    def _encoded(self, route: Route, message: Any) -> bytes:
+        try:
+            body = route.request.encode(message)
+        except Exception as error:
+            raise route.unencodable(error) from error
         if len(body) > self._config.max_packet - ENVELOPE:
             raise self._too_large(len(body))
         return body

@@ -232,7 +232,7 @@ class Service:
         try:
             result = handler.method(self, request)
             if call:
-                link.reply(call, route.reply.encode(result))
+                link.reply(call, route.encode_reply(result))
         except RayError as error:
             _report(link, route, call, error)
         except Exception as error:
@@ -264,10 +264,10 @@ class Service:
         self.caller = link
         result = await handler.method(self, request)
         if call:
-            link.reply(call, handler.route.reply.encode(result))
+            link.reply(call, handler.route.encode_reply(result))
 
     async def __stream(self, handler: _Handler, link: Link, call: int, request: Any) -> None:
-        encode = handler.route.reply.encode
+        encode = handler.route.encode_reply
         self.caller = link
         items = handler.method(self, request)
         try:

@@ -296,6 +296,17 @@ class Submitter:
             known.idle_since = now
         return self._advance([lane], now) + withdrawn
 
+    def unsent(self, worker: WorkerKey, task: Pending, now: float) -> list[Effect]:
+        """A task that was to be pushed to a worker cannot be, to any: it has failed."""
+        known = self._workers.get(worker)
+        if known is None or known.sent.pop(task.id, None) is None:
+            return []
+        task.worker = None
+        self._cancelled.pop(task.id, None)
+        if not known.sent:
+            known.idle_since = now
+        return self._advance([known.lane], now)
+
     def leaving(self, worker: WorkerKey, now: float) -> list[Effect]:
         """A worker starts nothing more. Its lease goes back when what it was sent has come back."""
         known = self._workers.get(worker)

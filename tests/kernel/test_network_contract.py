@@ -4,6 +4,7 @@ import asyncio
 import gc
 import time
 import weakref
+from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 from msgspec.structs import replace
 
+from raylite._kernel.interface import Interface, call, feed
 from raylite._kernel.link import FEED_CREDIT, Link
 from raylite._kernel.mailbox import HIGH_WATER
 from raylite._kernel.opening import Hello
@@ -24,6 +26,7 @@ from raylite._kernel.packet import (
     encode_packet,
 )
 from raylite._kernel.seams import now
+from raylite._kernel.service import Service, handles
 from raylite.exceptions import (
     CongestedError,
     LinkClosedError,
@@ -760,6 +763,68 @@ async def test_a_message_too_large_to_send_fails_alone(rig: Rig) -> None:
         assert await toy.echo(bytes(largest)) == bytes(largest)
 
 
+class Odd(Interface):
+    at_once = call(int, int)
+    later = call(int, int)
+    several = feed(int, int)
+
+
+class OddService(Service, serves=(Odd,)):
+    """Answers the number two with what no message can say."""
+
+    @handles(Odd.at_once)
+    def at_once(self, number: int) -> int:
+        return _odd(number)
+
+    @handles(Odd.later)
+    async def later(self, number: int) -> int:
+        return _odd(number)
+
+    @handles(Odd.several)
+    async def several(self, upto: int) -> AsyncIterator[int]:
+        for number in range(1, upto):
+            yield _odd(number)
+
+
+def _odd(number: int) -> int:
+    return 2**70 if number == 2 else number
+
+
+@contract
+async def test_a_message_that_cannot_be_encoded_fails_alone(rig: Rig) -> None:
+    service: Any = ToyService()
+    async with rig.pair(service) as (link, _):
+        toy: Any = Toy(link)
+        for bad in (object(), 2**70, "half a \ud800 pair", [[...]]):
+            with pytest.raises(ProtocolError, match=r"Toy\.note cannot be encoded"):
+                toy.note(bad)
+            with pytest.raises(ProtocolError, match=r"Toy\.items cannot be encoded"):
+                toy.items(bad)
+            with pytest.raises(ProtocolError, match=r"Toy\.fail cannot be encoded"):
+                await toy.fail(bad)
+            with pytest.raises(ProtocolError, match=r"Toy\.count cannot be encoded"):
+                await anext(toy.count(bad))
+            toy.items(1)
+        assert await toy.echo(b"alive") == b"alive"
+        assert [item for items in service.lists for item in items] == [1] * 4
+
+
+@contract
+async def test_an_answer_that_cannot_be_encoded_fails_its_call_and_its_service_lives(
+    rig: Rig,
+) -> None:
+    async with rig.pair(OddService()) as (link, _):
+        odd = Odd(link)
+        for ask in (odd.at_once, odd.later):
+            with pytest.raises(ProtocolError, match=r"Odd\.\w+ cannot be encoded: OverflowError"):
+                await ask(2)
+            assert await ask(1) == 1
+        items = odd.several(5)
+        assert await anext(items) == 1
+        with pytest.raises(ProtocolError, match=r"Odd\.several cannot be encoded"):
+            await anext(items)
+
+
 # ---- malformed packets -------------------------------------------------------------------
 
 
@@ -815,12 +880,12 @@ async def still_serves(rig: Rig) -> None:
 
 @contract
 async def test_a_call_with_the_number_of_another_is_a_protocol_error(rig: Rig) -> None:
-    for call in (0, 1):
+    for number in (0, 1):
         async with rig.pair(ToyService()) as (link, there):
             [served] = there.links
             asking = asyncio.ensure_future(Toy(link).hold(b""))
             await until(lambda served=served: len(served._serving) == 1)  # type: ignore[misc]
-            link._send(encode_frame(Kind.CALL, Toy.hold.number, call, bytes(8)))
+            link._send(encode_frame(Kind.CALL, Toy.hold.number, number, bytes(8)))
             with pytest.raises(PeerLostError, match="a number that is not free"):
                 await asking
 

@@ -689,7 +689,7 @@ def test_lanes_and_run_times_do_not_pile_up() -> None:
 # ---- the model -----------------------------------------------------------------------------
 
 SECONDS = {1: 2e-5, 2: 1e-3, 3: 0.4}  # by function
-KINDS = ("plain", "plain", "plain", "plain", "sleeper", "blocker", "flaky", "last")
+KINDS = ("plain", "plain", "plain", "plain", "sleeper", "blocker", "flaky", "last", "unsayable")
 CPUS = 3
 FEW = LaneKey(LANE.demand, b"", 0, slots=4)
 
@@ -909,6 +909,7 @@ class World(RuleBasedStateMachine):
         return acts
 
     def perform(self, effects: list[Effect]) -> None:
+        unsent: list[tuple[WorkerKey, Pending]] = []
         for effect in effects:
             match effect:
                 case RequestLease() | ReturnLease():
@@ -918,7 +919,9 @@ class World(RuleBasedStateMachine):
                     assert not self.cancelled.intersection(task.id for task in tasks)
                     sent = [(self.tasks[task.id], task.attempt) for task in tasks]
                     if key in self.workers:
-                        self.workers[key].inbox.append(sent)
+                        said = [each for each in sent if each[0].kind != "unsayable"]
+                        self.workers[key].inbox.append(said)
+                        unsent += [(key, t) for t in tasks if self.tasks[t.id].kind == "unsayable"]
                 case AskBack(key):
                     if key in self.workers:
                         self.workers[key].inbox.append(None)
@@ -929,6 +932,13 @@ class World(RuleBasedStateMachine):
                     assert task.worker is None
                     assert (task.id, task.attempt) not in self.started, "it runs, or has run"
                     del self.unfinished[task.id]
+        after: list[Effect] = []
+        for key, task in unsent:
+            del self.unfinished[task.id]
+            after += self.machine.unsent(key, task, self.now)
+            assert self.machine.unsent(key, task, self.now) == []
+        if after:
+            self.perform(after)
 
     def expire(self, due: float) -> None:
         self.now = max(self.now, due)

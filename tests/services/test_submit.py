@@ -3,13 +3,14 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
+from msgspec.structs import replace
 
 from raylite._kernel.host import Host
-from raylite._kernel.link import Link
+from raylite._kernel.link import Link, LinkConfig
 from raylite._kernel.memory import MemoryNetwork, Switch
 from raylite._kernel.service import Service, handles
 from raylite._machines.submitter import LaneKey, Submitter
@@ -21,6 +22,7 @@ from raylite._services.worker.owned import OwnedTask
 from raylite._services.worker.owner import OwnerService, error_of, error_value
 from raylite._services.worker.submit import SubmitService
 from raylite._types.accelerators import Shares
+from raylite._types.cancellation import CancelOutcome
 from raylite._types.keys import ObjectKey, TaskKey, WorkerKey
 from raylite._types.resources import UNIT, Resources
 from raylite._types.strategies import NodeAffinity, NodeKey, Placement, SpreadStrategy
@@ -34,6 +36,7 @@ from raylite.exceptions import (
     OwnerDiedError,
     PeerLostError,
     RayError,
+    RaySystemError,
     RayTaskError,
     TaskCancelledError,
     WorkerCrashedError,
@@ -710,6 +713,110 @@ async def test_what_was_ended_for_want_of_memory_waits_and_then_fails_as_such() 
         assert isinstance(error, OutOfMemoryError)
         assert "attempt 2, the last that task_oom_retries=1 allows" in str(error)
         assert "it was killed" in str(error)
+
+
+# ---- what cannot be sent -----------------------------------------------------------------
+
+HALF = "\ud800"  # of a surrogate pair: no message can say it
+GREEDY = replace(PLAIN, demand=Resources.of(CPU=2))
+
+
+def unsent(task: OwnedTask) -> str:
+    """Return why a task could not be sent."""
+    value = result_of(task)
+    assert value is not None
+    error = error_of(value)
+    assert isinstance(error, RaySystemError)
+    return str(error)
+
+
+@simulated
+async def test_a_task_that_no_message_can_say_fails_alone() -> None:
+    async with scene() as at:
+        bad, good = [at.task(key=GREEDY) for _ in range(3)], at.task(key=GREEDY)
+        for task in bad:
+            task.name = HALF
+        at.submit.submit([bad[0], bad[1], good, bad[2]])
+        await at.settled()
+        sent = await begun(at, good)
+        at.workers[0].finish(sent)
+        await at.settled()
+        assert result_of(good) == Value(Form.INLINE, b"done")
+        for task in bad:
+            assert "cannot be sent to a worker: a message of Execute.run cannot be" in unsent(task)
+        assert at.submit.unfinished == 0
+
+
+@simulated
+async def test_a_function_that_no_message_can_say_fails_each_of_its_tasks_and_no_other() -> None:
+    async with scene() as at:
+        tasks = [at.task(key=GREEDY) for _ in range(4)]
+        at.submit.definitions[2] = hot.Definition(2, b"", HALF, b"job!", b"o" * 28, "f")
+        tasks[0].function = tasks[1].function = 2
+        at.submit.submit(tasks)
+        await at.settled()
+        sent = await begun(at, tasks[2])
+        at.workers[0].finish(sent)
+        await at.settled()
+        at.workers[0].finish(at.workers[0].tasks[-1])
+        await at.settled()
+        assert all("Execute.define cannot be encoded" in unsent(task) for task in tasks[:2])
+        assert [result_of(task) for task in tasks[2:]] == [Value(Form.INLINE, b"done")] * 2
+
+
+@simulated
+async def test_a_lease_that_no_message_can_ask_for_fails_the_tasks_that_wanted_it() -> None:
+    async with scene() as at:
+        odd = replace(PLAIN, environment=cast(bytes, HALF))
+        tasks = [at.task(key=odd) for _ in range(3)]
+        other = at.task()
+        at.submit.submit([*tasks, other])
+        await at.settled()
+        assert all("Leases.request cannot be encoded" in unsent(task) for task in tasks)
+        at.workers[0].finish(await begun(at, other))
+
+
+@simulated
+async def test_tasks_wait_for_a_large_function_that_is_on_its_way() -> None:
+    """They are more than a link keeps for a peer that does not read, and this one does."""
+    async with scene() as at:
+        large = bytes(LinkConfig().outbox_limit + MB)
+        at.submit.definitions[2] = hot.Definition(2, large, "g", b"job!", b"o" * 28, "g")
+        tasks = [at.task(key=GREEDY) for _ in range(3)]
+        tasks[0].function = tasks[1].function = 2
+        at.submit.submit(tasks)
+        await at.settled()
+        at.here.grant(at.here.requests[0].lease, at.workers[0])
+        for task in tasks:
+            await anyio.sleep(1)
+            assert at.workers[0].tasks[-1].id == task.id
+            at.workers[0].finish(at.workers[0].tasks[-1])
+        await at.settled()
+        assert all(result_of(task) == Value(Form.INLINE, b"done") for task in tasks)
+
+
+@simulated
+async def test_a_task_that_waits_for_room_can_be_cancelled() -> None:
+    async with scene() as at:
+        large = bytes(LinkConfig().outbox_limit + MB)
+        at.submit.definitions[2] = hot.Definition(2, large, "g", b"job!", b"o" * 28, "g")
+        tasks = [at.task(), at.task()]
+        for task in tasks:
+            task.function = 2
+        [entry] = tasks[0].entries
+        at.submit.submit(tasks)
+        await at.settled()
+        at._switch.cut([at.networks["w0"]])
+        at.here.grant(at.here.requests[0].lease, at.workers[0])
+        await at.settled()
+        told: list[CancelOutcome] = []
+        at.submit.cancel(tasks[0].id, force=False, recursive=True, told=told.append)
+        assert told == [CancelOutcome.BEFORE_START]
+        assert isinstance(error_from(tasks[0], entry), TaskCancelledError)
+        at._switch.heal()
+        await anyio.sleep(20)  # the worker is dialled again
+        assert [task.id for task in at.workers[0].tasks] == [tasks[1].id]
+        at.workers[0].finish(at.workers[0].tasks[0])
 
 
 # ---- arguments that fail -----------------------------------------------------------------

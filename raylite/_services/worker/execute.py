@@ -23,12 +23,13 @@ from raylite._services.worker.copies import ARGUMENT, Bringing
 from raylite._services.worker.core import Core
 from raylite._services.worker.interrupts import Interrupts
 from raylite._services.worker.objects import Entry
-from raylite._services.worker.owner import OwnerService
+from raylite._services.worker.owner import OwnerService, error_value
 from raylite._services.worker.producer import CoroutineGate, Gate, Producer, Producers, ThreadGate
 from raylite._services.worker.running import RunningTask
 from raylite._types.resources import ONE_CPU
 from raylite._wire import hot
 from raylite._wire.hot import Form
+from raylite.exceptions import CongestedError, LinkError, ProtocolError, RaySystemError
 
 #: What a worker's start takes; of a function that ends its worker, each run costs a share of that.
 START_SECONDS = 0.02
@@ -262,8 +263,34 @@ class ExecuteService(Service, serves=(worker.Execute,)):
                     self._owner.received([job.task.id])
             if job.arguments:
                 result = self._with_kept(job, result)
-            self._submitters[link].results(result)
+            try:
+                self._submitters[link].results(result)
+            except CongestedError:
+                self.spawn(self._tell_late(job, result), "tell a result when there is room")
+                continue
+            except ProtocolError as error:
+                self._submitters[link].results(self._untold(job, result, error))
             self._let_go(job)
+
+    async def _tell_late(self, job: Job, result: hot.Result) -> None:
+        """Tell a result to an owner that has very much to read before it."""
+        try:
+            await job.link.wait_room()
+            self._submitters[job.link].results(result)
+        except LinkError:
+            pass  # it has ended
+        self._let_go(job)
+
+    def _untold(self, job: Job, result: hot.Result, error: ProtocolError) -> hot.Result:
+        """Return what is told of a result that no message can say."""
+        task = job.task
+        for value in result.values:
+            if value.form == Form.ARENA and not self._raylet.is_ended:
+                raylet.Objects(self._raylet).free(hot.Freed(value.key))
+        self._owner.received([task.id])
+        name = task.name or job.definition.title
+        text = f"the results of task {name} ({task.id.hex()}) cannot be sent to its owner: {error}"
+        return replace(result, values=(error_value(RaySystemError(text)),), retry=False)
 
     def interrupted(self, cancel: hot.Cancel) -> None:
         """An attempt has ended because it was interrupted."""

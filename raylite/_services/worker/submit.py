@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from random import Random
 
 from msgspec.structs import replace
@@ -41,6 +42,7 @@ from raylite._services.worker.owner import OwnerService, error_value
 from raylite._services.worker.running import RunningTask
 from raylite._services.worker.schedule import Schedule
 from raylite._services.worker.streams import NONE, Streams
+from raylite._services.worker.unsent import Unsent
 from raylite._types.address import host_of
 from raylite._types.cancellation import CancelOutcome
 from raylite._types.keys import LeaseID, TaskKey, WorkerKey
@@ -49,11 +51,13 @@ from raylite._types.strategies import NodeKey
 from raylite._wire import hot, placement
 from raylite._wire.hot import Value
 from raylite.exceptions import (
+    CongestedError,
     LinkClosedError,
     LocalRayletDiedError,
     NodeDiedError,
     OutOfMemoryError,
     PeerLostError,
+    ProtocolError,
     RayError,
     RaySystemError,
     TaskTimeoutError,
@@ -96,6 +100,8 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         self.streams: Streams = Streams(owner, self._allow)
         self.on_warning: Callable[[str], None] = _ignore
         self.is_running: Callable[[RunningTask], bool] = _never  # whether this worker runs it
+        self._unsent = Unsent(self._push_late, self.spawn)
+        self._held = self._unsent.held
         self._dependents = Dependents(self._end, lambda task: self.definitions[task.function].title)
         self._alarm = Alarm(self._expire)
         self.delays: Schedule = Schedule(self._submit_again)  # of what is to be tried again
@@ -383,22 +389,30 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
     def _perform(self, effects: list[Effect]) -> None:
         if self._raylet.is_ended:
             return  # and every task has failed
-        for effect in effects:
-            match effect:
-                case Push(key, tasks):
-                    self._push(self._peers[key], tasks)
-                case RequestLease(lease, key):
-                    self.lessors.wish(lease, key)
-                case ReturnLease(lease):
-                    self._return(lease)
-                case AskBack(key):
-                    self._peers[key].execute.give_back(b"")
-                case Interrupt(key, task):
-                    self._interrupt(self._peers[key], task)
-                case Withdrawn(task):
-                    assert isinstance(task, OwnedTask)
-                    error = self._cancelled[task.id].withdrawn(task, self.name(task))
-                    self._fail(task, error)
+        while effects:
+            for effect in effects:
+                match effect:
+                    case Push(key, tasks):
+                        self._push(self._peers[key], tasks)
+                    case RequestLease(lease, key):
+                        try:
+                            self.lessors.wish(lease, key)
+                        except ProtocolError as problem:
+                            self._unsent.refused.append((lease, problem))
+                    case ReturnLease(lease):
+                        self._return(lease)
+                    case AskBack(key):
+                        peer = self._peers[key]
+                        if not peer.link.is_congested:  # or it has not even read those tasks
+                            peer.execute.give_back(b"")
+                    case Interrupt(key, task):
+                        self._interrupt(self._peers[key], task)
+                    case Withdrawn(task):
+                        assert isinstance(task, OwnedTask)
+                        error = self._cancelled[task.id].withdrawn(task, self.name(task))
+                        self._fail(task, error)
+            unsent = self._unsent
+            effects = self._fail_unsent() if unsent.failed or unsent.refused else []
         self._alarm.set(self._submitter.next_expiry(now()))
 
     def _lessor_ended(self, home: Link, leases: list[LeaseID]) -> None:
@@ -442,26 +456,71 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         limited = bool(self._limited)
         if peer.link.is_ended:
             return  # the raylet will say that this worker is gone, and the tasks be queued again
+        if self._held and peer in self._held:
+            self._unsent.hold(peer, tasks)
+            return
         for task in tasks:
             assert isinstance(task, OwnedTask)
-            if task.function not in defined:
-                defined.add(task.function)
-                peer.execute.define(self.definitions[task.function])
-            if task.inputs or task.contained or limited or task.id in streams:
-                run(self._in_full(task))
-            else:
-                run(
-                    hot.Task(
-                        task.id, task.attempt, task.function, task.arguments,
-                        len(task.entries), task.key.depth, task.name, (), (), task.retry_on,
-                    )
-                )  # fmt: skip
+            try:
+                if task.function not in defined:
+                    peer.execute.define(self.definitions[task.function])
+                    defined.add(task.function)
+                if task.inputs or task.contained or limited or task.id in streams:
+                    run(self._in_full(task))
+                else:
+                    run(
+                        hot.Task(
+                            task.id, task.attempt, task.function, task.arguments,
+                            len(task.entries), task.key.depth, task.name, (), (), task.retry_on,
+                        )
+                    )  # fmt: skip
+            except CongestedError:
+                self._unsent.hold(peer, tasks[tasks.index(task) :])
+                return
+            except ProtocolError as error:
+                self._unsent.failed.append((peer, task, error))
+
+    def _push_late(self, peer: Peer, tasks: list[Pending]) -> None:
+        """Send what had to wait for room, unless the lease is over."""
+        if self._peers.get(peer.key) is peer:
+            self._push(peer, tasks)
+            self._perform(self._fail_unsent())
+
+    def _fail_unsent(self) -> list[Effect]:
+        """Fail what no message can say, and nothing else."""
+        unsent, moment = self._unsent, now()
+        tasks, unsent.failed = unsent.failed, []
+        leases, unsent.refused = unsent.refused, []
+        effects: list[Effect] = []
+        for peer, task, error in tasks:
+            self._cannot_be_sent(task, error)
+            effects += self._submitter.unsent(peer.key, task, moment)
+        for lease, error in leases:
+            self.lessors.refused(lease)
+            failed, more = self._submitter.refused(lease, moment)
+            effects += more
+            for task in failed:
+                self._cannot_be_sent(task, error)
+        return effects
+
+    def _cannot_be_sent(self, task: Pending, error: RayError) -> None:
+        assert isinstance(task, OwnedTask)
+        text = f"Task {self.name(task)} ({task.id.hex()}) cannot be sent to a worker: {error}"
+        self._fail(task, RaySystemError(text))
 
     def _interrupt(self, peer: Peer, task: Pending) -> None:
         """Have a worker end what it was sent."""
         if peer.link.is_ended:
             return  # the raylet will say that this worker is gone
-        asked = self._cancelled[task.id]
+        asked = self._cancelled.get(task.id)
+        if asked is None:
+            return  # it has ended, while this waited for room on the link
+        if self._held and self._unsent.take(peer, task):
+            self._perform(self._submitter.given_back(peer.key, [task], now()))
+            return
+        if peer.link.is_congested:
+            self._unsent.later(peer, partial(self._interrupt, peer, task))
+            return
         peer.execute.cancel(hot.Cancel(task.id, task.attempt, asked.force, asked.recursive))
         if asked.force:
             self.spawn(self._insist(peer, task), "insist on the end of a worker")
@@ -501,7 +560,9 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
 
     def _tell_holding(self, peer: Peer, holding: hot.Holding) -> None:
         """Let a worker know what its lease holds, if it takes it for something else."""
-        if self._held_on.get(peer.link) != holding and not peer.link.is_ended:
+        if peer.link.is_congested:
+            self._unsent.later(peer, partial(self._tell_holding, peer, holding))
+        elif self._held_on.get(peer.link) != holding and not peer.link.is_ended:
             self._held_on[peer.link] = holding
             peer.execute.hold(holding)
 
@@ -509,7 +570,11 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         """Tell the worker of a stream how far it may go; the next one, if there is none now."""
         task = self._tasks.get(id)
         peer = self._peers.get(task.worker) if task is not None and task.worker else None
-        if task is not None and peer is not None and not peer.link.is_ended:
+        if task is None or peer is None or peer.link.is_ended:
+            return
+        if peer.link.is_congested:
+            self._unsent.later(peer, partial(self._allow, id, until, is_abandoned))
+        else:
             peer.execute.allow(hot.StreamTerms(id, task.attempt, until, is_abandoned))
 
     def _return(self, lease: LeaseID) -> None:
