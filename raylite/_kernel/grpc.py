@@ -27,6 +27,7 @@ import socket
 import ssl
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -139,7 +140,8 @@ class GrpcNetwork(Network):
     def greet(self, *services: Service) -> None:
         """Let these services, and no others, answer peers that prove the token and have no certificate.
 
-        Only where the TLS given speaks to newcomers; without this, they are refused.
+        Those that may, or will, do no more than read are served as all readers are. Only where the
+        TLS given speaks to newcomers; without this, they are refused.
         """
         self._newcomers = Newcomers(self.seams, self.config)
         self._newcomers.host(*services)
@@ -207,9 +209,7 @@ class GrpcNetwork(Network):
     async def close(self) -> None:
         """Say goodbye on every link, stop accepting, and leave no connection behind."""
         self._reception.close()
-        await asyncio.sleep(
-            0
-        )  # a task that is cancelled before it began would leave its socket open
+        await asyncio.sleep(0)  # a task cancelled before it began would leave its socket open
         await super().close()
         if self._newcomers is not None:
             await self._newcomers.close()
@@ -240,20 +240,26 @@ class GrpcNetwork(Network):
             if door is not None:
                 door.failed("no handshake")
             raise GRPCError(Status.UNAUTHENTICATED, MISMATCH[self._keyring is not None])
-        served = self._newcomers if is_newcomer(connection) else self
-        if served is None:
+        is_new = is_newcomer(connection)
+        if is_new and self._newcomers is None:
             if door is not None:
                 door.failed("no certificate")
-            raise GRPCError(
-                Status.UNAUTHENTICATED, "this process shows no certificate of the cluster"
-            )
+            told_no = "this process shows no certificate of the cluster"
+            raise GRPCError(Status.UNAUTHENTICATED, told_no)
         wire = GrpcWire(connection, stream._stream, Deaf())
         wire.is_local = wire.is_local and FOR not in told
         wire.scope = _scope(str(told.get(SCOPE, SCOPES[-1])))
         name = str(told.get(TO) or self.front)
-        accept = served.accepted
-        if served is self and name and name not in self._reception.names:
-            accept = partial(self._pass_on, stream, name)
+        is_ours = not name or name in self._reception.names
+
+        def accept(wire: GrpcWire) -> None:
+            if is_new and self._newcomers is not None and wire.scope != SCOPES[0]:
+                self._newcomers.accepted(wire)
+            elif is_ours:
+                self.accepted(wire)
+            else:
+                self._pass_on(stream, name, wire)
+
         try:
             await stream.send_initial_metadata()
             if self._keyring is not None:
@@ -359,11 +365,9 @@ class GrpcNetwork(Network):
             self._all_gone.set()
 
     async def _wait_gone(self, seconds: float) -> None:
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._all_gone.wait()
-        except TimeoutError:
-            pass
 
 
 def _scope(told: str) -> str:
@@ -389,10 +393,8 @@ class _Server(Server):
 
     async def shut(self, seconds: float) -> None:
         """Cancel what still serves a request, and wait for it, so long at most."""
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 for handler in list(self._handlers):
                     handler.close()
                     await handler.wait_closed()
-        except TimeoutError:
-            pass

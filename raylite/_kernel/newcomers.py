@@ -1,6 +1,7 @@
 """Newcomers: peers that have the cluster's token and no certificate yet.
 
-TLS lets them in where it is told to, and they reach few services: what signs a certificate for them.
+TLS lets them in where it is told to, and they reach few services: what signs a certificate for them. Mere
+readers need none.
 """
 
 from raylite._kernel.connection import Connection

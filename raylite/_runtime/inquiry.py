@@ -28,7 +28,7 @@ def list_nodes(gcs: str, keys: Keys, patience: float = PATIENCE) -> list[msg.Nod
 
     Args:
         gcs: The address to dial, see `addresses.resolve`.
-        keys: What lets this process in, see `networks.keys_for`.
+        keys: What lets this process in, see `networks.way_in`.
         patience: Seconds that the GCS has for an answer.
 
     Raises:

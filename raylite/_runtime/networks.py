@@ -15,9 +15,11 @@ from typing import Protocol
 from msgspec import Struct
 
 from raylite._kernel.grpc import GrpcNetwork
+from raylite._kernel.interface import SCOPES
 from raylite._kernel.keyring import Keyring
 from raylite._kernel.link import LinkConfig
-from raylite._kernel.tls import Tls
+from raylite._kernel.relay import SCOPE
+from raylite._kernel.tls import FirstContact, Tls, fetch_authority, newcomer_tls
 from raylite._runtime import addresses, credentials
 from raylite._runtime.given import Given, load_given
 from raylite._runtime.listeners import host_port
@@ -29,10 +31,14 @@ TOKEN_VARIABLE = "RAYLITE_TOKEN_FILE"
 
 
 class Keys(Struct, frozen=True):
-    """What lets a process in at a cluster: its tokens, and certificates if its nodes encrypt."""
+    """What lets a process in at a cluster: its tokens, and certificates if its nodes encrypt.
+
+    With `reads` it asks for no more than a reader's token allows, and then needs no certificate.
+    """
 
     keyring: Keyring | None = None
     tls: Tls | None = None
+    reads: bool = False
 
 
 def read_keys(token_file: str, folder: str, *, newcomers: bool = False) -> Keys:
@@ -76,7 +82,10 @@ def network_of(
 
 def network_for(keys: Keys, links: LinkConfig) -> GrpcNetwork:
     """Return a network for a process outside, which only asks."""
-    return GrpcNetwork(config=links, token=keys.keyring, tls=keys.tls)
+    network = GrpcNetwork(config=links, token=keys.keyring, tls=keys.tls)
+    if keys.reads:
+        network.metadata[SCOPE] = SCOPES[0]
+    return network
 
 
 async def listen(
@@ -122,18 +131,55 @@ def token_file_for(node: NodeRecord | None, given: str = "") -> str:
     return given or os.environ.get(TOKEN_VARIABLE, "") or (node.token_file if node else "")
 
 
-def keys_for(
-    address: str | None, token_file: str = "", temp_dir: str = "", files: Given | None = None
-) -> Keys:
-    """Return what lets a command in at the cluster at an address; see `addresses.choose`.
+def way_in(
+    address: str | None,
+    token_file: str = "",
+    temp_dir: str = "",
+    files: Given | None = None,
+    pin: str = "",
+) -> tuple[str, Keys]:
+    """Return how a command asks the cluster that it means, see `addresses.choose`: where, and as whom.
+
+    Args:
+        address: The cluster.
+        token_file: Where its token is; empty for that of the environment, or of a node on this machine.
+        temp_dir: Where sessions are.
+        files: Certificates of one's own; None for those of a node on this machine.
+        pin: The fingerprint of the cluster's CA. It does for a certificate, for who only reads.
 
     Raises:
-        AuthenticationError: The token or the certificates cannot be used.
+        ValueError: This is no address, or no fingerprint.
+        ConnectionError: No cluster runs on this machine, and none is named; or nobody answers there.
+        AuthenticationError: The token or the certificates cannot be used, or are of another cluster.
     """
+    gcs = addresses.choose(address, temp_dir)
     node = addresses.node_of(address or addresses.from_environment(), temp_dir)
+    token = token_file_for(node, token_file)
     if files is not None:
-        return Keys(read_keys(token_file_for(node, token_file), "").keyring, load_given(files))
-    return read_keys(token_file_for(node, token_file), node.tls if node else "")
+        return gcs, Keys(read_keys(token, "").keyring, load_given(files))
+    if pin and node is None:
+        contact, port = first_contact(gcs.removeprefix("tcp:"), pin)
+        keys = Keys(read_keys(token, "").keyring, newcomer_tls(contact.authority), reads=True)
+        return f"tcp:{host_port(contact.ip, port)}", keys
+    return gcs, read_keys(token, node.tls if node else "")
+
+
+def first_contact(address: str, pin: str) -> tuple[FirstContact, int]:
+    """Return what the head at HOST:PORT shows, whose CA has a fingerprint, and the port.
+
+    Raises:
+        ValueError: This is no address, or no fingerprint.
+        ConnectionError: Nobody answers there.
+        AuthenticationError: It is of another cluster.
+    """
+    host, port = addresses.parse(address)
+    try:
+        return fetch_authority(host, port, pin), port
+    except OSError as error:
+        raise ConnectionError(
+            f"no cluster answers at {host_port(host, port)}: {error.strerror or error}. Is its head "
+            "running, and is this its address?"
+        ) from error
 
 
 async def _listen_on_any(network: GrpcNetwork, ip: str, ports: Sequence[int]) -> int:

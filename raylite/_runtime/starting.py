@@ -9,7 +9,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from raylite._kernel.keyring import Keyring
-from raylite._kernel.tls import FirstContact, fetch_authority, fingerprint, newcomer_tls
+from raylite._kernel.tls import fingerprint, newcomer_tls
 from raylite._kernel.token import (
     create_token,
     read_issued,
@@ -183,8 +183,7 @@ def _member(options: NodeOptions, address: str) -> NodeConfig:
                 "--ca-fingerprint or none: leave it out to join this cluster"
             )
     elif options.pin:
-        port = addresses.parse(address)[1]
-        contact = _first_contact(host, port, options.pin)
+        contact, port = networks.first_contact(address, options.pin)
         host, authority = contact.ip, contact.authority
         gcs = f"tcp:{host_port(host, port)}"
     config = _config(options, options.ip or addresses.own_ip(host))
@@ -222,16 +221,6 @@ def _member(options: NodeOptions, address: str) -> NodeConfig:
                 system = {**system_config.read(row.settings), **config.system}
                 config = replace(config, system=system)
         return config
-
-
-def _first_contact(host: str, port: int, pin: str) -> FirstContact:
-    try:
-        return fetch_authority(host, port, pin)
-    except OSError as error:
-        raise ConnectionError(
-            f"no cluster answers at {host_port(host, port)}: {error.strerror or error}. Is its head "
-            "running, and is this its address?"
-        ) from error
 
 
 @contextmanager

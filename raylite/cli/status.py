@@ -6,7 +6,7 @@ from datetime import datetime
 
 import click
 
-from raylite._runtime import addresses, inquiry, networks
+from raylite._runtime import inquiry, networks
 from raylite._runtime.given import given
 from raylite._types.resources import Resources
 from raylite._wire import hot
@@ -27,12 +27,19 @@ _FAILURES_SHOWN = 10
     metavar="FILE",
     help="The cluster's token.  [default: $RAYLITE_TOKEN_FILE, or that of this machine's node]",
 )
+@click.option(
+    "--ca-fingerprint",
+    default="",
+    metavar="sha256:...",
+    help="By which the cluster is known on a machine without a node, as its head has printed it.",
+)
 @certificates
 @click.option("--temp-dir", default="", metavar="DIR", help="Where sessions are.")
 def status(
     address: str | None,
     token_file: str,
     temp_dir: str,
+    ca_fingerprint: str,
     tls_server_cert: str,
     tls_server_key: str,
     tls_ca_cert: str,
@@ -42,12 +49,9 @@ def status(
     What waits is a second old, and shown by what it needs: the largest numbers, of 20 kinds.
     """
     with explained():
-        nodes, demand = inquiry.overview(
-            addresses.choose(address, temp_dir),
-            networks.keys_for(
-                address, token_file, temp_dir, given(tls_server_cert, tls_server_key, tls_ca_cert)
-            ),
-        )
+        files = given(tls_server_cert, tls_server_key, tls_ca_cert)
+        gcs, keys = networks.way_in(address, token_file, temp_dir, files, ca_fingerprint)
+        nodes, demand = inquiry.overview(gcs, keys)
         click.echo("\n".join(describe(nodes, demand, datetime.now())))
 
 

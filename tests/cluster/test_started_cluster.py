@@ -195,6 +195,14 @@ def test_a_head_that_listens_on_every_network_encrypts() -> None:
     port = int(head.cluster.rpartition(":")[2])
     contact = fetch_authority("127.0.0.1", port, credentials.pin(other.tls))
     assert contact.authority == credentials.authority(head.tls)
+    read = f"{Path(head.session_dir).parent}/read"
+    assert raylite("token", "issue", read).returncode == 0
+    outside = f"--address={head.cluster}", f"--token-file={read}", "--temp-dir=/nowhere"
+    done = raylite("status", *outside, f"--ca-fingerprint={credentials.pin(other.tls)}")
+    assert done.stdout.count(" node_") == 3, done.stderr
+    done = raylite("health-check", *outside, f"--ca-fingerprint={FINGERPRINT}")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "it is of another cluster" in done.stderr
     assert raylite("stop").stdout == "Stopped 3 nodes.\n"
     assert not Path(head.session_dir).exists()
 

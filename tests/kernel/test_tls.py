@@ -8,6 +8,7 @@ import ssl
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -28,7 +29,9 @@ from raylite._kernel.connection import Connection
 from raylite._kernel.grpc import GrpcNetwork
 from raylite._kernel.host import Host
 from raylite._kernel.interface import Interface, call
+from raylite._kernel.keyring import Keyring
 from raylite._kernel.link import LinkConfig
+from raylite._kernel.relay import SCOPE
 from raylite._kernel.service import Service, handles
 from raylite._kernel.tls import Tls, fetch_authority, fingerprint, load_tls, newcomer_tls
 from raylite._kernel.token import Token, new_token
@@ -45,6 +48,7 @@ from tests.kernel.membership import (
     tls_from_files,
 )
 from tests.kernel.rig import QUICK, Rig, Toy, ToyService, run_on, until
+from tests.kernel.test_scopes import Desk, DeskService, let
 
 LOOPS = pytest.mark.parametrize("kind", ["grpc-asyncio", "grpc-uvloop"])
 SHORT = replace(QUICK, session_timeout=0.5)
@@ -336,6 +340,38 @@ def test_a_newcomer_reaches_only_what_greets_newcomers(kind: str) -> None:
             await member.close()
             running.cancel()
             await asyncio.wait([running])
+
+    run_on(kind, scenario)
+
+
+@LOOPS
+@pytest.mark.parametrize("token", [new_token("read"), new_token("node"), cluster_token()], ids=repr)
+@pytest.mark.parametrize("is_front", [False, True])
+def test_who_only_reads_needs_no_certificate(kind: str, token: Token, is_front: bool) -> None:
+    async def scenario(rig: Rig) -> None:
+        folder = tempfile.mkdtemp(prefix="rl-")
+        there = GrpcNetwork(config=QUICK, token=Keyring(cluster_token(), token), tls=welcoming())
+        front = GrpcNetwork(config=QUICK, token=Keyring(cluster_token(), token), tls=welcoming())
+        front.relays, front.front = folder, "gcs.sock"
+        await there.listen(f"unix:{folder}/gcs.sock")
+        address = await (front if is_front else there).listen(NOWHERE)
+        (front if is_front else there).greet(Greeter())
+        host = Host(there, service := DeskService(), grace=0.1)
+        running = host.start("host")
+        here = network(newcomer_tls(cluster_authority().certificate), token=token)
+        here.metadata[SCOPE] = "read"  # as `raylite status` does
+        link = here.connect(address)
+        assert await Desk(link).look(b"news") == b"news"
+        for route in ("sit", "rule", "follow"):
+            assert not await let(Desk(link), route)
+        Desk(link).tell(b"something")
+        assert await Desk(link).look(b"more") == b"more"
+        assert service.told == []
+        for each in (here, front):
+            await each.close()
+        host.stop()
+        await running
+        os.rmdir(folder)
 
     run_on(kind, scenario)
 
