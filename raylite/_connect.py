@@ -18,6 +18,7 @@ from raylite._runtime.guest import GuestNode
 from raylite._runtime.interpreter import Interpreter
 from raylite._runtime.local import SessionOptions
 from raylite._runtime.presence import Attached
+from raylite._runtime.settings import setting
 from raylite._types.environment import variables_of
 from raylite._version import __version__
 
@@ -98,6 +99,7 @@ def connect(
     accepted: Mapping[str, Any],
 ) -> RayContext:
     """Do what `init` promises; a new cluster starts in the interpreter, if one was begun."""
+    namespace = _namespace() if namespace is None else namespace
     if unknown := [name for name in accepted if name not in _ACCEPTED]:
         raise RuntimeError(f"Unknown keyword argument(s): {', '.join(unknown)}")
     validate_init_options(
@@ -149,6 +151,18 @@ def connect(
         "Maybe you called raylite.init twice by accident? This error can be suppressed by passing "
         "in 'ignore_reinit_error=True' or by calling 'raylite.shutdown()' prior to 'raylite.init()'."
     )
+
+
+def _namespace() -> str | None:
+    """Return the namespace that the environment names, if it does."""
+    variable, namespace = setting("NAMESPACE")
+    if not namespace:
+        return None
+    try:
+        validate_init_options({"namespace": namespace})
+    except ValueError as error:
+        raise ValueError(f"{variable}: {error}") from error
+    return namespace
 
 
 def _begin(

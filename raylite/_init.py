@@ -66,7 +66,8 @@ def init(
         ignore_reinit_error: Return the running session's context instead of raising.
         logging_level: The level of the ``raylite`` logger.
         log_to_driver: Show what tasks print, with a prefix that says which.
-        namespace: The job's namespace; None gives it one of its own.
+        namespace: The job's namespace; None means what ``RAYLITE_NAMESPACE`` or ``RAY_NAMESPACE``
+            name, else one of its own.
         runtime_env: Only ``{"env_vars": {...}}``: set for this process's workers, before those of tasks.
         _memory: Bytes of the resource ``memory``; None takes what is available beside the objects.
         _temp_dir: Where sessions are made, and looked for; else ``RAYLITE_TMPDIR``, ``RAY_TMPDIR``

@@ -7,6 +7,7 @@ from raylite._runtime.context import Place
 from raylite._types.accelerators import VISIBLE, identities
 from raylite._types.ids import JobID, NodeID, TaskID, WorkerID
 from raylite._types.resources import Resources
+from raylite._types.strategies import NODE_ID_LABEL
 
 
 class RuntimeContext:
@@ -27,6 +28,10 @@ class RuntimeContext:
     def get_worker_id(self) -> str:
         """Return the id of this process (or thread, with ``workers="threads"``)."""
         return WorkerID(self._place.core.id).hex()
+
+    def get_node_labels(self) -> dict[str, str]:
+        """Return the labels of the node this code runs on, ``ray.io/node-id`` among them."""
+        return {**self._place.labels, NODE_ID_LABEL: self.get_node_id()}
 
     def get_task_id(self) -> str | None:
         """Return the id of the task being run; None in a driver."""
@@ -56,6 +61,14 @@ class RuntimeContext:
 
     def get_actor_id(self) -> str | None:
         """Return the id of the actor whose method is being run; None outside of actors."""
+        return None
+
+    def get_actor_name(self) -> str | None:
+        """Return the name of the actor whose method is being run; None outside of actors."""
+        return None
+
+    def get_placement_group_id(self) -> str | None:
+        """Return the id of the placement group this code runs in; None outside of any."""
         return None
 
     def get_assigned_resources(self) -> dict[str, float]:
@@ -89,6 +102,10 @@ class RuntimeContext:
     def get_session_name(self) -> str:
         """Return the name of the session's directory."""
         return self._place.session_dir.rsplit("/", 1)[-1]
+
+    def get_temp_dir(self) -> str:
+        """Return the directory in which this node makes its sessions' directories."""
+        return self._place.session_dir.rpartition("/")[0]
 
 
 def device_ids(place: Place, resource: str) -> list[int] | list[str]:

@@ -1,7 +1,7 @@
 """Which core worker the calling thread belongs to."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
@@ -24,6 +24,7 @@ class Place:
         self.runner = runner
         self.namespace = ""
         self.session_dir = ""
+        self.labels: Mapping[str, str] = {}
         self.gcs_address = ""
         self.cluster = ""
         self.ip = "127.0.0.1"

@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec import Struct, field
 
-from raylite._runtime import launch, settings
+from raylite._runtime import launch, overrides, settings
 from raylite._runtime.interpreter import Interpreter
 from raylite._runtime.launch import NodeProcess
 from raylite._runtime.machine import (
@@ -51,9 +51,14 @@ def start_node(options: SessionOptions, interpreter: Interpreter | None = None) 
 
 def node_config(options: SessionOptions) -> NodeConfig:
     """Return what makes a node offer what was asked for, the machine's own where nothing was."""
-    cpus = default_cpus() if options.num_cpus is None else options.num_cpus
-    resources = dict(options.resources or {})
-    gpus, model = default_gpus() if options.num_gpus is None else (options.num_gpus, "")
+    asked = overrides.resources()
+    cpus = asked.pop("CPU", options.num_cpus)
+    given = asked.pop("GPU", options.num_gpus)
+    gpus, model = default_gpus() if given is None else (given, "")
+    memory = asked.pop("memory", options.memory)
+    store = int(asked.pop("object_store_memory", options.object_store_memory or 0))
+    store = store or default_object_store()
+    resources = {**(options.resources or {}), **asked}
     visible = listed(os.environ.get(VISIBLE["GPU"]))
     if visible is not None and gpus > len(visible):
         raise ValueError(
@@ -64,14 +69,13 @@ def node_config(options: SessionOptions) -> NodeConfig:
     if model:
         resources.setdefault(f"accelerator_type:{model}", 1)
     _warn_of_settings(options.system)
-    store = options.object_store_memory or default_object_store()
-    resources["memory"] = default_memory(store) if options.memory is None else options.memory
+    resources["memory"] = default_memory(store) if memory is None else memory
     resources["object_store_memory"] = float(store)
     return NodeConfig(
-        num_cpus=cpus,
+        num_cpus=default_cpus() if cpus is None else cpus,
         object_store_memory=store + board.SIZE,
         resources=resources,
-        labels=dict(options.labels or {}),
+        labels={**overrides.labels(model), **(options.labels or {})},
         system={**effective(options.system), **from_environment()},
         temp_dir=options.temp_dir,
         node_id=os.urandom(28).hex(),

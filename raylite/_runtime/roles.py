@@ -194,6 +194,7 @@ def worker(inherited: Inherited, network_of: NetworkOf = networks.network_of) ->
     )  # fmt: skip
     place = context.Place(core, attachment.node_id, runner)
     place.session_dir = inherited.config.session_dir
+    place.labels = inherited.config.labels
     place.gcs_address = attachment.gcs_address
     place.cluster = inherited.config.cluster or attachment.gcs_address
     place.ip = ip

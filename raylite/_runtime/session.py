@@ -65,6 +65,7 @@ class Session:
         self.place = Place(core, self.attachment.node_id)
         self.place.namespace = options.namespace
         self.place.session_dir = config.session_dir
+        self.place.labels = config.labels
         self.place.gcs_address = config.gcs_url
         self.place.cluster = config.cluster or config.gcs_url
         self.place.ip = config.ip

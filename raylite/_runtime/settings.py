@@ -23,7 +23,7 @@ def rotation() -> Rotation:
 
 def backend_level() -> int:
     """Return the level from which components log: `BACKEND_LOG_LEVEL`; what it is not is a warning."""
-    _, name = _setting("BACKEND_LOG_LEVEL", "warning")
+    _, name = setting("BACKEND_LOG_LEVEL", "warning")
     return logging.getLevelNamesMapping().get(name.upper(), logging.WARNING)
 
 
@@ -33,14 +33,14 @@ def deduplicator() -> Deduplicator | None:
     Raises:
         ValueError: A variable has a value that it cannot have.
     """
-    _, is_wanted = _setting("DEDUP_LOGS", "1")
+    _, is_wanted = setting("DEDUP_LOGS", "1")
     if is_wanted.lower() in ("0", "false"):
         return None
     window = _number("DEDUP_LOGS_AGG_WINDOW_S", WINDOW, 0)
     return Deduplicator(window, _pattern("ALLOW"), _pattern("SKIP"))
 
 
-def _setting(name: str, default: str) -> tuple[str, str]:
+def setting(name: str, default: str = "") -> tuple[str, str]:
     """Return the variable that is set, raylite's or else Ray's, and its value."""
     for variable in (f"RAYLITE_{name}", f"RAY_{name}"):
         if value := os.environ.get(variable):
@@ -49,7 +49,7 @@ def _setting(name: str, default: str) -> tuple[str, str]:
 
 
 def _number(name: str, default: float, least: int) -> float:
-    variable, text = _setting(name, str(default))
+    variable, text = setting(name, str(default))
     try:
         number = float(text)
     except ValueError:
@@ -60,7 +60,7 @@ def _number(name: str, default: float, least: int) -> float:
 
 
 def _pattern(which: str) -> "re.Pattern[str] | None":
-    variable, text = _setting(f"DEDUP_LOGS_{which}_REGEX", "")
+    variable, text = setting(f"DEDUP_LOGS_{which}_REGEX", "")
     try:
         return re.compile(text) if text else None
     except re.error as error:

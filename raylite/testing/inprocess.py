@@ -35,7 +35,7 @@ class _Node:
         self.arena = HeapArena(spec.object_store_memory + board.SIZE)
         self.network = MemoryNetwork(switch)
         self.workers = ThreadWorkers(
-            switch, self.address, self.arena, spec.num_cpus, namespace, self.address_of
+            switch, self.address, self.arena, spec.num_cpus, namespace, spec.labels, self.address_of
         )
         self.raylet: Raylet = build_raylet(
             self.network,
@@ -153,7 +153,7 @@ class InProcessCluster:
             config=hot.JobConfig(self._namespace),
         )
         place = Place(self._attachment.core, self._attachment.node_id)
-        place.namespace = self._namespace
+        place.namespace, place.labels = self._namespace, head.handle.spec.labels
         place.gcs_address = GCS
         return place
 

@@ -4,7 +4,7 @@ import asyncio
 import ctypes
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -39,13 +39,14 @@ class ThreadWorkers:
         arena: Arena,
         cpus: float,
         namespace: str,
+        labels: Mapping[str, str],
         address_of: Callable[[str], str],
     ) -> None:
         self._switch = switch
         self._raylet = raylet_address
         self._arena = arena
         self._cpus = cpus
-        self._namespace = namespace
+        self._namespace, self._labels = namespace, labels
         self._address_of = address_of
         self._loop = asyncio.get_running_loop()
         self._workers: dict[int, _ThreadWorker] = {}
@@ -102,7 +103,7 @@ class ThreadWorkers:
         )
         worker = self._workers[token] = _ThreadWorker(attachment, executor, network)
         place = Place(attachment.core, attachment.node_id)
-        place.namespace = self._namespace
+        place.namespace, place.labels = self._namespace, self._labels
         place.gcs_address = attachment.gcs_address
         runner = ThreadRunner(
             executor, attachment.core, worker.note, _quiet, worker.leave, "127.0.0.1",

@@ -454,8 +454,13 @@ def test_what_describes_the_cluster_does_not_start_one() -> None:
 # --- What the cluster is made of ---
 
 
+@ray.remote
+def labels() -> dict[str, str]:
+    return ray.get_runtime_context().get_node_labels()
+
+
 def test_the_cluster_has_what_init_was_told() -> None:
-    ray.init(
+    context = ray.init(
         num_cpus=3,
         num_gpus=2,
         resources={"oven": 2, "sugar": 0.5},
@@ -479,6 +484,9 @@ def test_the_cluster_has_what_init_was_told() -> None:
     assert node["Alive"]
     assert node["Resources"] == total
     assert node["Labels"] == {"zone": "kitchen", "ray.io/node-id": node["NodeID"]}
+    assert ray.get(labels.remote()) == labels._function() == node["Labels"]
+    here = ray.get_runtime_context()
+    assert f"{here.get_temp_dir()}/{here.get_session_name()}" == context["session_dir"]
     assert node["NodeID"] == ray.get_runtime_context().get_node_id()
 
 
@@ -574,6 +582,20 @@ def test_a_namespace_is_told_to_driver_and_tasks() -> None:
 
     ray.init(num_cpus=1, namespace="mine")
     assert ray.get_runtime_context().namespace == ray.get(namespace.remote()) == "mine"
+
+
+@pytest.mark.parametrize("variable", ["RAYLITE_NAMESPACE", "RAY_NAMESPACE"])
+def test_the_environment_may_name_the_namespace(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, " ")
+    with pytest.raises(ValueError, match=rf'^{variable}: " " is not a valid namespace'):
+        ray.init(num_cpus=1)
+    monkeypatch.setenv(variable, "theirs")
+    with ray.init(num_cpus=1):
+        assert ray.get_runtime_context().namespace == "theirs"
+    with ray.init(num_cpus=1, namespace="mine"):
+        assert ray.get_runtime_context().namespace == "mine"
 
 
 def test_each_session_without_a_namespace_gets_one_of_its_own() -> None:

@@ -112,6 +112,18 @@ def test_tasks_run_on_another_node_when_this_one_is_full(
     assert sorted(ray.get(refs)) == sorted(ids(cluster))
 
 
+@ray.remote
+def node_labels() -> dict[str, str]:
+    return ray.get_runtime_context().get_node_labels()
+
+
+def test_a_task_is_told_the_labels_of_its_node(cluster: LocalCluster) -> None:
+    first, second = ids(cluster)
+    assert ray.get_runtime_context().get_node_labels() == {"ray.io/node-id": first}
+    told = ray.get(node_labels.options(label_selector={"zone": "b"}).remote())
+    assert told == {"zone": "b", "ray.io/node-id": second}
+
+
 def test_spread_tasks_take_turns_on_the_nodes(cluster: LocalCluster) -> None:
     spread = where.options(scheduling_strategy="SPREAD", num_cpus=0.1)
     counts = Counter(ray.get([spread.remote() for _ in range(6)]))

@@ -57,6 +57,58 @@ def test_more_gpus_than_may_be_seen_are_refused(monkeypatch: pytest.MonkeyPatch)
         node_config(SessionOptions(num_gpus=3))
 
 
+@pytest.mark.parametrize("variable", ["RAYLITE_OVERRIDE_RESOURCES", "RAY_OVERRIDE_RESOURCES"])
+def test_the_environments_resources_go_before_those_that_were_asked_for(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    amounts = '{"CPU": 3, "memory": 7, "object_store_memory": 1e8, "oven": 2, "GPU": null}'
+    monkeypatch.setenv(variable, amounts)
+    offered = node_config(
+        SessionOptions(num_cpus=1, num_gpus=2, memory=5, resources={"oven": 1, "pan": 4})
+    )
+    assert offered.num_cpus == 3
+    assert offered.resources == {
+        "GPU": 2,
+        "memory": 7,
+        "object_store_memory": 1e8,
+        "oven": 2,
+        "pan": 4,
+    }
+
+
+@pytest.mark.parametrize(
+    ("amounts", "reason"),
+    [
+        ("CPU=3", "Expecting value"),
+        ("[3]", "it is no JSON object"),
+        ('{"CPU": -1}', "num_cpus cannot be negative"),
+        ('{"CPU": "3"}', "'num_cpus' must be"),
+        ('{"object_store_memory": 1}', "minimum allowed"),
+        ('{"oven": true}', "oven must be a number, not True"),
+    ],
+)
+def test_resources_of_the_environment_that_cannot_be_are_refused_by_the_variable(
+    monkeypatch: pytest.MonkeyPatch, amounts: str, reason: str
+) -> None:
+    monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", amounts)
+    with pytest.raises(ValueError, match=r"^RAY_OVERRIDE_RESOURCES=") as caught:
+        node_config(SessionOptions())
+    assert reason in str(caught.value)
+    assert str(caught.value).endswith('. Write it like {"CPU": 4, "oven": 1}')
+
+
+def test_the_environment_says_of_which_group_and_zone_a_node_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAY_NODE_TYPE_NAME", "small")
+    monkeypatch.setenv("RAYLITE_NODE_ZONE", "z1")
+    assert node_config(SessionOptions(num_gpus=0, labels={"a": "b"})).labels == {
+        "ray.io/node-group": "small",
+        "ray.io/availability-zone": "z1",
+        "a": "b",
+    }
+
+
 def test_a_node_offers_the_memory_that_is_left_beside_its_objects() -> None:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert 0 < default_memory(0) <= total
