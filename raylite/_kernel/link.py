@@ -70,6 +70,8 @@ class LinkConfig(Struct, frozen=True):
         silence: Silence after which the wire is aborted (and dialled again).
         local_patience: How many times longer both are on a wire within the machine, where a
             silent peer is one that stands still, and hundreds of idle links cost their pings.
+        unreachable: How long there is no wire until whoever wants to know is told that the peer
+            cannot be reached; the session goes on.
         session_timeout: How long the session waits for a new wire.
         connect_timeout: How long one attempt to open a wire may take.
         redial_first: The pause before the first attempt to dial again; later ones double it.
@@ -83,6 +85,7 @@ class LinkConfig(Struct, frozen=True):
     ping_after: float = 2.0
     silence: float = 6.0
     local_patience: float = 10.0
+    unreachable: float = 20.0
     session_timeout: float = 60.0
     connect_timeout: float = 5.0
     redial_first: float = 0.02
@@ -204,6 +207,8 @@ class Link:
         self._config = config
         self._departures = departures
         self._loop = asyncio.get_running_loop()
+        self.on_unreachable: Callable[[Link], None] = _ignore
+        self._is_unreachable = False
         self._on_end: list[Callable[[Link], None]] = [on_end]
         self._wire: Wire | None = None
         self._detached: asyncio.Future[None] | None = None
@@ -431,6 +436,7 @@ class Link:
     def attach(self, wire: Wire, peer_received: int) -> None:
         """Go on over a new wire, sending again what the peer has not received."""
         old, self._wire = self._wire, wire
+        self._is_unreachable = False
         if old is not None:
             old.events = Deaf()
             old.abort("replaced by a newer connection")
@@ -801,6 +807,9 @@ class Link:
                 lost = PeerLostError(f"{shown(self.peer)} {told}", reason=f"it {told}")
                 self.finish(lost)
                 return
+            if not self._is_unreachable and now - self._lost_at >= config.unreachable - 1e-3:
+                self._is_unreachable = True
+                self.on_unreachable(self)
         elif self._paused:
             self._alive = now  # not reading, so hearing nothing; but the peer must hear something
             if wire.is_writable:
@@ -818,11 +827,12 @@ class Link:
         if self.error is not None:
             return
         config = self._config
-        patience = (
-            self._lost_at + config.session_timeout
-            if self._wire is None
-            else self._alive + self._silence
-        )
+        if self._wire is not None:
+            patience = self._alive + self._silence
+        elif self._is_unreachable or config.unreachable >= config.session_timeout:
+            patience = self._lost_at + config.session_timeout
+        else:
+            patience = self._lost_at + config.unreachable
         self._tick_handle.cancel()
         self._tick_at = now + self._ping_after
         if now + 1e-3 < patience < self._tick_at:  # if it has ended, this tick has seen to it
@@ -890,6 +900,9 @@ class FeedReader(AsyncIterator[Any]):
 
     def __del__(self) -> None:
         self.close()
+
+
+def _ignore(link: Link) -> None: ...
 
 
 def _set_exception(future: "asyncio.Future[Any]", error: RayError) -> None:

@@ -11,6 +11,7 @@ another. Two processes that dial one another at the same time have two links, ea
 import asyncio
 import itertools
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import partial
 
 from raylite._kernel.interface import SCOPES, allows
@@ -48,6 +49,8 @@ class Network(ABC):
         self.address = ""
         self.node = ""  # the mark of this process's node, in addresses that name one
         self.departures: Departures = Departures()
+        #: Told of each link that has had no wire for `LinkConfig.unreachable`: once an outage.
+        self.on_unreachable: list[Callable[[Link], None]] = []
         self._destinations: dict[int, Destination] = {}
         self._links: dict[str, Link] = {}
         self._sessions: dict[bytes, Link] = {}  # those that a peer began
@@ -78,6 +81,7 @@ class Network(ABC):
                     LinkClosedError(f"the network that should reach {shown(address)} is closed")
                 )
                 return link
+            link.on_unreachable = self._unreachable
             self._links[address] = link
             dialling = self._scope.start(self._keep_wired(link, address), f"dial {address}")
             link.on_end(partial(_cancel, dialling))
@@ -181,6 +185,7 @@ class Network(ABC):
                     other.confirm_dead("another process now has its address")
         peer = address or f"peer {hello.incarnation.hex()[:8]}"
         link = Link(peer, hello.session, destinations, self.config, self.departures, self._forget)
+        link.on_unreachable = self._unreachable
         link.scope = scope
         link.peer_incarnation = hello.incarnation
         self._sessions[hello.session] = link
@@ -227,6 +232,10 @@ class Network(ABC):
             raise
         if failure:
             raise ConnectionError(failure)
+
+    def _unreachable(self, link: Link) -> None:
+        for listener in self.on_unreachable:
+            listener(link)
 
     def _forget(self, link: Link) -> None:
         if self._sessions.get(link.session_id) is link:

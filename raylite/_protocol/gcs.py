@@ -15,6 +15,7 @@ class Nodes(Interface):
     register = call(msg.RegisterNode, msg.Registered)  # once a node, before it takes leases
     heartbeat = post(msg.Heartbeat)  # every second; silence is how a node dies
     sync = call(msg.Heartbeat, msg.Synced)  # a heartbeat that asks whether it was one of a member
+    fence = call(hot.Fence, hot.Fenced)  # from a raylet, for what cannot reach another's
     list = call(msg.ListNodes, msg.NodeList, scope="read")
     watch = feed(msg.WatchNodes, msg.NodeEvent)  # all nodes, dead ones too, then what changes
 

@@ -28,6 +28,13 @@ class Leases(Interface):
     resources = call(msg.GetResources, msg.ResourceView)
 
 
+class Fences(Interface):
+    """A holder that cannot reach the raylet of its leases has the GCS tell it to end them."""
+
+    ask = call(hot.Fence, hot.Fenced)  # from a process, to its own raylet
+    revoke = call(hot.Fence, hot.Fenced)  # from the GCS; replies when the workers have ended
+
+
 class Logs(Interface):
     """What workers print; a raylet shows it to drivers by `worker.Output`."""
 

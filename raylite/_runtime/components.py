@@ -28,6 +28,7 @@ from raylite._services.gcs.views import ViewService
 from raylite._services.gcs.workers import WorkerService
 from raylite._services.raylet.cluster import ClusterService
 from raylite._services.raylet.copies import CopyService
+from raylite._services.raylet.fences import FenceService
 from raylite._services.raylet.leases import LeaseService
 from raylite._services.raylet.logs import LogFiles, LogService
 from raylite._services.raylet.pool import Member, PoolService, WorkerSource
@@ -160,9 +161,11 @@ def build_raylet(
     membership = MemberService(network, gcs_address, row, leases, pool)
     membership.on_registered = cluster.report_all
     pool.joined = membership.joined
+    fences = FenceService(network, gcs_address, leases)
     host = Host(
-        network, pool, leases, objects, copies, transfers, membership, cluster, logs, *further
-    )
+        network, pool, leases, fences, objects, copies, transfers, membership, cluster, logs,
+        *further,
+    )  # fmt: skip
     return Raylet(
         host, node_id, pool, leases, objects, cluster, copies, transfers, logs, membership.joined
     )

@@ -336,6 +336,27 @@ class WorkerLost(msgspec.Struct, array_like=True, frozen=True, gc=False):
     oom_retries: int = -1
 
 
+class Fence(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Have a node end the leases that a process of another node wished for there, or was given.
+
+    The two cannot reach each other, so others carry the word.
+    """
+
+    node: bytes
+    holder: bytes
+    leases: tuple[bytes, ...]
+
+
+class Fenced(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """None of the leases is any more, and no worker of theirs lives.
+
+    `losses` are the workers that were ended for it. `death` says why the whole node is dead, if it is.
+    """
+
+    losses: tuple[WorkerLost, ...] = ()
+    death: str = ""
+
+
 class Death(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A process of this node ended. `id` is the worker's or driver's."""
 

@@ -524,6 +524,25 @@ async def test_a_peer_out_of_reach_for_the_session_timeout_is_lost_unconfirmed(r
 
 
 @contract
+async def test_a_peer_out_of_reach_for_long_is_told_of_once_an_outage(rig: Rig) -> None:
+    patient = replace(IMPATIENT, unreachable=0.1, session_timeout=30.0)
+    async with rig.pair(ToyService(), patient) as (link, there):
+        told: asyncio.Queue[Link] = asyncio.Queue()
+        link.on_unreachable = told.put_nowait
+        there.on_unreachable.append(told.put_nowait)
+        for _ in range(2):
+            assert await Toy(link).echo(b"") == b""
+            [served] = there.links
+            rig.hide("there")
+            link.abort_wire("cut")
+            assert {await told.get(), await told.get()} == {link, served}
+            await asyncio.sleep(0.2)
+            assert told.empty()
+            rig.unhide("there")
+            await link.wait_attached()
+
+
+@contract
 async def test_a_silent_peer_is_dialled_again_and_its_session_goes_on(rig: Rig) -> None:
     service = ToyService()
     async with rig.pair(service, IMPATIENT) as (link, there):

@@ -253,7 +253,7 @@ class Faults:
         machines = {machine for pair in pairs for machine in pair}
         for node in [*self._cluster.nodes.values(), *self._cluster.gone.values()]:
             if machine_of(node.name) in machines:
-                self._losses.lose(node.name)
+                self._losses.estrange(node.name)
 
     def _with_gcs(self, one: str, other: str) -> Iterator[tuple[str, str]]:
         """The GCS is on the head's machine."""

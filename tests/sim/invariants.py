@@ -45,12 +45,22 @@ class Losses:
     def __init__(self) -> None:
         self.cuts: list[Cut] = []
         self._lost: dict[str, list[float]] = {}
+        self._estranged: dict[str, list[float]] = {}
 
     def lose(self, node: str, *, is_dead: bool = False) -> None:
         """A node has lost another, or the cluster has lost it for good: it is fenced."""
         self._lost.setdefault(node, []).append(math.inf if is_dead else moment())
 
+    def estrange(self, node: str) -> None:
+        """A node and another give one another up, though both live: what one ran for the other ends first."""
+        self._estranged.setdefault(node, []).append(moment())
+
     def is_lost(self, node: str, since: float = 0.0) -> bool:
+        lost = self._lost.get(node, []) + self._estranged.get(node, [])
+        return any(at >= since for at in lost)
+
+    def is_dead(self, node: str, since: float) -> bool:
+        """Whether the others take a node for dead, so that what runs there may run again."""
         return any(at >= since for at in self._lost.get(node, ()))
 
     def was_cut_off(self, machine: str) -> bool:
@@ -71,7 +81,7 @@ class Losses:
         )
 
     def __len__(self) -> int:
-        return sum(map(len, self._lost.values()))
+        return sum(map(len, [*self._lost.values(), *self._estranged.values()]))
 
 
 class ClusterLedger(Ledger):
@@ -85,6 +95,10 @@ class ClusterLedger(Ledger):
         return super().is_lost(attempt) or self.losses.is_lost(
             attempt.worker.partition("/")[0], attempt.began
         )
+
+    def has_ended(self, attempt: Attempt) -> bool:
+        node = attempt.worker.partition("/")[0]
+        return super().is_lost(attempt) or self.losses.is_dead(node, attempt.began)
 
     def is_explained(self, expected: Expected, error: BaseException, node: str) -> bool:
         """Accept what the loss of a node explains: of the driver's own, or of one that was used."""

@@ -85,7 +85,7 @@ class Ledger:
         for each in earlier:
             if each.is_interrupted:
                 self.wrong(f"{script.label} was interrupted and is tried again: {each}")
-            if not self.is_lost(each):
+            if not self.has_ended(each):
                 self.wrong(f"{script.label} runs again, and worker {each.worker} lives: {each}")
         earlier.append(attempt)
         self.attempts.append(attempt)
@@ -129,6 +129,10 @@ class Ledger:
     def is_lost(self, attempt: Attempt) -> bool:
         """Whether the worker of an attempt died a violent death."""
         return self.place.death_of(attempt.worker) not in (None, "exit code 0")
+
+    def has_ended(self, attempt: Attempt) -> bool:
+        """Whether an attempt is over, so that the next one may begin."""
+        return self.is_lost(attempt)
 
     def is_exhausted(self, script: Script) -> bool:
         """Whether all attempts that some task with this script may have were lost."""

@@ -18,13 +18,14 @@ from raylite._machines.nodes import (
     Nodes as Membership,
     Standing,
 )
-from raylite._protocol import gcs
+from raylite._protocol import gcs, raylet
 from raylite._services.gcs.epoch import Epoch
 from raylite._services.gcs.news import TableNews
 from raylite._services.gcs.storage import Storage, StorageError
 from raylite._services.gcs.table import Change, Table
+from raylite._wire import hot
 from raylite._wire.messages import gcs as msg
-from raylite.exceptions import LinkClosedError, NodeDiedError, PeerLostError
+from raylite.exceptions import LinkClosedError, NodeDiedError, PeerLostError, UnavailableError
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +119,16 @@ class NodeService(Service, serves=(gcs.Nodes,)):
         is_unknown = self._hear(beat) is Standing.UNKNOWN
         again = is_unknown or beat.node_id in self._to_register
         return msg.Synced(epoch=self._epoch.message, register_again=again)
+
+    @handles(gcs.Nodes.fence)
+    async def fence(self, fence: hot.Fence) -> hot.Fenced:
+        """Have a node end leases whose holder it cannot reach; a dead node has none."""
+        row, link = self._table.rows.get(fence.node), self._links.get(fence.node)
+        if row is not None and not row.alive:
+            return hot.Fenced(death=row.death_reason or "it died")
+        if link is None or link.is_ended:
+            raise UnavailableError(f"node {fence.node.hex()} cannot be told now: ask again")
+        return await raylet.Fences(link).revoke(fence)
 
     @handles(gcs.Nodes.list)
     def list_nodes(self, request: msg.ListNodes) -> msg.NodeList:

@@ -1,6 +1,7 @@
 """The Lease service: who may run tasks on this node, and on which worker."""
 
 import logging
+from collections.abc import Callable, Iterable
 
 from raylite._kernel.alarm import Alarm
 from raylite._kernel.network import Network
@@ -64,6 +65,8 @@ class LeaseService(Service, serves=(raylet.Leases,)):
         self._told: dict[
             bytes, None
         ] = {}  # holders that were told `wanted`, and not since `unwanted`
+        #: Told of the loss of each leased worker, as its holder is.
+        self.on_lost: list[Callable[[hot.WorkerLost], None]] = []
         self._alarm = Alarm(self._calm)
         self._resources: dict[tuple[tuple[str, int], ...], Resources] = {}
         pool.on_lent = self._lent
@@ -127,6 +130,20 @@ class LeaseService(Service, serves=(raylet.Leases,)):
         known, worker = self._keys.get(LeaseID(lease)), self._pool.worker_of(LeaseID(lease))
         if known is not None and known[0].link is self.caller and worker is not None:
             self._pool.end(worker, "the owner of its task could not reach it any more")
+
+    def revoke(self, holder: bytes, leases: Iterable[LeaseID], cause: str) -> list[LeaseID]:
+        """End leases and wishes of a holder; return those of which `on_lost` is still to tell."""
+        ending: list[LeaseID] = []
+        for lease in leases:
+            known, worker = self._keys.get(lease), self._pool.worker_of(lease)
+            if known is None or known[0].id != holder:
+                continue
+            if worker is None:
+                self._end(lease)
+            else:
+                ending.append(lease)
+                self._pool.end(worker, cause)
+        return ending
 
     @handles(raylet.Leases.explain)
     def explain(self, lease: bytes) -> hot.Standing:
@@ -288,12 +305,13 @@ class LeaseService(Service, serves=(raylet.Leases,)):
         self._requests.pop(lease, None)
         self._picker.ended(lease)
         self._lease_of.pop(worker.id, None)
+        loss = hot.WorkerLost(
+            lease, worker.id, worker.address, cause, last_task, reason, self._oom_retries
+        )
         if known is not None and not known[0].link.is_ended:
-            known[0].holder.lost(
-                hot.WorkerLost(
-                    lease, worker.id, worker.address, cause, last_task, reason, self._oom_retries
-                )
-            )
+            known[0].holder.lost(loss)
+        for listener in self.on_lost:
+            listener(loss)
         self._perform(self._leases.release(lease))
 
     def _gone(self, member: Member, cause: str) -> None:

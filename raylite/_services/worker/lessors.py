@@ -1,6 +1,8 @@
 """Lessors: the raylets that an owner asked for leases, and which of them has which lease."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 from raylite._kernel.alarm import Alarm
 from raylite._kernel.link import Link
@@ -8,9 +10,12 @@ from raylite._kernel.network import Network
 from raylite._kernel.seams import now
 from raylite._machines.submitter import LaneKey, Submitter
 from raylite._protocol import raylet
+from raylite._services.worker.fencing import Fencing
 from raylite._types.keys import LeaseID
 from raylite._types.resources import Resources
+from raylite._types.strategies import NodeKey
 from raylite._wire import hot
+from raylite.exceptions import PeerLostError, reason_of
 
 BACKLOG = 1.0  # seconds between two reports of what waits
 
@@ -23,8 +28,10 @@ class Lessors:
         local: The link to this node's raylet.
         submitter: What wishes for leases; its backlog is told to this node's raylet.
         id: This process's id: a raylet of another node does not know it by its link.
-        on_ended: Called when another node's raylet is gone, with the leases that it had given.
-            Those which are only wished for are asked of this node's raylet then.
+        spawn: Starts a task that ends with the owner.
+        on_ended: Called when another node's raylet is gone, or has ended what it had lent since this
+            process cannot reach it, with the leases and what was heard of them. Those which are
+            only wished for are asked of this node's raylet then.
     """
 
     def __init__(
@@ -33,19 +40,23 @@ class Lessors:
         local: Link,
         submitter: Submitter,
         id: bytes,
-        on_ended: Callable[[Link, list[LeaseID]], None],
+        spawn: Callable[[Coroutine[Any, Any, Any], str], "asyncio.Task[Any]"],
+        on_ended: Callable[[list[LeaseID], hot.Fenced], None],
     ) -> None:
         self._network = network
         self._submitter = submitter
         self._local = local
         self._id = id
         self._on_ended = on_ended
+        self._fencing = Fencing(local, id, spawn, self._parted)
+        self._nodes: dict[Link, NodeKey] = {}  # of other nodes' raylets
         self._raylets: dict[Link, raylet.Leases] = {local: raylet.Leases(local)}
         self._homes: dict[LeaseID, Link] = {}  # which raylet was asked for a lease, or gave it
         self._wishes: dict[LeaseID, LaneKey] = {}  # what was asked for and is not granted
         self._wanting: dict[Link, None] = {}  # the raylets where others wait
         self._backlog_told: dict[Resources, int] = {}
         self._alarm = Alarm(self._tell_backlog)
+        network.on_unreachable.append(self._unreachable)
 
     @property
     def links(self) -> list[Link]:
@@ -92,11 +103,24 @@ class Lessors:
         """Return what the lease was asked for; None if it is wished for no more."""
         return self._wishes.pop(lease, None)
 
+    def has_left(self, lease: LeaseID, by: Link) -> bool:
+        """Whether this raylet grants what is wished for of another by now; then it has it back."""
+        home = self._homes.get(lease)
+        if home is None or home is by:
+            return False
+        raylet.Leases(by).release(lease)
+        return True
+
     def spilled(self, spill: hot.Spilled, by: Link) -> None:
         """A raylet knows a better one for a lease: ask that one."""
         lease = LeaseID(spill.lease)
         if lease in self._wishes and self._homes.get(lease) is by:
-            self._request(lease, self._network.connect(spill.address), spill.visited)
+            link, node = self._network.connect(spill.address), NodeKey(spill.node)
+            if self._fencing.shuns(link, node, spill.visited):
+                self._request(lease, self._local, (*spill.visited, node))
+            else:
+                self._nodes[link] = node
+                self._request(lease, link, spill.visited)
 
     def refused(self, lease: LeaseID) -> None:
         self._wishes.pop(lease, None)
@@ -137,15 +161,45 @@ class Lessors:
             )
 
     def _ended(self, home: Link) -> None:
-        """Another node's raylet is gone, and with it the workers it lent: the local one is asked."""
+        """Another node's raylet is gone, and with it the workers it lent: the local one is asked.
+
+        Of one that merely cannot be reached nobody knows that, before somebody else has ended them.
+        """
         self._raylets.pop(home, None)
         self._wanting.pop(home, None)
         leases = [lease for lease, at in self._homes.items() if at is home]
-        self._on_ended(home, [lease for lease in leases if lease not in self._wishes])
-        for lease in leases:
-            self._homes.pop(lease, None)
-            if lease in self._wishes and not self._local.is_ended:
-                self._request(lease, self._local)
+        node = self._nodes.get(home)
+        error = home.error
+        if isinstance(error, PeerLostError) and not error.confirmed and node is not None:
+            self._fencing.lost(home, node, leases)
+        else:
+            self._fencing.ended(home)
+            self._nodes.pop(home, None)
+            self._part(home, leases, hot.Fenced(death=reason_of(error)), ())
+
+    def _unreachable(self, home: Link) -> None:
+        """There has been no wire to a raylet for long."""
+        if home in self._raylets and (node := self._nodes.get(home)) is not None:
+            leases = [lease for lease, at in self._homes.items() if at is home]
+            self._fencing.lost(home, node, leases)
+
+    def _parted(self, home: Link, leases: Sequence[LeaseID], heard: hot.Fenced) -> None:
+        """What a raylet that cannot be reached was asked for, and had lent, is no more."""
+        node = self._nodes[home]
+        if home.is_ended:
+            del self._nodes[home]
+        self._part(home, leases, heard, (node,))
+
+    def _part(
+        self, home: Link, leases: Sequence[LeaseID], heard: hot.Fenced, visited: tuple[bytes, ...]
+    ) -> None:
+        there = [lease for lease in leases if self._homes.get(lease) is home]
+        self._on_ended([lease for lease in there if lease not in self._wishes], heard)
+        for lease in there:
+            if self._homes.get(lease) is home:
+                del self._homes[lease]
+                if lease in self._wishes and not self._local.is_ended:
+                    self._request(lease, self._local, visited)
 
     def _tell_backlog(self) -> None:
         """Tell what waits, as long as something may: whoever looks at the cluster is to see it."""

@@ -84,7 +84,9 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
         self._locations = locations
         self._submitter = submitter
         self._raylet = raylet_link
-        self.lessors: Lessors = Lessors(network, raylet_link, submitter, id, self._lessor_ended)
+        self.lessors: Lessors = Lessors(
+            network, raylet_link, submitter, id, self.spawn, self._lessor_ended
+        )
         self._random: Random = network.seams.random("retries")
         self._tasks: dict[TaskKey, OwnedTask] = {}
         self._peers: dict[WorkerKey, Peer] = {}
@@ -288,6 +290,8 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
     def granted(self, grants: list[hot.LeaseGrant]) -> None:
         for grant in grants:
             key, lease = WorkerKey(grant.worker), LeaseID(grant.lease)
+            if self.lessors.has_left(lease, self.caller):
+                continue
             wish = self.lessors.granted(lease)
             link = self._network.connect(grant.address)
             if link not in self._defined_on:
@@ -311,6 +315,8 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
     def problem(self, problems: list[hot.LeaseProblem]) -> None:
         for problem in problems:
             if problem.is_final:
+                if self.lessors.home(LeaseID(problem.lease)) is not self.caller:
+                    continue  # another raylet is asked by now
                 self.lessors.refused(LeaseID(problem.lease))
                 failed, effects = self._submitter.refused(LeaseID(problem.lease), now())
                 self._perform(effects)
@@ -324,11 +330,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
     @handles(raylet.Holder.lost)
     def lost(self, losses: list[hot.WorkerLost]) -> None:
         for loss in losses:
-            is_memory = loss.reason == hot.LossReason.OUT_OF_MEMORY
-            self._lost(
-                WorkerKey(loss.worker), TaskKey(loss.last_task), loss.address, loss.cause,
-                Failure.OUT_OF_MEMORY if is_memory else Failure.WORKER_DIED, loss.oom_retries,
-            )  # fmt: skip
+            self._worker_lost(loss)
 
     @handles(raylet.Holder.wanted)
     def wanted(self, nothing: bytes) -> None:
@@ -415,10 +417,24 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
             effects = self._fail_unsent() if unsent.failed or unsent.refused else []
         self._alarm.set(self._submitter.next_expiry(now()))
 
-    def _lessor_ended(self, home: Link, leases: list[LeaseID]) -> None:
-        cause = reason_of(home.error)
+    def _lessor_ended(self, leases: list[LeaseID], heard: hot.Fenced) -> None:
+        """A raylet is gone, or what it had lent: what is known of the workers, it has told."""
+        lost = {loss.lease: loss for loss in heard.losses}
         for peer in [peer for peer in self._peers.values() if peer.lease in leases]:
-            self._lost(peer.key, None, peer.address, cause, Failure.NODE_DIED)
+            if (loss := lost.get(peer.lease)) is not None:
+                self._worker_lost(loss)
+            elif heard.death:
+                self._lost(peer.key, None, peer.address, heard.death, Failure.NODE_DIED)
+            else:
+                cause = "it had ended before its node, which cannot be reached, was asked"
+                self._lost(peer.key, None, peer.address, cause, Failure.WORKER_DIED)
+
+    def _worker_lost(self, loss: hot.WorkerLost) -> None:
+        is_memory = loss.reason == hot.LossReason.OUT_OF_MEMORY
+        self._lost(
+            WorkerKey(loss.worker), TaskKey(loss.last_task), loss.address, loss.cause,
+            Failure.OUT_OF_MEMORY if is_memory else Failure.WORKER_DIED, loss.oom_retries,
+        )  # fmt: skip
 
     def _lost(
         self,

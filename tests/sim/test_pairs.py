@@ -1,0 +1,203 @@
+"""Two nodes cannot reach each other, and the GCS reaches both: nothing hangs, and nothing runs twice."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from raylite.exceptions import WorkerCrashedError
+from raylite.testing.loop import SimLoop
+from raylite.testing.node import KILLED, SimDriver, TaskContext
+from raylite.testing.sim import World
+from raylite.testing.simcluster import SimCluster
+from tests.sim.ledger import moment
+
+BOUND = 40.0  # seconds after which a pair that is cut makes nobody wait
+LONG = 500.0
+
+pytestmark = pytest.mark.sim
+
+
+@dataclass
+class Run:
+    """A body that began, where, and whether its worker lived when the next one began."""
+
+    worker: str
+    at: float
+
+
+@dataclass
+class Scene:
+    """A driver on `n1` whose first task runs on `n2`; what is run later has `n3`, too."""
+
+    cluster: SimCluster
+    driver: SimDriver
+    runs: list[Run] = field(default_factory=list)
+
+    async def run(self, task: TaskContext, seconds: float) -> str:
+        for run in self.runs:
+            assert self.cluster.death_of(run.worker), "it runs twice at a time"
+        self.runs.append(Run(task.worker, moment()))
+        # Whoever runs it again has an easier time of it.
+        await task.sleep(seconds if len(self.runs) == 1 else 0.0)
+        return task.worker
+
+    async def begun(self) -> None:
+        while not self.runs:
+            await asyncio.sleep(0.1)
+
+    def cut(self, one: str = "n1", other: str = "n2") -> None:
+        self.cluster.world.cut(one, other, silently=True)
+
+    def heal(self) -> None:
+        self.cluster.world.heal("n1", "n2")
+
+
+_scenes: list[Scene] = []
+
+
+def rest(task: TaskContext, seconds: float) -> Awaitable[str]:
+    return _scenes[-1].run(task, seconds)
+
+
+def where(task: TaskContext) -> Awaitable[str]:
+    return _where(task)
+
+
+async def _where(task: TaskContext) -> str:
+    return task.worker
+
+
+@asynccontextmanager
+async def scene() -> AsyncIterator[Scene]:
+    cluster = SimCluster(World(5))
+    await cluster.gcs.start()
+    await cluster.add("n0", is_head=True, cpus=0)
+    here = await cluster.add("n1", cpus=0)
+    await cluster.add("n2", cpus=1)
+    await cluster.joined()
+    at = Scene(cluster, await here.driver("driver"))
+    _scenes.append(at)
+    yield at
+    _scenes.clear()
+    assert not cluster.failed.done()
+    cluster.check()
+    await cluster.stop()
+
+
+def simulated(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    def run() -> None:
+        SimLoop().run(test(), within=1000.0)
+
+    run.__name__, run.__doc__ = test.__name__, test.__doc__
+    return run
+
+
+async def outcome(at: Scene, ref: Any) -> Any:
+    return (await at.driver.get([ref]))[0]
+
+
+@simulated
+async def test_a_task_whose_owner_cannot_be_reached_is_ended_and_then_runs_elsewhere() -> None:
+    async with scene() as at:
+        ref = at.driver.submit(rest, LONG, max_retries=1)
+        await at.begun()
+        await at.cluster.add("n3", cpus=1)
+        began = moment()
+        at.cut()
+        assert (await outcome(at, ref)).startswith("n3/")
+        assert moment() - began < BOUND
+        assert [run.worker.partition("/")[0] for run in at.runs] == ["n2", "n3"]
+        assert sorted(at.cluster.nodes) == ["n0", "n1", "n2", "n3"]
+
+
+@simulated
+async def test_it_fails_if_it_may_not_be_tried_again() -> None:
+    async with scene() as at:
+        ref = at.driver.submit(rest, LONG, max_retries=0)
+        await at.begun()
+        began = moment()
+        at.cut()
+        with pytest.raises(WorkerCrashedError, match="could not be reached"):
+            await outcome(at, ref)
+        assert moment() - began < BOUND
+        assert not at.cluster.nodes["n2"].raylet.leases.leases.statistics().lent
+
+
+@simulated
+async def test_a_shorter_cut_costs_no_attempt() -> None:
+    async with scene() as at:
+        ref = at.driver.submit(rest, 30.0, max_retries=0)
+        await at.begun()
+        at.cut()
+        await asyncio.sleep(15.0)
+        at.heal()
+        assert (await outcome(at, ref)).startswith("n2/")
+
+
+@simulated
+async def test_what_only_a_node_out_of_reach_could_run_waits_for_it() -> None:
+    async with scene() as at:
+        ref = at.driver.submit(rest, LONG, max_retries=1)
+        await at.begun()
+        at.cut()
+        await asyncio.sleep(150.0)
+        assert len(at.runs) == 1
+        assert at.cluster.death_of(at.runs[0].worker) == KILLED
+        at.heal()
+        began = moment()
+        assert (await outcome(at, ref)).startswith("n2/")
+        assert moment() - began < 10.0
+
+
+@simulated
+async def test_it_waits_for_a_gcs_that_is_away_though_its_session_has_ended() -> None:
+    async with scene() as at:
+        ref = at.driver.submit(rest, LONG, max_retries=1)
+        await at.begun()
+        await at.cluster.add("n3", cpus=1)
+        await asyncio.sleep(1.0)
+        at.cut()
+        await asyncio.sleep(20.0)
+        at.cluster.gcs.kill()
+        await asyncio.sleep(20.0)
+        assert len(at.runs) == 1
+        await at.cluster.gcs.start()
+        assert (await outcome(at, ref)).startswith("n3/")
+
+
+@simulated
+async def test_what_is_submitted_during_a_cut_goes_elsewhere_at_once() -> None:
+    async with scene() as at:
+        ref = at.driver.submit(rest, LONG, max_retries=0)
+        await at.begun()
+        await at.cluster.add("n3", cpus=1)
+        at.cut()
+        with pytest.raises(WorkerCrashedError):
+            await outcome(at, ref)
+        for _ in range(3):
+            began = moment()
+            ref = at.driver.submit(where)
+            assert (await outcome(at, ref)).startswith("n3/")
+            assert moment() - began < 1.0
+            await asyncio.sleep(45.0)
+        at.heal()
+
+
+@simulated
+async def test_a_wish_that_waits_there_goes_elsewhere() -> None:
+    async with scene() as at:
+        busy = at.driver.submit(rest, LONG, max_retries=0)
+        await at.begun()
+        waiting = at.driver.submit(where)
+        await asyncio.sleep(1.0)
+        began = moment()
+        at.cut()
+        await at.cluster.add("n3", cpus=1)
+        assert (await outcome(at, waiting)).startswith("n3/")
+        assert moment() - began < BOUND
+        with pytest.raises(WorkerCrashedError):
+            await outcome(at, busy)
