@@ -67,7 +67,17 @@ class Retire(Struct, frozen=True):
     worker: WorkerKey
 
 
-Effect = Lend | Start | Lost | Fail | Retire
+class Crowded(Struct, frozen=True):
+    """More tasks wait for others than `limit`: the worker for this lease is started late.
+
+    Said once, until not half as many wait.
+    """
+
+    lease: LeaseID
+    limit: int
+
+
+Effect = Lend | Start | Lost | Fail | Retire | Crowded
 
 
 class PoolStatistics(Struct, frozen=True):
@@ -129,6 +139,11 @@ class _Pace:
         self.due = now + self._delay
         self._delay = min(2 * self._delay, self._longest)
 
+    @property
+    def is_longest(self) -> bool:
+        """Whether gaps do not grow any more."""
+        return self._delay >= self._longest
+
     def ready(self, now: float) -> bool:
         return self.due is None or now >= self.due
 
@@ -188,6 +203,7 @@ class Pool:
         self._growth = _Pace(first_delay, longest_delay)
         self._replacement = _Pace(first_delay, longest_delay)
         self._revival = _Pace(first_delay, longest_delay)
+        self._is_crowd_told = False
         self._numbers = self._tokens = 0
 
     def start(self, now: float) -> list[Effect]:
@@ -382,6 +398,16 @@ class Pool:
         """Return the worker that serves a lease, if one does."""
         return self._lent.get(lease)
 
+    def held_back(self, lease: LeaseID, now: float) -> float | None:
+        """Return the seconds until a worker may next be started, if this lease needs one and waits."""
+        key = self._waiting.get(lease)
+        if key is None or not self._asks[key][lease].load or not self._crowded():
+            return None
+
+        begun = islice(self._asks[key], self._starting_for[key])
+        due = self._due(self._growth)
+        return None if due is None or lease in begun else max(due - now, 0.0)
+
     def expire(self, now: float) -> list[Effect]:
         """Retire what was idle too long above the soft limit, and make the starts now due."""
         effects: list[Effect] = []
@@ -437,6 +463,7 @@ class Pool:
                     self._growth.delay(now)
 
                 if not self._growth.ready(now):
+                    effects += self._tell_crowd(start)
                     break
 
                 self._growth.delay(now)
@@ -446,6 +473,9 @@ class Pool:
         if not self._crowded():
             self._growth.reset()
 
+        if 2 * self._blocked < self._blocked_limit:
+            self._is_crowd_told = False
+
         while len(self._starting) < self._most_starting and self._below_floor():
             if not self._replacement.ready(now):
                 break
@@ -453,6 +483,16 @@ class Pool:
             effects.append(self._start(_Beginning(_FRESH, UNIT)))
 
         return effects
+
+    def _tell_crowd(self, start: _Beginning) -> list[Effect]:
+        """Say, once, that a start waits for long because others are blocked."""
+        is_crowd = self._blocked >= self._blocked_limit and self._growth.is_longest
+        if self._is_crowd_told or not is_crowd:
+            return []
+
+        self._is_crowd_told = True
+        lease = next(islice(self._asks[start.key], self._starting_for[start.key], None))
+        return [Crowded(lease, self._blocked_limit)]
 
     def _due(self, pace: _Pace) -> float | None:
         """Return when a start of this pace is next allowed, None if nothing holds it back."""

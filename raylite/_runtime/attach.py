@@ -15,6 +15,7 @@ from raylite._kernel.scope import Scope
 from raylite._kernel.service import Service, handles
 from raylite._machines.submitter import Submitter
 from raylite._protocol import raylet
+from raylite._runtime import output
 from raylite._runtime.jobs import DriverService
 from raylite._services.worker.core import Core
 from raylite._services.worker.execute import ExecuteService, Executor
@@ -259,6 +260,7 @@ def _assemble(
     owner = OwnerService(network, locations)
     submitter = Submitter(WorkerKey(id), max(int(cpus * UNIT), UNIT))
     submit = SubmitService(network, link, owner, locations, submitter, id)
+    submit.on_warning = output.warn  # of a worker, its driver prints it
     process = ProcessService(network, link, owner, submit, locations)
     core = Core(id, job, loop, network, arena, owner, submit, locations, link, wake)
     explain = ExplainService(network, owner, submit, submitter, locations)

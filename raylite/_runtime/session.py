@@ -69,7 +69,6 @@ class Session:
         self.place.gcs_address = config.gcs_url
         self.place.cluster = config.cluster or config.gcs_url
         self.place.ip = config.ip
-        core.submitter.on_warning = output.warn
         if self.attachment.driver is not None:
             self.attachment.driver.on_given_up = output.warn
         context.enter(self.place)

@@ -7,6 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from raylite._machines.pool import (
     FAILURES,
+    Crowded,
     Effect,
     Fail,
     Lend,
@@ -261,6 +262,40 @@ def test_deep_recursion_is_replaced_ever_more_slowly() -> None:
         waited = 0.0
 
     assert waits == [0, 0, 0.25, 0.5, 1.0, 1.0, 1.0, 1.0]
+
+
+def recurse(pool: Pool, now: float, numbers: range) -> list[tuple[int, Effect]]:
+    """Let task after task start another and wait for it; return what was told, with whose start."""
+    told = []
+    for number in numbers:
+        effects = pool.lend(lease(number), "a", now)
+        while not tokens(effects) and pool.worker_of(lease(number)) is None:
+            told += [(number, each) for each in effects]
+            held_back = pool.held_back(lease(number), now)
+            assert held_back is not None
+            assert held_back > 0
+            now += held_back
+            effects = pool.expire(now)
+
+        assert pool.held_back(lease(number), now) is None
+        for token in tokens(effects):
+            pool.registered(token, worker(number), now)
+        serving = pool.worker_of(lease(number))
+        assert serving is not None
+        pool.blocked(serving, now)
+
+    return told
+
+
+def test_that_starts_wait_for_long_is_told_once_until_few_are_blocked() -> None:
+    pool = Pool(soft_limit=1, blocked_limit=2, first_delay=0.25, longest_delay=1.0)
+    assert recurse(pool, 0.0, range(1, 9)) == [(4, Crowded(lease(4), 2))]
+    for number in range(1, 9):
+        pool.unblocked(worker(number))
+        pool.returned(worker(number), lease(number), 50.0)
+
+    pool.expire(60.0)  # the idle ones go
+    assert recurse(pool, 60.0, range(11, 19)) == [(14, Crowded(lease(14), 2))]
 
 
 def test_pacing_ends_with_the_crowd() -> None:
@@ -519,6 +554,9 @@ class PoolModel(RuleBasedStateMachine):
                     self.retired.add(effect.worker)
                 case Fail():
                     del self.waiting[effect.lease]
+                case Crowded():
+                    assert effect.lease in self.waiting
+                    assert self.pool.held_back(effect.lease, self.now) is not None
                 case Lost():
                     raise AssertionError("nobody died")
 

@@ -143,3 +143,33 @@ async def test_a_raylet_says_what_a_lease_waits_for() -> None:
                 "it does not know of it: it has just been granted or withdrawn",
             ]
             assert all(4.9 < each.seconds < 5.1 for each in told[:4])
+
+
+@simulated
+async def test_a_deep_recursion_is_told_of_once_and_its_lease_says_what_it_waits_for() -> None:
+    site = Site()
+    async with site.node(), site.gcs():
+        await anyio.sleep(1)
+        holder, leases = await driver(site, "holder")
+        hearing, workers, texts = Hearing(), list[MemoryNetwork](), []
+        async with running(Host(holder, hearing)):
+            for depth in range(27):
+                name = bytes([depth]).ljust(36, b".")
+                leases.request(hot.LeaseRequest(name, {"CPU": UNIT}, b"job!", depth))
+                while not site.source.tokens:
+                    await anyio.sleep(0.01)
+                    texts.append((await leases.explain(name)).text)
+                workers.append(await site.register_worker(f"worker {depth}".encode()))
+                await anyio.sleep(0.001)
+                raylet.Leases(workers[-1].connect("raylet")).blocked(b"")
+                await anyio.sleep(0.001)
+            [warning] = hearing.problems
+            assert not warning.is_final
+            assert warning.message.startswith("More than 19 tasks on this node wait in get() for ")
+        told = [text for text in texts if "slowly" in text]
+        assert told[0].startswith(
+            "20 of its workers are at work, of which 19 wait for other tasks:"
+        )
+        assert "the next in 0.9 s" in "".join(told)
+        for network in workers:
+            await network.close()

@@ -72,6 +72,7 @@ class LeaseService(Service, serves=(raylet.Leases,)):
         pool.on_lent = self._lent
         pool.on_failed = self._failed
         pool.on_lost = self._lost
+        pool.on_crowded = self._crowded
         pool.on_gone.append(self._gone)
 
     @property
@@ -159,6 +160,13 @@ class LeaseService(Service, serves=(raylet.Leases,)):
                 "it does not know of it: it has just been granted or withdrawn", 0.0
             )
         if standing.before is None:
+            if (delay := self._pool.held_back(key)) is not None:
+                counts = self._leases.statistics()
+                text = (
+                    f"{counts.lent} of its workers are at work, of which {counts.blocked} wait for "
+                    f"other tasks: it starts more of them slowly, the next in {delay:.1f} s"
+                )
+                return hot.Standing(text, seconds)
             if self._pool.worker_of(key) is None:
                 return hot.Standing("it starts a worker for it", seconds)
             return hot.Standing("it has granted it", seconds)
@@ -297,6 +305,16 @@ class LeaseService(Service, serves=(raylet.Leases,)):
     def _failed(self, lease: LeaseID, reason: str) -> None:
         self._tell(lease, f"no worker could be started: {reason}", is_final=True)
         self._end(lease)
+
+    def _crowded(self, lease: LeaseID, limit: int) -> None:
+        message = (
+            f"More than {limit} tasks on this node wait in get() for other tasks, and each keeps its "
+            "worker process, so further workers are started ever more slowly, up to a second apart. "
+            "This comes from deep recursion: let tasks return the references of what they start "
+            "instead of waiting for it, or give the node more CPUs."
+        )
+        logger.warning("%s", message)
+        self._tell(lease, message, is_final=False)
 
     def _lost(
         self, lease: LeaseID, worker: Member, cause: str, last_task: bytes, reason: hot.LossReason

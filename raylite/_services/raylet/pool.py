@@ -12,7 +12,7 @@ from raylite._kernel.link import Link
 from raylite._kernel.network import Network
 from raylite._kernel.seams import now
 from raylite._kernel.service import Service, handles
-from raylite._machines.pool import Effect, Fail, Lend, Lost, Pool, Retire, Start
+from raylite._machines.pool import Crowded, Effect, Fail, Lend, Lost, Pool, Retire, Start
 from raylite._protocol import raylet
 from raylite._types.keys import LeaseID, StartToken, WorkerKey
 from raylite._wire import hot
@@ -95,6 +95,7 @@ class PoolService(Service, serves=(raylet.Pool,)):
         self.arena_size = 0
         self.on_lent: Callable[[LeaseID, Member], None] = _ignore
         self.on_failed: Callable[[LeaseID, str], None] = _ignore
+        self.on_crowded: Callable[[LeaseID, int], None] = _ignore
         self.on_lost: Callable[[LeaseID, Member, str, bytes, LossReason], None] = _ignore
         self.on_gone: list[Callable[[Member, str], None]] = []
         self.on_driver: Callable[[Member], None] = _ignore
@@ -220,6 +221,10 @@ class PoolService(Service, serves=(raylet.Pool,)):
     def worker_of(self, lease: LeaseID) -> bytes | None:
         return self._pool.worker_of(lease)
 
+    def held_back(self, lease: LeaseID) -> float | None:
+        """Return the seconds until a worker may be started for a lease, if it has to wait for that."""
+        return self._pool.held_back(lease, now())
+
     # ---- what the source says ------------------------------------------------------------
 
     def start_failed(self, token: int, reason: str, *, was_killed: bool = False) -> None:
@@ -303,6 +308,8 @@ class PoolService(Service, serves=(raylet.Pool,)):
                     self._retire(worker)
                 case Fail(lease, reason):
                     self.on_failed(lease, reason)
+                case Crowded(lease, limit):
+                    self.on_crowded(lease, limit)
                 case Lost(_, _):
                     pass  # told by `ended`, which knows the cause
         self._alarm.set(self._pool.next_wakeup(now()))
