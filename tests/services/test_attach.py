@@ -38,8 +38,9 @@ class Shelf:
         self.has_some.set()
 
     def take_back(self, wanted: Collection[Attempt] | None = None) -> list[Job]:
-        jobs, self.jobs = self.jobs, []
-        return jobs
+        taken = [j for j in self.jobs if wanted is None or (j.task.id, j.task.attempt) in wanted]
+        self.jobs = [job for job in self.jobs if job not in taken]
+        return taken
 
     def leave(self) -> None: ...
     def flush(self) -> None: ...

@@ -1,17 +1,21 @@
 """Explanations: each place where a task can be is told apart, and silence is an answer."""
 
+import asyncio
 from typing import Any
 
 import anyio
+import pytest
 
 from raylite._kernel.host import Host
+from raylite._kernel.seams import now
+from raylite._protocol import worker
 from raylite._services.worker.explain import PATIENCE, ExplainService
 from raylite._services.worker.objects import Entry
 from raylite._services.worker.owned import OwnedTask
 from raylite._types.keys import ObjectKey, TaskKey
 from raylite._wire import hot
 from raylite._wire.hot import Explanation, Form, TaskState, Value
-from raylite.exceptions import RayTaskError
+from raylite.exceptions import PeerLostError, RayTaskError
 from tests.services.rig import simulated
 from tests.services.test_membership import running
 from tests.services.test_submit import FAR, HERE, KEEPER, MB, Scene, begun, loss, scene
@@ -171,3 +175,79 @@ async def test_the_owner_of_a_borrowed_object_is_asked() -> None:
                 await at.settled()
                 network.connect("nowhere").confirm_dead("it crashed")
             assert lost[0].text.startswith("its owner, nowhere, cannot be asked: ")
+
+
+@simulated
+async def test_whoever_asks_twice_or_leaves_before_the_answer_disturbs_nobody() -> None:
+    async with scene() as at:
+        waiting = at.task()
+        at.submit.submit([waiting])
+        await at.settled()
+        id = waiting.entries[0].id
+        network = await at.network("curious")
+        owner = worker.Explain(network.connect("owner"))
+        answers = await asyncio.gather(*(owner.explain(hot.Fetch(id)) for _ in range(3)))
+        assert len({answer.text for answer in answers}) == 1
+        at.here.is_silent = True
+        asking = asyncio.ensure_future(owner.explain(hot.Fetch(id)))
+        await at.settled()
+        network.connect("owner").confirm_dead("it was killed")
+        with pytest.raises(PeerLostError):
+            await asking
+        at.here.is_silent = False
+        assert (await explained(at, waiting)).state is TaskState.PENDING_NODE_ASSIGNMENT
+
+
+@simulated
+async def test_an_owner_that_dies_before_it_answers_is_the_explanation_at_once() -> None:
+    async with scene() as at:
+        waiting = at.task()
+        at.submit.submit([waiting])
+        await at.settled()
+        at.here.is_silent = True  # so the owner has no answer yet
+        network: Any = await at.network("borrower")
+        borrower = ExplainService(network, at.owner, at.submit, at.submitter, at.locations)
+        async with running(Host(network, borrower)):
+            began = now()
+            borrowed = Entry(waiting.entries[0].id, KEEPER, "owner", 1)
+            asking = asyncio.ensure_future(borrower.of(borrowed))
+            await at.settled()
+            network.connect("owner").confirm_dead("it was killed")
+            found = await asking
+            assert found.state is TaskState.UNKNOWN
+            assert found.text == "its owner, owner, cannot be asked: owner is gone: it was killed"
+            assert now() - began < 1
+
+
+@simulated
+async def test_a_raylet_that_dies_before_it_answers_is_told_of_at_once() -> None:
+    async with scene() as at:
+        task = at.task()
+        at.submit.submit([task])
+        await at.settled()
+        at.here.spill(at.here.requests[0].lease, "far")
+        await at.settled()
+        at.far.is_silent = True
+        asking = asyncio.ensure_future(explained(at, task))
+        await at.settled()
+        began = now()
+        at.networks["owner"].connect("far").confirm_dead("it was killed")
+        assert "cannot be asked: far is gone: it was killed" in (await asking).text
+        assert now() - began < 1
+        assert "here was asked" in (await explained(at, task)).text
+
+
+@simulated
+async def test_silence_of_all_bounds_what_an_explanation_takes() -> None:
+    """Arguments of arguments are asked for in turn: all together they have one patience."""
+    async with scene() as at:
+        borrowed = [Entry(ObjectKey(bytes([n]) * 28), KEEPER, f"gone{n}", 1) for n in range(1, 4)]
+        for entry in borrowed:
+            at.owner.refs.add(entry)
+        inner = [at.task(entry) for entry in borrowed]
+        outer = at.task(*(task.entries[0] for task in inner))
+        at.submit.submit([*inner, outer])
+        began = now()
+        found = await explained(at, outer)
+        assert found.text.count("does not answer") == 3
+        assert now() - began < PATIENCE + 2.0

@@ -106,6 +106,8 @@ class ExecuteService(Service, serves=(worker.Execute,)):
     @handles(worker.Execute.define)
     def define(self, definitions: list[hot.Definition]) -> None:
         link = self.caller
+        if link.is_ended:
+            return  # its owner died while this waited to be handled, and so with all below
         if link not in self._submitters:
             self._submitters[link] = worker.Submit(link)
             link.on_end(self._forget)
@@ -116,6 +118,8 @@ class ExecuteService(Service, serves=(worker.Execute,)):
     @handles(worker.Execute.hold)
     def hold(self, holdings: list[hot.Holding]) -> None:
         """An owner has another lease of this worker; nothing of the one before is left here."""
+        if self.caller.is_ended:
+            return
         if self.caller not in self._holdings:
             self.caller.on_end(self._forget_holding)
         self._holdings[self.caller] = holdings[-1]
@@ -124,6 +128,8 @@ class ExecuteService(Service, serves=(worker.Execute,)):
     @handles(worker.Execute.run)
     def run_tasks(self, tasks: list[hot.Task]) -> None:
         link = self.caller
+        if link.is_ended:
+            return
         if link is not self._lessee:
             self._lessee = link
             self._executor.holding = self._holdings.get(link, UNTOLD)

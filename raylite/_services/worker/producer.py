@@ -254,7 +254,9 @@ class Producers:
     def allow(self, terms: hot.StreamTerms) -> None:
         """An owner says how far an attempt may go."""
         producer = self.table.get(terms.task)
-        if producer is not None and producer.task.attempt == terms.attempt:
+        if producer is None or producer.is_orphan:  # what an owner said late, before it died
+            return
+        if producer.task.attempt == terms.attempt:
             producer.allow(terms.until, is_abandoned=terms.is_abandoned)
 
     def owner_ended(self, link: Link) -> None:
