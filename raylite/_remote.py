@@ -66,6 +66,7 @@ Given: TypeAlias = T | ObjectRef[T]
 _NO_ARGUMENTS = pickling.dumps(((), {})).to_bytes()
 _FIRST = (1).to_bytes(4, "little")  # the index of a task's first return
 _STREAM = -1  # in the place of a number of returns
+_DECORATOR = "__ray_invocation_decorator__"
 
 
 _DEPTHS_KEPT = 64
@@ -154,7 +155,7 @@ class RemoteFunction(Generic[F, R]):
         self._chunked: dict[int, Chunked] = {}  # for `map`, by the number of arguments
         wrapper: Any = self
         functools.update_wrapper(wrapper, function)
-        decorate = getattr(function, "__ray_invocation_decorator__", None)
+        decorate = getattr(function, _DECORATOR, None)
         if decorate is not None:
             wrapper.remote = _decorated(decorate, self)
 
@@ -162,7 +163,8 @@ class RemoteFunction(Generic[F, R]):
         return f"RemoteFunction({self._name})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RemoteFunction, (self._function, self._options)
+        decorate = getattr(self._function, _DECORATOR, None)
+        return _restored, (self._function, self._options, decorate)
 
     @overload
     def options(self, **options: Unpack[TaskKeywords]) -> "RemoteFunction[F, R]": ...
@@ -550,6 +552,18 @@ class RemoteFunction(Generic[F, R]):
                     + pickling.describe_unpicklable(each, "argument")
                 )
         return f"Could not serialize the arguments for a task or actor {self._name}."
+
+
+def _restored(
+    function: Callable[..., Any], options: Mapping[str, Any], decorate: Callable[..., Any] | None
+) -> RemoteFunction[Any, Any]:
+    """Return a remote function that was pickled: maybe within its function, which is not whole yet."""
+    restored: RemoteFunction[Any, Any]
+    restored = RemoteFunction(function, options, Signature.later(function))
+    if decorate is not None:
+        wrapper: Any = restored
+        wrapper.remote = _decorated(decorate, restored)
+    return restored
 
 
 def _decorated(decorate: Callable[..., Any], function: RemoteFunction[Any, Any]) -> Any:

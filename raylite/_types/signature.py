@@ -18,15 +18,19 @@ _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 class Signature:
     """The arguments that a function takes."""
 
-    __slots__ = ("_fewest", "_keywords", "_most", "_signature")
+    __slots__ = ("_fewest", "_keywords", "_most", "_signature", "_unread")
 
     def __init__(self, signature: inspect.Signature) -> None:
+        self._read(signature)
+
+    def _read(self, signature: inspect.Signature) -> None:
         parameters = list(signature.parameters.values())
         positional = [parameter for parameter in parameters if parameter.kind in _POSITIONAL]
         named = [parameter for parameter in parameters if parameter.kind == Parameter.KEYWORD_ONLY]
         kinds = {parameter.kind for parameter in parameters}
         open_end = Parameter.VAR_POSITIONAL in kinds
         self._signature = signature
+        self._unread: Callable[..., Any] | None = None
         self._keywords = [
             _Keywords(
                 positional[:count], positional[count:] + named, Parameter.VAR_KEYWORD in kinds
@@ -59,6 +63,18 @@ class Signature:
         rest = parameters[parameters[0].kind != Parameter.VAR_POSITIONAL :]
         return cls(signature.replace(parameters=rest))
 
+    @classmethod
+    def later(cls, function: Callable[..., Any]) -> Self:
+        """The signature of a function that is being unpickled: it is looked at in the first call.
+
+        A function that calls itself is unpickled around what it calls, which is there before the
+        function has its defaults.
+        """
+        signature = cls(inspect.Signature())
+        signature._unread = function
+        signature._fewest = sys.maxsize  # no call takes the short way before it is read
+        return signature
+
     def bind(self, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
         """Return if the arguments fit.
 
@@ -66,6 +82,10 @@ class Signature:
             TypeError: They do not; the text is that of `inspect.Signature.bind`.
         """
         if not kwargs and self._fewest <= len(args) <= self._most:
+            return
+        if self._unread is not None:
+            self._read(self.of(self._unread)._signature)
+            self.bind(args, kwargs)
             return
         if len(args) <= self._most:
             rest = self._keywords[min(len(args), len(self._keywords) - 1)]

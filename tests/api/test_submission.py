@@ -158,6 +158,30 @@ def test_a_function_may_have_its_calls_wrapped() -> None:
             each.remote(1, 2)
 
 
+def test_a_function_that_calls_itself_keeps_its_defaults_in_workers() -> None:
+    def again(depth: int, step: int = 1, *, base: str = "end") -> str:
+        return base if depth == 0 else str(ray.get(remote.remote(depth - step))) + base
+
+    def calls(depth: int, base: str = "c") -> str:
+        return str(ray.get(remote.options(num_cpus=0.5).remote(depth, base="b"))) + base
+
+    remote = make(again)
+    assert ray.get(remote.remote(2)) == "endendend"
+    assert ray.get(make(calls).remote(1)) == "endbc"
+
+
+def test_a_function_that_calls_itself_keeps_its_wrapping_in_workers() -> None:
+    def decorate(invocation: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda args, kwargs: [invocation(args, kwargs)]
+
+    def again(depth: int, base: str = "w") -> str:
+        return base if depth == 0 else str(ray.get(remote.remote(depth - 1)[0])) + base
+
+    again.__ray_invocation_decorator__ = decorate  # type: ignore[attr-defined]
+    remote = make(again)
+    assert ray.get(remote.remote(1)[0]) == "ww"
+
+
 # --- Options ---
 
 
