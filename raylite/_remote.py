@@ -469,7 +469,7 @@ class RemoteFunction(Generic[F, R]):
                 del self._exported[ended]
             numbers = self._exported[core] = {environment: self._export(core, config)}
         elif environment not in numbers:
-            known = core.submitter.definitions[next(iter(numbers.values()))]
+            known = core.submitter.peers.definitions[next(iter(numbers.values()))]
             numbers[environment] = core.define(
                 known.function, known.name, known.title, config, self._overlaps, known.max_calls
             )

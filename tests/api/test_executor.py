@@ -281,11 +281,11 @@ def test_a_function_of_a_module_is_sent_once_and_others_leave_nothing_behind() -
     place = context.current()
     assert place is not None
     with Executor() as executor:
-        before = len(place.core.submitter.definitions)
+        before = len(place.core.submitter.peers.definitions)
         for n in range(20):
             assert executor.submit(divide, n, 1).result(SOON) == n
             assert executor.submit(lambda each: each, n).result(SOON) == n
-        assert len(place.core.submitter.definitions) - before <= 2
+        assert len(place.core.submitter.peers.definitions) - before <= 2
 
 
 def test_no_more_calls_are_with_the_cluster_than_it_can_soon_run(gate: threading.Event) -> None:
@@ -335,9 +335,9 @@ def test_a_function_is_sent_once_for_all_executors() -> None:
                 assert each.submit(lambda: 3).result(SOON) == 3
 
     call()
-    before = len(place.core.submitter.definitions)
+    before = len(place.core.submitter.peers.definitions)
     call()
-    assert len(place.core.submitter.definitions) == before
+    assert len(place.core.submitter.peers.definitions) == before
 
 
 def test_a_number_of_workers_that_is_none_is_refused() -> None:

@@ -298,12 +298,12 @@ def test_a_map_that_is_let_go_of_cancels_what_was_begun_ahead(gate: threading.Ev
 def test_options_hold_for_a_map_and_its_function_is_sent_once() -> None:
     place = context.current()
     assert place is not None
-    before = len(place.core.submitter.definitions)
+    before = len(place.core.submitter.peers.definitions)
     for _ in range(3):
         named = add.options(num_cpus=0.5, name="sum")
         refs = list(named.map(range(4), chunksize=2))
         assert ray.get(refs) == [10, 11, 12, 13]
-    assert len(place.core.submitter.definitions) - before <= 1
+    assert len(place.core.submitter.peers.definitions) - before <= 1
 
 
 def test_what_is_about_single_calls_makes_each_a_task() -> None:

@@ -199,7 +199,7 @@ async def test_a_result_whose_references_are_being_counted_stays() -> None:
         played = await sent(at, task)
         value = Value(Form.INLINE, b"done")
         played.answer(hot.Result(task.id, 0, 0.1, (value,), (b"kept".ljust(28),)))
-        while not at.submit._finishing:
+        while not at.submit.tasks.finishing:
             await anyio.lowlevel.checkpoint()
         told = cancel(at, task)
         assert told == []
@@ -216,7 +216,7 @@ async def test_who_waits_for_the_outcome_hears_once_when_the_process_ends() -> N
         told = cancel(at, task)
         assert told == []
     assert told == [CancelOutcome.FINISHED_FIRST]
-    at.submit._fail(task, TaskCancelledError())
+    at.submit.tasks.fail(task, TaskCancelledError())
     assert told == [CancelOutcome.FINISHED_FIRST]
 
 

@@ -303,7 +303,7 @@ async def test_a_timeout_that_nobody_has_read_is_told_once() -> None:
 async def told_of_children(*, parent_runs: bool) -> int:
     """Let two tasks run out of time, one needing the other, and the task that has started them."""
     async with scene() as at:
-        at.submit.is_running = lambda task: parent_runs
+        at.submit.tasks.is_running = lambda task: parent_runs
         parent = RunningTask(b"p" * 24, b"job!", "p", "p", 0, 0, now() + 5.0)
         task = at.task()
         needing = at.task(task.entries[0])

@@ -202,7 +202,7 @@ class Scene:
         self.submit = SubmitService(
             network, link, self.owner, self.locations, self.submitter, b"o" * 28
         )
-        self.submit.definitions[1] = hot.Definition(1, b"", "f", b"job!", b"o" * 28, "f")
+        self.submit.peers.definitions[1] = hot.Definition(1, b"", "f", b"job!", b"o" * 28, "f")
         explain = ExplainService(network, self.owner, self.submit, self.submitter, self.locations)
         host = Host(network, self.owner, self.submit, self.locations, explain)
         self.hosts.append((host, host.start("owner")))
@@ -248,7 +248,7 @@ class Scene:
         if self.submit._raylet.is_ended:
             return
         self.submitter.check()
-        self.submit.lessors.check({peer.lease for peer in self.submit._peers.values()})
+        self.submit.lessors.check({peer.lease for peer in self.submit.peers.table.values()})
 
 
 @asynccontextmanager
@@ -520,7 +520,7 @@ async def test_a_grant_of_a_wish_that_was_withdrawn_runs_nothing() -> None:
         await at.settled()
         assert at.here.released == [other]
         assert at.workers[1].tasks == []
-        assert list(at.submit._peers) == [at.workers[0].id]
+        assert list(at.submit.peers.table) == [at.workers[0].id]
 
 
 # ---- deaths ------------------------------------------------------------------------------
@@ -751,7 +751,7 @@ async def test_a_task_that_no_message_can_say_fails_alone() -> None:
 async def test_a_function_that_no_message_can_say_fails_each_of_its_tasks_and_no_other() -> None:
     async with scene() as at:
         tasks = [at.task(key=GREEDY) for _ in range(4)]
-        at.submit.definitions[2] = hot.Definition(2, b"", HALF, b"job!", b"o" * 28, "f")
+        at.submit.peers.definitions[2] = hot.Definition(2, b"", HALF, b"job!", b"o" * 28, "f")
         tasks[0].function = tasks[1].function = 2
         at.submit.submit(tasks)
         await at.settled()
@@ -781,7 +781,7 @@ async def test_tasks_wait_for_a_large_function_that_is_on_its_way() -> None:
     """They are more than a link keeps for a peer that does not read, and this one does."""
     async with scene() as at:
         large = bytes(LinkConfig().outbox_limit + MB)
-        at.submit.definitions[2] = hot.Definition(2, large, "g", b"job!", b"o" * 28, "g")
+        at.submit.peers.definitions[2] = hot.Definition(2, large, "g", b"job!", b"o" * 28, "g")
         tasks = [at.task(key=GREEDY) for _ in range(3)]
         tasks[0].function = tasks[1].function = 2
         at.submit.submit(tasks)
@@ -799,7 +799,7 @@ async def test_tasks_wait_for_a_large_function_that_is_on_its_way() -> None:
 async def test_a_task_that_waits_for_room_can_be_cancelled() -> None:
     async with scene() as at:
         large = bytes(LinkConfig().outbox_limit + MB)
-        at.submit.definitions[2] = hot.Definition(2, large, "g", b"job!", b"o" * 28, "g")
+        at.submit.peers.definitions[2] = hot.Definition(2, large, "g", b"job!", b"o" * 28, "g")
         tasks = [at.task(), at.task()]
         for task in tasks:
             task.function = 2

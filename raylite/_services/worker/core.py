@@ -168,7 +168,7 @@ class Core:
     ) -> int:
         """Register a pickled function for tasks of a configuration; the number stands for both."""
         number = next(self._definition_numbers)
-        self.submitter.definitions[number] = hot.Definition(
+        self.submitter.peers.definitions[number] = hot.Definition(
             number, function, name, self.job, self.id, title, config, overlaps, max_calls
         )
         return number

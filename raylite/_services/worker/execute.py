@@ -101,7 +101,7 @@ class ExecuteService(Service, serves=(worker.Execute,)):
         self._lessee: Link | None = None  # whose lease it is
         self._is_dying = False
         self.producers: Producers = Producers(owner, self._submitters, self.spawn)
-        keeper.submitter.is_running = self._runs
+        keeper.submitter.tasks.is_running = self._runs
 
     @handles(worker.Execute.define)
     def define(self, definitions: list[hot.Definition]) -> None:

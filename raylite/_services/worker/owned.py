@@ -70,7 +70,7 @@ class Peer:
 
     __slots__ = ("address", "defined", "execute", "key", "lease", "link", "node", "pid")
 
-    def __init__(self, grant: hot.LeaseGrant, link: Link) -> None:
+    def __init__(self, grant: hot.LeaseGrant, link: Link, defined: set[int]) -> None:
         self.key: WorkerKey = WorkerKey(grant.worker)
         self.lease: LeaseID = LeaseID(grant.lease)
         self.address: str = grant.address
@@ -78,4 +78,4 @@ class Peer:
         self.pid: int = grant.pid
         self.link: Link = link
         self.execute: worker.Execute = worker.Execute(link)
-        self.defined: set[int] = set()
+        self.defined: set[int] = defined
