@@ -55,13 +55,17 @@ class Allocate(Struct, frozen=True):
 
 
 class RequestChunk(Struct, frozen=True):
-    """Have a source send some bytes; they come to `arrived`, or it answers with `refused`."""
+    """Have a source send some bytes; they come to `arrived`, or it answers with `refused`.
+
+    If it `is_relayed`, the source cannot be reached, and another node is to hand them on.
+    """
 
     pull: int
     source: NodeKey
     object_id: ObjectKey
     offset: int
     size: int
+    is_relayed: bool = False
 
 
 class Write(Struct, frozen=True):
@@ -141,6 +145,7 @@ class Pulls:
         self._objects: dict[ObjectKey, _Object] = {}
         self._pulls: dict[int, _Object] = {}
         self._loose: dict[NodeKey, None] = {}  # sources that may have room in their window
+        self._unreachable: dict[NodeKey, None] = {}
         self._last_pull = 0
 
     def request(
@@ -198,12 +203,31 @@ class Pulls:
     def node_died(self, node: NodeKey, now: float) -> list[Effect]:
         """A source is gone."""
         effects: list[Effect] = []
+        self._unreachable.pop(node, None)
         concerned = [e for e in self._objects.values() if node in e.sources or e.source == node]
         for entry in concerned:
             self._turn_from(entry, node)
         for entry in concerned:
             self._resume(entry, now, effects)
         return self._advance(now, effects)
+
+    def unreachable(self, node: NodeKey, now: float) -> list[Effect]:
+        """A source cannot be reached, which may last: what it was asked for is asked of others.
+
+        Of nodes that have the object, if there are any; else of those that can reach this one.
+        """
+        if node in self._unreachable:
+            return []
+        effects: list[Effect] = []
+        self._unreachable[node] = None
+        for entry in [each for each in self._objects.values() if each.source == node]:
+            self._detach(entry)
+            self._resume(entry, now, effects)
+        return self._advance(now, effects)
+
+    def reachable(self, node: NodeKey) -> None:
+        """A source can be reached again."""
+        self._unreachable.pop(node, None)
 
     def allocated(self, pull: int, now: float) -> list[Effect]:
         """There is room; if nobody needs it any more, it is given back."""
@@ -308,7 +332,10 @@ class Pulls:
         for source in self._loose:
             for object_id, chunk in self._lines.fill(source):
                 pull = self._objects[object_id].pull
-                effects.append(RequestChunk(pull, source, object_id, chunk.offset, chunk.size))
+                is_relayed = source in self._unreachable
+                effects.append(
+                    RequestChunk(pull, source, object_id, chunk.offset, chunk.size, is_relayed)
+                )
         self._loose.clear()
         return effects
 
@@ -326,8 +353,11 @@ class Pulls:
             self._admission.located(entry.id, entry.size)
         else:
             self._admission.unlocated(entry.id)
+        near = [source for source in entry.sources if source not in self._unreachable]
+        if near and entry.source in self._unreachable:
+            self._detach(entry)
         if entry.state is _State.FETCHING and entry.source is None and entry.sources:
-            entry.source = draw(list(entry.sources), self._random)
+            entry.source = draw(near or list(entry.sources), self._random)
             priority = self._admission.priority(entry.id)
             self._lines.join(entry.source, entry.id, entry.chunks, priority)
             self._loose[entry.source] = None

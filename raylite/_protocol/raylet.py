@@ -76,6 +76,12 @@ class Copies(Interface):
     order = batch(hot.Order, bulk=False)
 
 
+class Relays(Interface):
+    """Raylets that cannot reach one another, to one that can reach both."""
+
+    read = call(hot.RelayChunk, memoryview, bulk=True)  # as `Copies.read` of that node
+
+
 class Process(Interface):
     """What the raylet tells every process of its node."""
 

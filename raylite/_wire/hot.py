@@ -518,6 +518,13 @@ class ReadChunk(msgspec.Struct, array_like=True, frozen=True, gc=False):
     size: int
 
 
+class RelayChunk(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A wish for some of an object's bytes that another node has, which the asking one cannot reach."""
+
+    node: bytes
+    chunk: ReadChunk
+
+
 class Locate(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """`node` wants to hear who has the object, until it says `forget`; `without` say they have not."""
 

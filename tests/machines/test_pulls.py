@@ -103,6 +103,29 @@ def test_what_is_missing_comes_from_another_source_when_one_dies() -> None:
     machine.check()
 
 
+def test_what_is_missing_comes_from_another_source_when_one_is_out_of_reach() -> None:
+    machine = fetching(30, A, B)
+    source = machine._lines.sources()[X]
+    other = {A: B, B: A}[source]
+    machine.arrived(1, source, 0, 10, 0.0)
+    assert chunks(machine.unreachable(source, 0.0)) == [(other, 10), (other, 20)]
+    assert machine.arrived(1, source, 10, 10, 0.0) == []
+    machine.check()
+
+
+def test_what_only_a_node_out_of_reach_has_is_relayed_until_another_has_it_or_it_is_reached() -> (
+    None
+):
+    machine = fetching(40, A)
+    relayed = [RequestChunk(1, A, X, offset, 10, True) for offset in (0, 10)]
+    assert machine.unreachable(A, 0.0) == relayed
+    machine.reachable(A)
+    assert machine.arrived(1, A, 0, 10, 0.0)[1:] == [RequestChunk(1, A, X, 20, 10)]
+    assert chunks(machine.unreachable(A, 0.0)) == [(A, 10), (A, 20)]
+    assert chunks(machine.located(X, 40, [A, B], 0.0)) == [(B, 10), (B, 20)]
+    machine.check()
+
+
 def test_a_dead_source_is_asked_for_nothing_more() -> None:
     machine = pulls()
     machine.request("one", {X: OWNER, Y: OWNER}, GET, 0.0)
@@ -299,6 +322,7 @@ class PullsWorld(RuleBasedStateMachine):
         self.store: dict[int, Attempt] = {}
         self.ended: list[int] = []
         self.flying: list[RequestChunk] = []
+        self.unreachable: set[NodeKey] = set()
 
     @rule(wanted=st.sets(objects, min_size=1, max_size=3), priority=st.sampled_from(Priority))
     def is_requested(self, wanted: set[ObjectKey], priority: Priority) -> None:
@@ -391,7 +415,23 @@ class PullsWorld(RuleBasedStateMachine):
         self.holders[NodeKey(b"n%d" % self.started)] = held
         del self.holders[node]
         self.flying = [request for request in self.flying if request.source != node]
+        self.unreachable.discard(node)
         self.perform(self.pulls.node_died(node, self.now))
+
+    @rule(which=numbers)
+    def a_node_is_out_of_reach(self, which: int) -> None:
+        """What it sends is lost; what others hand on for it is not."""
+        node = sorted(self.holders)[which % 2]
+        self.flying = [r for r in self.flying if r.source != node or r.is_relayed]
+        self.unreachable.add(node)
+        self.perform(self.pulls.unreachable(node, self.now))
+        assert self.pulls.unreachable(node, self.now) == []
+
+    @rule(which=numbers)
+    def a_node_is_reached_again(self, which: int) -> None:
+        node = sorted(self.holders)[which % 2]
+        self.unreachable.discard(node)
+        self.pulls.reachable(node)
 
     @rule(object_id=objects, lost=st.booleans())
     def an_object_is_lost_or_made_here(self, object_id: ObjectKey, lost: bool) -> None:
@@ -426,6 +466,7 @@ class PullsWorld(RuleBasedStateMachine):
                     assert size == SIZES[object_id]
                     self.store[pull] = Attempt(object_id, size)
                 case RequestChunk(pull, source, object_id, offset):
+                    assert effect.is_relayed == (source in self.unreachable)
                     attempt = self.store[pull]
                     assert attempt.allocated
                     assert attempt.object_id == object_id

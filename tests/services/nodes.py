@@ -26,7 +26,9 @@ from raylite.testing.sim import SimNetwork, World
 
 MB = 1024 * 1024
 GCS = "gcs"
-LINKS = LinkConfig(ping_after=1.0, silence=2.0, session_timeout=6.0, connect_timeout=1.0)
+LINKS = LinkConfig(
+    ping_after=1.0, silence=2.0, unreachable=3.0, session_timeout=6.0, connect_timeout=1.0
+)
 
 
 class NoWorkers:

@@ -123,6 +123,61 @@ async def test_a_transfer_survives_a_cut_that_heals() -> None:
 
 
 @simulated
+async def test_what_a_node_out_of_reach_has_comes_from_another_that_has_it() -> None:
+    async with cluster() as nodes:
+        a, b = await two(nodes)
+        c = await nodes.add("c")
+        owner, third = await a.driver("owner"), await c.driver("third")
+        ref = await owner.put(LONG, at=b)
+        copy = await third.ref(ref)
+        assert copy == LONG
+        wish = asyncio.create_task(_read(ref))
+        await reading(b)
+        nodes.world.cut("a", "b", silently=True)
+        async with asyncio.timeout(8.0):
+            assert await wish == LONG
+        assert c.chunks_read
+        del copy
+
+
+@simulated
+async def test_what_only_a_node_out_of_reach_has_is_handed_on_by_one_that_reaches_it() -> None:
+    async with cluster() as nodes:
+        a, b = await two(nodes)
+        await nodes.add("c")
+        owner, reader = await a.driver("owner"), await a.driver("reader")
+        ref, other = await owner.put(LONG, at=b), await owner.put(DATA, at=b)
+        wish = asyncio.create_task(_read(ref))
+        await reading(b)
+        nodes.world.cut("a", "b", silently=True)
+        async with asyncio.timeout(8.0):
+            assert await wish == LONG
+        async with asyncio.timeout(1.0):  # it is known by now
+            assert await reader.ref(other) == DATA
+        nodes.world.heal("a", "b")
+        await anyio.sleep(8.0)
+        assert not a.raylet.transfers._out_of_reach
+
+
+@simulated
+async def test_where_nobody_reaches_a_node_its_objects_are_waited_for() -> None:
+    async with cluster() as nodes:
+        a, b = await two(nodes)
+        await nodes.add("c")
+        owner = await a.driver("owner")
+        ref = await owner.put(DATA, at=b)
+        nodes.world.cut("c", "b", silently=True)
+        nodes.world.cut("a", "b", silently=True)
+        wish = asyncio.create_task(_read(ref))
+        await anyio.sleep(5.0)
+        assert not wish.done()
+        nodes.world.heal("a", "b")
+        async with asyncio.timeout(15.0):
+            assert await wish == DATA
+        nodes.world.heal("c", "b")
+
+
+@simulated
 async def test_a_dead_owner_ends_the_transfer_and_frees_its_copies() -> None:
     async with cluster() as nodes:
         a, b = await two(nodes)

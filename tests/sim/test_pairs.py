@@ -17,6 +17,7 @@ from tests.sim.ledger import moment
 
 BOUND = 40.0  # seconds after which a pair that is cut makes nobody wait
 LONG = 500.0
+LARGE = 1_500_000
 
 pytestmark = pytest.mark.sim
 
@@ -69,6 +70,14 @@ def where(task: TaskContext) -> Awaitable[str]:
 
 async def _where(task: TaskContext) -> str:
     return task.worker
+
+
+def make(task: TaskContext) -> Awaitable[bytes]:
+    return _make()
+
+
+async def _make() -> bytes:
+    return bytes(LARGE)
 
 
 @asynccontextmanager
@@ -201,3 +210,15 @@ async def test_a_wish_that_waits_there_goes_elsewhere() -> None:
         assert moment() - began < BOUND
         with pytest.raises(WorkerCrashedError):
             await outcome(at, busy)
+
+
+@simulated
+async def test_a_large_result_of_a_node_out_of_reach_is_read_by_way_of_another() -> None:
+    async with scene() as at:
+        ref = at.driver.submit(make)
+        while ref._entry.value is None:
+            await asyncio.sleep(0.1)
+        began = moment()
+        at.cut()
+        assert len(await outcome(at, ref)) == LARGE
+        assert moment() - began < BOUND

@@ -89,6 +89,11 @@ class ClusterService(Service):
         known = self._raylets.get(node)
         return known[1] if known is not None else None
 
+    def node_at(self, address: str) -> NodeKey | None:
+        """Return the other node whose raylet has this address."""
+        known = self._raylets.items()
+        return next((node for node, (_, there) in known if there == address), None)
+
     def remind(self, link: Link, node: NodeKey) -> bool:
         """Tell a process of this node, once more, that a node is dead; False if that is not known."""
         death = self._dead.get(node)

@@ -1,5 +1,6 @@
 """The Copy service: what this node has of objects, for the raylets that read it and for its owners."""
 
+import asyncio
 import itertools
 from collections.abc import Callable, Hashable
 from typing import Protocol, assert_never
@@ -17,9 +18,11 @@ from raylite._types.keys import ObjectKey
 from raylite._types.strategies import NodeKey
 from raylite._wire import hot
 from raylite._wire.hot import OrderKind
-from raylite.exceptions import ObjectLostError
+from raylite.exceptions import ObjectLostError, UnavailableError
 
 _GONE_KEPT = 10_000  # addresses of ended processes; one forgotten is dialled in vain for a while
+
+_RELAY = 5.0  # seconds that another node has to answer whom it cannot reach itself
 
 
 class Store(Protocol):
@@ -31,7 +34,7 @@ class Store(Protocol):
     def discard(self, id: bytes) -> None: ...
 
 
-class CopyService(Service, serves=(raylet.Copies,)):
+class CopyService(Service, serves=(raylet.Copies, raylet.Relays)):
     """Carries out what `Copies` decides of copies, and what owners decide of all that lies here.
 
     Args:
@@ -71,6 +74,18 @@ class CopyService(Service, serves=(raylet.Copies,)):
         if extent is None or not 0 <= request.offset <= end <= extent.size or request.size > CHUNK:
             raise ObjectLostError(request.key[:28].hex(), None, "")
         return self._arena.slot(extent.offset + request.offset, request.size)
+
+    @handles(raylet.Relays.read)
+    async def relay(self, request: hot.RelayChunk) -> memoryview:
+        """Return some bytes that another node has; nothing of them stays here."""
+        address = self._cluster.address_of(NodeKey(request.node))
+        if address is None:
+            raise UnavailableError(f"node {request.node.hex()} is not known here, or dead")
+        try:
+            async with asyncio.timeout(_RELAY):
+                return await raylet.Copies(self._network.connect(address)).read(request.chunk)
+        except TimeoutError:
+            raise UnavailableError(f"{address} cannot be reached from here either") from None
 
     @handles(raylet.Copies.order)
     def order(self, orders: list[hot.Order]) -> None:

@@ -36,8 +36,14 @@ from raylite._types.keys import ObjectKey
 from raylite._types.strategies import NodeKey
 from raylite._wire import hot
 from raylite._wire.hot import PullFailure
-from raylite.exceptions import ObjectStoreFullError, RayError, UnavailableError
+from raylite.exceptions import (
+    ObjectLostError,
+    ObjectStoreFullError,
+    RayError,
+    UnavailableError,
+)
 
+_AGAIN = 1.0  # seconds until a node whose session has ended is dialled again
 _FAILURES = {
     Failure.LOST: PullFailure.LOST,
     Failure.OWNER_DIED: PullFailure.OWNER_DIED,
@@ -95,6 +101,9 @@ class TransferService(Service, serves=(raylet.Transfers,)):
         self._waiting: dict[ObjectKey, dict[Reader, None]] = {}
         self._attempts: dict[int, _Attempt] = {}
         self._alarm = Alarm(self._expire)
+        self._out_of_reach: dict[NodeKey, None] = {}
+        self._random = network.seams.random("relays")
+        network.on_unreachable.append(self._unreachable)
         cluster.on_node_died.append(self._node_died)
         copies.on_owner_died.append(self._owner_died)
 
@@ -231,8 +240,9 @@ class TransferService(Service, serves=(raylet.Transfers,)):
                     attempt = _Attempt(Copy(key, room, 0, size, owner.decode()))
                     self._attempts[pull] = attempt
                     self._start(attempt, self._allocate(pull, attempt), "find room")
-                case RequestChunk(pull, source, key, offset, size):
-                    read = self._read(pull, source, hot.ReadChunk(key, offset, size))
+                case RequestChunk(pull, source, key, offset, size, is_relayed):
+                    chunk = hot.ReadChunk(key, offset, size)
+                    read = self._read(pull, source, chunk, is_relayed=is_relayed)
                     self._start(self._attempts[pull], read, "read a chunk")
                 case Write(pull, offset, size):
                     assert size == len(data)
@@ -265,18 +275,57 @@ class TransferService(Service, serves=(raylet.Transfers,)):
             attempt.has_room = True
             self._perform(self._pulls.allocated(pull, now()))
 
-    async def _read(self, pull: int, source: NodeKey, chunk: hot.ReadChunk) -> None:
+    async def _read(
+        self, pull: int, source: NodeKey, chunk: hot.ReadChunk, *, is_relayed: bool
+    ) -> None:
         address = self._cluster.address_of(source)
         if address is None:
             self._perform(self._pulls.refused(pull, source, now()))
             return
         try:
-            data = await raylet.Copies(self._network.connect(address)).read(chunk)
+            if is_relayed:
+                data = await self._read_through_others(source, chunk)
+            else:
+                data = await raylet.Copies(self._network.connect(address)).read(chunk)
         except RayError:  # it has the object no more, or is gone itself: another may do
-            self._perform(self._pulls.refused(pull, source, now()))
+            if is_relayed or source not in self._out_of_reach:  # else it was asked for again
+                self._perform(self._pulls.refused(pull, source, now()))
         else:
             arrived = self._pulls.arrived(pull, source, chunk.offset, len(data), now())
             self._perform(arrived, data)
+
+    async def _read_through_others(self, source: NodeKey, chunk: hot.ReadChunk) -> memoryview:
+        """Read from a node that cannot be reached, by way of one that reaches it."""
+        ways = [node for node in self._cluster.nodes() if node not in self._out_of_reach]
+        self._random.shuffle(ways)
+        for node in ways:
+            if (address := self._cluster.address_of(node)) is None:
+                continue  # this one
+            try:
+                relays = raylet.Relays(self._network.connect(address))
+                return await relays.read(hot.RelayChunk(source, chunk))
+            except ObjectLostError:
+                raise
+            except RayError:  # it does not reach it either
+                continue
+        raise UnavailableError(f"no node that can be reached reaches {source.hex()}")
+
+    def _unreachable(self, link: Link) -> None:
+        node = self._cluster.node_at(link.peer)
+        if node is not None and node not in self._out_of_reach and not self.scope.is_closed:
+            self._out_of_reach[node] = None
+            self._perform(self._pulls.unreachable(node, now()))
+            self.spawn(self._await_reach(node), "wait for a node")
+
+    async def _await_reach(self, node: NodeKey) -> None:
+        while (address := self._cluster.address_of(node)) is not None:
+            try:
+                await self._network.connect(address).wait_attached()
+                break
+            except RayError:  # this session has ended; perhaps not the node
+                await asyncio.sleep(_AGAIN)
+        del self._out_of_reach[node]
+        self._pulls.reachable(node)
 
     def _seal(self, copy: Copy) -> None:
         """A copy is complete: pin it for all who wait, before anything else happens to it."""
