@@ -50,6 +50,7 @@ A task's error crosses processes as a `RayTaskError`, made where it was raised b
 message (`to_wire`, `from_wire`): no peer is trusted with a pickle.
 """
 
+import asyncio
 import builtins
 import functools
 import logging
@@ -141,6 +142,8 @@ class RayTaskError(RayError):
         """This error as an instance of its cause's class too, or itself where that cannot be."""
         if isinstance(self, type(self.cause)) or isinstance(self.cause, RayTaskError):
             return self
+        if isinstance(self.cause, asyncio.CancelledError):
+            return self  # Ray: asyncio would take whoever awaits the task for cancelled, and say nothing
         try:
             return self.make_dual_exception_instance()
         except Exception as error:  # a class may refuse in any way it likes

@@ -5,6 +5,7 @@ import atexit
 import concurrent.futures
 import functools
 import inspect
+import logging
 import math
 import os
 import sys
@@ -23,8 +24,11 @@ from raylite._runtime import auto, session
 from raylite._runtime.context import Place
 from raylite._services.worker.copies import Bringing
 from raylite._services.worker.objects import Entry, ObjectRef
+from raylite._types.signature import yields
 from raylite._wire import pickling
 from raylite.exceptions import RayError, RaySystemError, RayTaskError
+
+logger = logging.getLogger("raylite")
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -271,11 +275,12 @@ class _Sent:
         except RayTaskError as error:
             cause = error.cause
             if isinstance(cause, Exception):
-                cause.__cause__ = error
+                # Not by its attribute, which the class of a user's error may refuse to set.
+                BaseException.__setattr__(cause, "__cause__", error)
                 self.future.set_exception(cause)
             else:
                 self.future.set_exception(error)
-        except Exception as error:
+        except BaseException as error:  # unpickling is users' code
             self.future.set_exception(error)
         else:
             self.future.set_result(result)
@@ -336,15 +341,24 @@ class _Sender:
                 self._is_woken = False
                 if ended is not None:
                     del self._sent[ended]
-                    ended.settle()
+                    self._let(ended.settle)
                     del ended
                 while self._pending and (self._limit is None or len(self._sent) < self._limit):
                     try:
-                        self._send(self._pending.popleft())
+                        send = functools.partial(self._send, self._pending.popleft())
                     except IndexError:
                         break  # it was cancelled
+                    self._let(send)
+                    del send
         finally:
             del _senders[self]
+
+    def _let(self, step: Callable[[], None]) -> None:
+        """Do something that ends with callbacks of a future, of which one may want to exit."""
+        try:
+            step()
+        except BaseException:
+            logger.exception("a callback of a future tried to end the executor's thread")
 
     def _send(self, call: _Call) -> None:
         if not call.future.set_running_or_notify_cancel():
@@ -359,7 +373,7 @@ class _Sender:
                 raise RaySystemError("the session that this belongs to has ended")
             if not isinstance(ref, ObjectRef):
                 raise TypeError(f"{call.fn!r} does not have one result")
-        except Exception as error:
+        except BaseException as error:  # pickling is users' code
             call.future.set_exception(error)
             return
         sent = _Sent(call.future, ref, self._events.put)
@@ -370,6 +384,8 @@ class _Sender:
         """Return what calls the function: itself, sent once, if it will be there the next time."""
         if isinstance(fn, RemoteFunction):
             return fn
+        if yields(fn):
+            raise TypeError(f"{fn!r} does not have one result: a generator cannot be pickled")
         if not inspect.isfunction(fn) or not _is_of_module(fn):
             return self._call
         if fn not in self._functions:
@@ -418,6 +434,8 @@ def _is_of_module(fn: Callable[..., Any]) -> bool:
 
 def _call(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     result = fn(*args, **kwargs)
+    if inspect.isgenerator(result):  # as a task it would have its first item for a result
+        raise TypeError(f"{fn!r} does not have one result: a generator cannot be pickled")
     return asyncio.run(result) if inspect.iscoroutine(result) else result
 
 

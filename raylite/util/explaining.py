@@ -3,12 +3,12 @@
 from typing import Any
 
 from raylite._api import home
-from raylite._runtime import auto, context
+from raylite._services.worker.generator import ObjectRefGenerator
 from raylite._services.worker.objects import ObjectRef
 from raylite._wire.hot import Explanation, TaskState
 
 
-def explain(ref: ObjectRef[Any]) -> Explanation:
+def explain(ref: ObjectRef[Any] | ObjectRefGenerator[Any]) -> Explanation:
     """Say why an object is not there yet, or where it is: a sentence, and the facts behind it.
 
     Asks whoever knows, the object's owner and the raylet that was asked for a worker, and waits three
@@ -16,17 +16,19 @@ def explain(ref: ObjectRef[Any]) -> Explanation:
     changes nothing and does not wait for the object. What it says was true when it was asked.
 
     Args:
-        ref: A reference, this process's own or a borrowed one.
+        ref: A reference, this process's own or a borrowed one; a generator stands for its task.
 
     Raises:
         TypeError: `ref` is not a reference.
+        ValueError: It belongs to a session that has ended.
 
     Example:
         >>> print(explain(f.options(num_cpus=64).remote()))  # doctest: +SKIP
         f (c8ef45cc...) waits for a worker with 64 CPUs; the raylet at unix:/tmp/... was asked 2.1 s
         ago: no node has 64 CPUs (largest: 8 on 10.0.0.7); lower num_cpus or add a node
     """
-    context.current() or auto.place()
+    if isinstance(ref, ObjectRefGenerator):
+        ref = ref._end
     if not isinstance(ref, ObjectRef):
         raise TypeError(f"explain() takes an ObjectRef, not {type(ref).__name__}")
     core = home([ref])

@@ -769,3 +769,20 @@ def test_a_task_error_can_be_set_on_an_asyncio_future() -> None:
             await future
 
     asyncio.run(wait())
+
+
+def test_who_awaits_a_task_that_raised_cancelled_error_was_not_cancelled_himself() -> None:
+    async def wait() -> None:
+        future = asyncio.get_running_loop().create_future()
+        future.set_exception(fail(asyncio.CancelledError("inside")))
+        await future
+
+    async def program() -> None:
+        waiting = asyncio.create_task(wait())
+        await asyncio.wait([waiting])
+        assert not waiting.cancelled()
+        error = waiting.exception()
+        assert isinstance(error, RayTaskError)
+        assert type(error.cause) is asyncio.CancelledError
+
+    asyncio.run(program())

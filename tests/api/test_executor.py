@@ -110,6 +110,71 @@ def test_the_state_of_a_closure_is_that_of_the_moment(executor: Executor) -> Non
     assert executor.submit(add, 1).result(SOON) == 11
 
 
+class StrictError(Exception):
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{name} cannot be set")
+
+
+def raise_strict() -> None:
+    raise StrictError("strict")
+
+
+class Exits:
+    """Unpickling it wants the process to end."""
+
+    def __reduce__(self) -> Any:
+        return _exit, ()
+
+
+def _exit() -> None:
+    raise SystemExit(3)
+
+
+class ExitsEarly:
+    def __reduce__(self) -> Any:
+        raise SystemExit(3)
+
+
+def test_an_error_that_lets_no_attribute_be_set_is_that_of_its_future_only(
+    executor: Executor,
+) -> None:
+    with pytest.raises(StrictError) as caught:
+        executor.submit(raise_strict).result(SOON)
+    assert isinstance(caught.value.__cause__, RayTaskError)
+    assert executor.submit(divide, 4, 2).result(SOON) == 2
+
+
+@pytest.mark.parametrize(("fn", "args"), [(Exits, ()), (divide, (ExitsEarly(), 1))])
+def test_pickling_that_exits_is_the_error_of_its_future_only(
+    executor: Executor, fn: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
+    with pytest.raises(SystemExit):
+        executor.submit(fn, *args).result(SOON)
+    assert executor.submit(divide, 4, 2).result(SOON) == 2
+
+
+def test_a_callback_that_exits_ends_nothing_else(
+    executor: Executor, gate: threading.Event, caplog: pytest.LogCaptureFixture
+) -> None:
+    future = executor.submit(pass_gate, 1)
+    future.add_done_callback(lambda future: _exit())
+    gate.set()
+    assert future.result(SOON) == 1
+    assert executor.submit(divide, 4, 2).result(SOON) == 2
+    assert "a callback of a future tried to end the executor's thread" in caplog.text
+
+
+def count() -> Iterator[int]:
+    yield 1
+    yield 2
+
+
+@pytest.mark.parametrize("fn", [count, lambda: count(), functools.partial(count)])
+def test_a_generator_is_no_result(executor: Executor, fn: Callable[[], Any]) -> None:
+    with pytest.raises(TypeError, match="does not have one result: a generator cannot be pickled"):
+        executor.submit(fn).result(SOON)
+
+
 def test_map_gives_results_in_order(executor: Executor) -> None:
     assert list(executor.map(divide, [2, 9], [1, 3], timeout=SOON)) == [2, 3]
     assert list(executor.map(pow, range(10), itertools.repeat(2))) == [n**2 for n in range(10)]

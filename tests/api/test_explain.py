@@ -67,6 +67,21 @@ def test_what_no_node_can_run_is_explained_by_what_is_missing() -> None:
     ray.cancel(ref)
 
 
+def _items(name: str) -> Iterator[int]:
+    yield 1
+    event(f"{name} runs").set()
+    event(f"{name} may end").wait()
+
+
+def test_a_generator_stands_for_its_task() -> None:
+    items = ray.remote(_items).remote("items")
+    assert event("items runs").wait(20)
+    assert explain(items).state == "RUNNING"
+    event("items may end").set()
+    ray.get(items.completed())
+    assert explain(items).state == "FINISHED"
+
+
 def test_only_a_reference_is_explained() -> None:
     with pytest.raises(TypeError, match=r"explain\(\) takes an ObjectRef, not int"):
         explain(3)  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from raylite._services.worker.objects import BlockedThread
 from raylite.exceptions import RuntimeEnvSetupError
 from raylite.testing import LocalCluster
 from raylite.testing.cluster import Workers
+from raylite.util import explain
 
 
 @ray.remote
@@ -208,6 +209,14 @@ def test_stopping_twice_and_using_what_is_stopped_is_refused_clearly() -> None:
     cluster.stop()
     with pytest.raises(RuntimeError, match="not running"), cluster.use():
         pass
+
+
+def test_what_belongs_to_a_stopped_one_is_explained_without_starting_another() -> None:
+    with LocalCluster(num_cpus=1, workers="threads"):
+        ref = ray.put(1)
+    with pytest.raises(ValueError, match="belongs to a session that has ended"):
+        explain(ref)
+    assert not ray.is_initialized()
 
 
 def test_an_unknown_kind_of_worker_is_refused() -> None:

@@ -316,3 +316,19 @@ def test_children_that_take_longer_than_a_task_which_ended_in_time_are_errors(
         assert all("TaskTimeoutError: Task " in text for text in texts)
 
     run(program)
+
+
+def test_the_error_of_a_task_whose_time_is_over_was_read_before_the_task_ended(
+    logged: Callable[[], list[str]],
+) -> None:
+    async def program(driver: SimDriver) -> None:
+        ref = driver.submit(fail, "too late", 20.0, timeout=2.0)
+        with pytest.raises(TaskTimeoutError):
+            await driver.get([ref])
+        del ref
+        driver.submit(fail, "too late", 20.0, timeout=2.0)
+        await asyncio.sleep(LATER + 20.0)
+        [unread] = logged()
+        assert "TaskTimeoutError: Task " in unread
+
+    run(program)

@@ -269,7 +269,8 @@ class OwnerService(Service, serves=(worker.Owner,)):
 
     def unwanted(self, entry: Entry, value: Value) -> None:
         """A task's result came for an object that nobody refers to any more."""
-        self.errors.abandoned(entry.id, value)
+        if entry.value is None:  # or it had an error before its task ended: its time was over
+            self.errors.abandoned(entry.id, value)
         self.free_value(entry.id, value)
 
     def free_value(self, id: bytes, value: Value) -> None:
