@@ -94,7 +94,7 @@ def connect(
     namespace: str | None,
     runtime_env: Mapping[str, Any] | None,
     _memory: float | None,
-    _temp_dir: str | None,
+    _temp_dir: str | os.PathLike[str] | None,
     _system_config: Mapping[str, Any] | None,
     accepted: Mapping[str, Any],
 ) -> RayContext:
@@ -104,17 +104,23 @@ def connect(
         raise RuntimeError(f"Unknown keyword argument(s): {', '.join(unknown)}")
     validate_init_options(
         {
+            "address": address,
             "num_cpus": num_cpus,
             "num_gpus": num_gpus,
             "resources": resources,
             "labels": labels,
             "object_store_memory": object_store_memory,
+            "ignore_reinit_error": ignore_reinit_error,
+            "logging_level": logging_level,
+            "log_to_driver": log_to_driver,
             "namespace": namespace,
             "runtime_env": runtime_env,
             "_memory": _memory,
+            "_temp_dir": _temp_dir,
             "_system_config": _system_config,
         }
     )
+    temp_dir = os.fspath(_temp_dir or "")
     logger.setLevel(logging_level)
     with beginnings.alone():
         here = presence.current()
@@ -129,7 +135,7 @@ def connect(
                 "_system_config": _system_config,
                 "_node_name": accepted.get("_node_name"),
             }
-            guest = joining.find(address, _temp_dir or "", only_new)
+            guest = joining.find(address, temp_dir, only_new)
             options = SessionOptions(
                 num_cpus=num_cpus,
                 num_gpus=num_gpus,
@@ -139,7 +145,7 @@ def connect(
                 object_store_memory=object_store_memory,
                 namespace=namespace or os.urandom(16).hex(),
                 log_to_driver=log_to_driver,
-                temp_dir=_temp_dir or "",
+                temp_dir=temp_dir,
                 env_vars=variables_of(runtime_env, of_job=True),
                 system=dict(_system_config or {}),
             )

@@ -39,7 +39,7 @@ def init(
     namespace: str | None = None,
     runtime_env: Mapping[str, Any] | None = None,
     _memory: float | None = None,
-    _temp_dir: str | None = None,
+    _temp_dir: str | os.PathLike[str] | None = None,
     _system_config: Mapping[str, Any] | None = None,
     **accepted: Any,
 ) -> RayContext:
@@ -142,7 +142,9 @@ def _heavy() -> ModuleType:
     return import_module(_HEAVY)
 
 
-def _begin_early(address: str | None, temp_dir: str | None) -> Interpreter | None:
+def _begin_early(
+    address: str | None, temp_dir: str | os.PathLike[str] | None
+) -> Interpreter | None:
     """Begin an interpreter, if this is going to take long and a new cluster is probably wanted.
 
     A wrong guess costs somebody a core for a moment, and nothing else.

@@ -8,10 +8,12 @@ refused by `TaskOptions.of`, which should therefore be called at the first submi
 Longer than most modules, as a table with its texts is.
 """
 
+import logging
 import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
 from typing import Any, Literal, Self
 
 from msgspec import Struct
@@ -364,6 +366,13 @@ def _namespace(value: str | None) -> str | None:
     return f'"{value}" is not a valid namespace. Pass None to not specify a namespace.'
 
 
+def _logging_level(value: int | str) -> str | None:
+    if isinstance(value, int) or value in logging.getLevelNamesMapping():
+        return None
+    known = ", ".join(logging.getLevelNamesMapping())
+    return f"There is no logging level {value!r}: give a number, or one of {known}"
+
+
 # --- The table ---
 
 
@@ -389,8 +398,18 @@ class Option(Struct, frozen=True):
             raise ValueError(f"Setting '{self.name}' is not supported in '.options()'.")
 
 
+_KINDS = {
+    int: "a number",
+    float: "a number",
+    PathLike: "a path",
+    str: "a string",
+    dict: "a dictionary",
+    _NoneType: "None",
+}
+
 _INT = (int, _NoneType)
 _BOOL = (bool, _NoneType)
+_FLAG = (bool, int, _NoneType)  # what Ray takes for one: it never looks
 _NUMBER = (float, int, _NoneType)
 _STR = (str, _NoneType)
 _DICT = (dict, _NoneType)
@@ -455,6 +474,11 @@ _ACTOR: dict[str, Option] = {
 _INIT: dict[str, Option] = {
     option.name: option
     for option in [
+        Option("address", _STR),
+        Option("ignore_reinit_error", _FLAG),
+        Option("log_to_driver", _FLAG),
+        Option("logging_level", (int, str), check=_logging_level),
+        Option("_temp_dir", (str, PathLike, _NoneType)),
         Option("num_cpus", _NUMBER, check=_offer("num_cpus")),
         Option("num_gpus", _NUMBER, check=_offer("num_gpus")),
         Option("resources", _DICT, check=_offers),
@@ -528,7 +552,13 @@ def validate_init_options(options: Mapping[str, object]) -> None:
         ValueError: A value is impossible.
     """
     for name, value in options.items():
-        _INIT[name].refuse(value, in_options=False)
+        option = _INIT[name]
+        if not isinstance(value, option.types):
+            kinds = option.types if isinstance(option.types, tuple) else (option.types,)
+            named = "True or False" if kinds is _FLAG else ""
+            wanted = named or " or ".join(dict.fromkeys(_KINDS[kind] for kind in kinds))
+            raise TypeError(f"The keyword '{name}' must be {wanted}, not {value!r:.100}")
+        option.refuse(value, in_options=False)
 
 
 def validate_actor_options(options: Mapping[str, object], in_options: bool) -> None:

@@ -10,16 +10,28 @@ from pathlib import Path
 from tempfile import gettempdir
 
 from raylite._runtime.node import LATEST, NodeConfig
+from raylite._runtime.settings import setting
 
 _LONGEST_NAME = "w0123456789abcdef.sock"  # a worker's
 _ENDED_KEPT = 20  # sessions that have ended, and left logs
+_REMEDY = "temporary directory with --temp-dir, _temp_dir or RAYLITE_TMPDIR"
 _PATH_LIMIT = 107  # bytes of a unix socket's path, by the size of `sockaddr_un`
 
 
 def choose_temp_dir(given: str = "") -> Path:
-    """Return where sessions are made: as given, as the environment says, or the system's."""
-    chosen = given or os.environ.get("RAYLITE_TMPDIR") or os.environ.get("RAY_TMPDIR")
-    return Path(chosen or gettempdir()).absolute()
+    """Return where sessions are made: as given, as the environment says, or the system's.
+
+    Raises:
+        ValueError: What is given is a relative path. As in Ray: nodes run in other directories.
+    """
+    variable, named = ("", given) if given else setting("TMPDIR")
+    chosen = Path(named or gettempdir())
+    if not chosen.is_absolute():
+        which = f"{variable}={named}" if variable else repr(named)
+        raise ValueError(
+            f"the temporary directory {which} is a relative path: give the whole path, which begins with /"
+        )
+    return chosen
 
 
 def sessions(temp_dir: str = "") -> Iterator[Path]:
@@ -33,15 +45,29 @@ def make_session_dir(temp_dir: str = "") -> Path:
     """Make a new session's directory, closed to other users.
 
     Raises:
+        ValueError: The temporary directory is a relative path.
         OSError: It could not be made, or the paths of sockets in it would be too long.
     """
+    temp = choose_temp_dir(temp_dir)
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S_%f")
     name = f"session_{stamp}_{os.getpid()}"
-    session = _private(choose_temp_dir(temp_dir), name) / name
-    for directory in (session, session / "logs", session / "sockets"):
-        directory.mkdir(mode=0o700)
+    try:
+        session = _private(temp, name) / name
+        for directory in (session, session / "logs", session / "sockets"):
+            directory.mkdir(mode=0o700)
+    except OSError as error:
+        if error.errno is None:  # it is a sentence already
+            raise
+        raise type(error)(
+            f"no session can be made in the temporary directory {temp}: {_reason(temp, error)}; "
+            f"choose another {_REMEDY}"
+        ) from error
     _prune(session.parent)
     return session
+
+
+def _reason(temp: Path, error: OSError) -> str:
+    return "it is a file" if temp.is_file() else f"{error.strerror} ({error.filename})"
 
 
 def _prune(directory: Path) -> None:
@@ -81,7 +107,7 @@ def _private(temp_dir: Path, session: str) -> Path:
         if len(os.fsencode(socket_path)) > _PATH_LIMIT:
             raise OSError(
                 f"AF_UNIX path length cannot exceed {_PATH_LIMIT} bytes: {socket_path!r}; "
-                "choose a shorter temporary directory"
+                f"choose a shorter {_REMEDY}"
             )
 
         with suppress(FileExistsError):
@@ -89,7 +115,7 @@ def _private(temp_dir: Path, session: str) -> Path:
         if _is_private(directory):
             return directory
 
-    raise PermissionError(f"{directory} is another user's; choose another temporary directory")
+    raise PermissionError(f"{directory} is another user's; choose another {_REMEDY}")
 
 
 def _is_private(directory: Path) -> bool:

@@ -1,5 +1,6 @@
 """Scheduling strategies: what to pass as ``scheduling_strategy=`` besides ``"DEFAULT"`` and ``"SPREAD"``."""
 
+import re
 from collections.abc import Mapping
 
 from raylite._types.ids import NodeID
@@ -16,6 +17,9 @@ from raylite._types.strategies import (
     Strategy,
 )
 
+_NODE_ID = re.compile(r"[0-9a-fA-F]{56}")
+_ID_FORM = '56 hexadecimal digits, as in raylite.nodes()[0]["NodeID"]'
+
 
 class NodeAffinitySchedulingStrategy:
     """Run on one node.
@@ -29,6 +33,7 @@ class NodeAffinitySchedulingStrategy:
 
     Raises:
         ValueError: The id is not one, or the flags contradict `soft`.
+        TypeError: The id is neither text nor a `NodeID`.
     """
 
     def __init__(
@@ -42,17 +47,28 @@ class NodeAffinitySchedulingStrategy:
             raise ValueError("_spill_on_unavailable cannot be set when soft is False.")
         if _fail_on_unavailable and soft:
             raise ValueError("_fail_on_unavailable cannot be set when soft is True.")
-        self.node_id: str = node_id if isinstance(node_id, str) else node_id.hex()
-        self.soft = soft
+        self._key = _node_key(node_id)
+        self.node_id: str = self._key.hex()
+        if not isinstance(soft, int):
+            raise TypeError(f"soft must be True or False, not {soft!r}")
+        self.soft = bool(soft)
         self._spill_on_unavailable = _spill_on_unavailable
         self._fail_on_unavailable = _fail_on_unavailable
-        self._key = NodeKey(NodeID.from_hex(self.node_id).binary())
 
     def to_strategy(self) -> Strategy:
         """Return it as the scheduler knows it."""
         return NodeAffinity(
             self._key, self.soft, self._spill_on_unavailable, self._fail_on_unavailable
         )
+
+
+def _node_key(node_id: object) -> NodeKey:
+    text = node_id.hex() if isinstance(node_id, NodeID) else node_id
+    if not isinstance(text, str):
+        raise TypeError(f"node_id must be a string, {_ID_FORM}, not {node_id!r}")
+    if not _NODE_ID.fullmatch(text):
+        raise ValueError(f"node_id={text!r} is no id of a node: give {_ID_FORM}")
+    return NodeKey(bytes.fromhex(text))
 
 
 class In:

@@ -119,6 +119,66 @@ def test_impossible_amounts_are_refused_before_anything_starts(options: dict[str
     assert not ray.is_initialized()
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"address": 5}, "The keyword 'address' must be a string or None, not 5"),
+        ({"address": b"auto"}, "The keyword 'address' must be a string or None, not b'auto'"),
+        ({"num_cpus": "2"}, "The keyword 'num_cpus' must be a number or None, not '2'"),
+        ({"resources": [1]}, "The keyword 'resources' must be a dictionary or None, not [1]"),
+        ({"labels": "a=b"}, "The keyword 'labels' must be a dictionary or None, not 'a=b'"),
+        ({"runtime_env": "x"}, "The keyword 'runtime_env' must be a dictionary or None, not 'x'"),
+        ({"namespace": 1}, "The keyword 'namespace' must be a string or None, not 1"),
+        ({"_temp_dir": 5}, "The keyword '_temp_dir' must be a string or a path or None, not 5"),
+        ({"_system_config": 5}, "The keyword '_system_config' must be a dictionary or None, not 5"),
+        ({"log_to_driver": "no"}, "The keyword 'log_to_driver' must be True or False, not 'no'"),
+        (
+            {"ignore_reinit_error": "x"},
+            "The keyword 'ignore_reinit_error' must be True or False, not 'x'",
+        ),
+        (
+            {"logging_level": 1.5},
+            "The keyword 'logging_level' must be a number or a string, not 1.5",
+        ),
+    ],
+    ids=str,
+)
+def test_a_value_of_the_wrong_type_is_refused_in_a_sentence(
+    options: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(TypeError) as caught:
+        ray.init(**options)
+    assert str(caught.value) == reason
+    assert not ray.is_initialized()
+
+
+def test_a_logging_level_that_is_none_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ValueError, match=r"^There is no logging level 'loud': give .* INFO"):
+        ray.init(logging_level="loud")
+
+
+def test_a_temporary_directory_that_cannot_be_is_refused_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with TemporaryDirectory(dir="/tmp") as folder:  # short enough for sockets
+        Path(folder, "file").touch()
+        cannot = f"no session can be made in the temporary directory {folder}"
+        for name, reason in (("file", "/file: it is a file; "), ("file/x", "/file/x: Not a dir")):
+            with pytest.raises(OSError, match="another temporary directory with") as caught:
+                ray.init("local", _temp_dir=Path(folder, name))
+            assert str(caught.value).startswith(cannot + reason)
+    with pytest.raises(
+        ValueError, match=r"directory 'x/y' is a relative path: give the whole path"
+    ):
+        ray.init("local", _temp_dir="x/y")
+    monkeypatch.setenv("RAYLITE_TMPDIR", "./here")
+    with pytest.raises(
+        ValueError, match=r"RAYLITE_TMPDIR=\./here is a relative path: give the whole"
+    ):
+        ray.init()
+    assert not ray.is_initialized()
+
+
 @pytest.mark.parametrize("size", [0, 10, 75 * 1024 * 1024 - 1])
 def test_a_store_too_small_to_work_is_refused(size: int) -> None:
     message = (

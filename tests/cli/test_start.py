@@ -103,6 +103,13 @@ def test_ports_that_clash_are_refused_by_name(words: list[str], reason: str) -> 
         (["--object-store-memory=0"], "--object-store-memory"),
         (['--system-config={"a": 1}'], "no setting 'a' in the system config. There are infeasible"),
         (["--system-config=no"], "--system-config is not JSON"),
+        (
+            ['--system-config={"task_oom_retries": "x"}'],
+            "task_oom_retries of the system config must",
+        ),
+        (["--temp-dir=here"], "directory 'here' is a relative path: give the whole path"),
+        (["--temp-dir=/etc/hostname"], "in the temporary directory /etc/hostname: it is a file"),
+        (["--temp-dir=/proc/no"], "in the temporary directory /proc/no: No such file or directory"),
     ],
     ids=str,
 )

@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -110,6 +111,20 @@ def test_tasks_run_on_another_node_when_this_one_is_full(
 ) -> None:
     refs = [meet_there.remote(fifos[0], end) for end in (READ, WRITE)]  # each waits for the other
     assert sorted(ray.get(refs)) == sorted(ids(cluster))
+
+
+@pytest.mark.parametrize("node_id", ["", "ab", "0" * 55, "0" * 57, "g" * 56, "node-1"])
+def test_what_is_no_nodes_id_is_refused_where_it_is_written(node_id: str) -> None:
+    with pytest.raises(ValueError, match=r"is no id of a node: give 56 hexadecimal digits"):
+        NodeAffinitySchedulingStrategy(node_id, soft=False)
+
+
+@pytest.mark.parametrize("node_id", [None, 5, b"a" * 28])
+def test_a_nodes_id_is_text(node_id: Any) -> None:
+    with pytest.raises(TypeError, match=r"^node_id must be a string, 56 hexadecimal digits"):
+        NodeAffinitySchedulingStrategy(node_id, soft=False)
+    with pytest.raises(TypeError, match=r"^soft must be True or False, not 'no'"):
+        NodeAffinitySchedulingStrategy("0" * 56, soft="no")  # type: ignore[arg-type]
 
 
 @ray.remote
