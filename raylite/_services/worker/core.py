@@ -284,14 +284,20 @@ class Core:
         return self.owner.find(id)
 
     def restore(self, id: bytes, owner: str) -> ObjectRef[Any]:
-        """Return this process's reference to an object: the one there is, or a new one."""
+        """Return this process's reference to an object: the one there is, or a new one.
+
+        Where nothing but a reference that has just died may hold the object, the loop first does what
+        was asked for: the object ends with that. What is unpickled is held, by the value or the task
+        that it came with; who only knows an id (`owner` is empty then) holds nothing.
+        """
         entry = self.owner.find(id)
         if entry is not None:
             if (known := entry.known_ref) is not None:
                 return known
-            ref: ObjectRef[Any] = ObjectRef(entry)
-            self._do(self._added_local, entry)
-            return ref
+            if owner and (entry.submitted or entry.contained):
+                ref: ObjectRef[Any] = ObjectRef(entry)
+                self._do(self._added_local, entry)
+                return ref
         if asyncio._get_running_loop() is self.loop:
             return self._restored(Contained(id, owner))
         return self.run(self._restore, Contained(id, owner))
