@@ -51,6 +51,12 @@ class Certificates(Interface):
     sign = call(msg.CertificateRequest, msg.Certificate)
 
 
+class Tokens(Interface):
+    """The tokens of nodes that were issued on the head; only who has the cluster's own can open them."""
+
+    watch = feed(msg.WatchTokens, msg.TokenList)  # all of them, and again when they are others
+
+
 class Kv(Interface):
     """Small values by namespace and key."""
 

@@ -9,7 +9,7 @@ from raylite._kernel.link import Link, LinkConfig
 from raylite._kernel.scope import Scope
 from raylite._kernel.threads import LoopThread, result_of
 from raylite._protocol import raylet
-from raylite._protocol.gcs import Certificates, Nodes, Views
+from raylite._protocol.gcs import Certificates, Nodes, Tokens, Views
 from raylite._runtime.launch import NodeProcess
 from raylite._runtime.networks import Keys, network_for, read_keys
 from raylite._runtime.node import NodeConfig
@@ -58,6 +58,17 @@ def have_signed(gcs: str, keys: Keys, request: str, patience: float = PATIENCE) 
     async def ask(link: Link) -> str:
         asked = msg.CertificateRequest(request=request)
         return (await Certificates(link).sign(asked)).certificate
+
+    return run(_asked(gcs, keys, ask, patience))
+
+
+def issued(gcs: str, keys: Keys, patience: float = PATIENCE) -> msg.TokenList:
+    """Return the tokens of nodes that were issued on the head, sealed; see `list_nodes`."""
+
+    async def ask(link: Link) -> msg.TokenList:
+        async for known in Tokens(link).watch(msg.WatchTokens()):
+            return known
+        raise ConnectionError("the GCS ended while it was asked")
 
     return run(_asked(gcs, keys, ask, patience))
 

@@ -15,12 +15,14 @@ import uvloop
 from raylite._kernel import processes
 from raylite._kernel.audit import refuse_unpickling
 from raylite._kernel.grpc import GrpcNetwork
+from raylite._kernel.keyring import Keyring
 from raylite._kernel.service import Service
 from raylite._kernel.threads import LoopThread
 from raylite._runtime import context, credentials, networks, settings
 from raylite._runtime.attach import Attachment, attach_worker
 from raylite._runtime.components import Raylet, build_gcs, build_raylet
 from raylite._runtime.drivers import DriverWatch
+from raylite._runtime.issued import IssuedService
 from raylite._runtime.logfiles import ComponentLog, WorkerLogs
 from raylite._runtime.membership import NodeFenced
 from raylite._runtime.networks import NetworkOf
@@ -36,6 +38,7 @@ from raylite._services.gcs.storage import (
     open_storage,
     wait_for_storage,
 )
+from raylite._services.gcs.tokens import TokenService
 from raylite._services.worker.coroutines import AsyncRunner
 from raylite._services.worker.execute import QueueExecutor
 from raylite._types import board
@@ -72,7 +75,8 @@ async def _gcs(inherited: Inherited, network_of: NetworkOf) -> None:
         sys.exit(str(error))
     try:
         network = network_of(config, newcomers=not config.one_port)
-        host = build_gcs(network, storage, *_signing(network, config), system=config.system)
+        further = [*_signing(network, config), *_issuing(config)]
+        host = build_gcs(network, storage, *further, system=config.system)
         await networks.listen(
             network, config, config.gcs_address, inherited.listener, inherited.tcp
         )
@@ -99,6 +103,11 @@ def _signing(network: GrpcNetwork, config: NodeConfig) -> list[Service]:
     return [service]
 
 
+def _issuing(config: NodeConfig) -> list[Service]:
+    """Return what tells the nodes of tokens that are issued."""
+    return [TokenService(Keyring.open(config.token_file))] if config.token_file else []
+
+
 def raylet(inherited: Inherited, network_of: NetworkOf = networks.network_of) -> None:
     """Serve the node until SIGTERM, or until the fork server is gone."""
     refuse_unpickling()
@@ -112,10 +121,12 @@ async def _raylet(inherited: Inherited, network_of: NetworkOf) -> None:
     assert inherited.control is not None
     network = network_of(config, newcomers=config.one_port)
     network.relays = str(config.sockets)
-    signing: list[Service] = []
+    further: list[Service] = []
     if config.one_port:
         network.front = Path(config.gcs_address).name
-        signing = _signing(network, config)
+        further = _signing(network, config)
+    if config.token_file and not config.head:  # a head has them as they are issued
+        further.append(IssuedService(network, config.gcs_url, config.token_file))
     await networks.listen(network, config, config.raylet_address, inherited.listener, inherited.tcp)
     built: list[Raylet] = []
     workers = ForkedWorkers(
@@ -135,7 +146,7 @@ async def _raylet(inherited: Inherited, network_of: NetworkOf) -> None:
         is_head=config.head,
         ip=config.ip,
         node_id=bytes.fromhex(config.node_id),
-        further=signing,
+        further=further,
         system=config.system,
         log_files=WorkerLogs(config.logs, config.rotation),
     )

@@ -79,7 +79,9 @@ def revoke(address: str | None = None, temp_dir: str = "") -> Rotation:
 
 
 def issue(path: str, scope: str, address: str | None = None, temp_dir: str = "") -> Rotation:
-    """Make a token of a lesser scope, which this machine's nodes of a cluster know from now on.
+    """Make a token of a lesser scope, which the head on this machine knows from now on.
+
+    The GCS tells of those of the scope `node` to nodes that have the cluster's own token.
 
     Args:
         path: The new file to keep it in, for who is to have it.
@@ -88,42 +90,47 @@ def issue(path: str, scope: str, address: str | None = None, temp_dir: str = "")
         temp_dir: Where sessions are.
 
     Raises:
-        ConnectionError: No node of the cluster runs here.
+        ConnectionError: No head of the cluster runs here.
         AuthenticationError: The file is there already, or there are too many tokens.
         OSError: It cannot be made.
     """
-    nodes = _nodes(address, temp_dir)
-    own, issued = _own(nodes[0]), new_token(scope)
-    known = {node: read_issued(node.token_file) for node in nodes}
-    if any(len(each) >= MOST_LESSER for each in known.values()):
-        ids = ", ".join(token.id for token in known[nodes[0]])
+    head = _head(address, temp_dir)
+    own, issued, known = _own(head), new_token(scope), read_issued(head.token_file)
+    if len(known) >= MOST_LESSER:
+        ids = ", ".join(token.id for token in known)
         raise AuthenticationError(
-            f"{MOST_LESSER} tokens, which is the most, were issued on this machine: revoke one of {ids}"
+            f"{MOST_LESSER} tokens, which is the most, were issued: revoke one of {ids}"
         )
     write_secret(path, issued.reveal().encode() + b"\n")
-    for node, tokens in known.items():
-        write_issued(node.token_file, (*tokens, issued))
-    return Rotation(nodes[0].cluster, issued.id, own[0].id, (path,))
+    write_issued(head.token_file, (*known, issued))
+    return Rotation(head.cluster, issued.id, own[0].id, (path,))
 
 
 def withdraw(id: str, address: str | None = None, temp_dir: str = "") -> Rotation:
-    """Have this machine's nodes of a cluster forget a token that was issued; see `issue`.
+    """Have the head on this machine forget a token that was issued, and all nodes; see `issue`.
 
     Raises:
-        ConnectionError: No node of the cluster runs here.
-        AuthenticationError: They know no such token.
+        ConnectionError: No head of the cluster runs here.
+        AuthenticationError: It knows no such token.
     """
+    head = _head(address, temp_dir)
+    own, known = _own(head), read_issued(head.token_file)
+    if not any(token.id == id for token in known):
+        ids = ", ".join(token.id for token in known)
+        raise AuthenticationError(f"no token {id} was issued; those that were: {ids or 'none'}")
+    write_issued(head.token_file, [token for token in known if token.id != id])
+    return Rotation(head.cluster, own[0].id, id, ())
+
+
+def _head(address: str | None, temp_dir: str) -> NodeRecord:
     nodes = _nodes(address, temp_dir)
-    own = _own(nodes[0])
-    known = {node: read_issued(node.token_file) for node in nodes}
-    if not any(token.id == id for each in known.values() for token in each):
-        issued = [token.id for token in known[nodes[0]]]
-        raise AuthenticationError(
-            f"no token {id} was issued on this machine; those that were: {', '.join(issued) or 'none'}"
-        )
-    for node, tokens in known.items():
-        write_issued(node.token_file, [token for token in tokens if token.id != id])
-    return Rotation(nodes[0].cluster, own[0].id, id, ())
+    for node in nodes:
+        if node.head:
+            return node
+    raise ConnectionError(
+        f"the head of the cluster at {nodes[0].cluster} runs on another machine: tokens are issued, and "
+        "what was issued is revoked, there"
+    )
 
 
 def _own(node: NodeRecord) -> list[Token]:

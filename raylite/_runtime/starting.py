@@ -12,9 +12,7 @@ from raylite._kernel.keyring import Keyring
 from raylite._kernel.tls import fingerprint, newcomer_tls
 from raylite._kernel.token import (
     create_token,
-    read_issued,
     read_tokens,
-    write_issued,
     write_tokens,
 )
 from raylite._runtime import (
@@ -30,6 +28,7 @@ from raylite._runtime import (
 )
 from raylite._runtime.given import Given
 from raylite._runtime.guest import check_versions
+from raylite._runtime.issued import keep_issued
 from raylite._runtime.launch import NodeProcess
 from raylite._runtime.listeners import host_port
 from raylite._runtime.local import SessionOptions
@@ -201,7 +200,6 @@ def _member(options: NodeOptions, address: str) -> NodeConfig:
     with _session(options) as session:
         if keyring is not None:  # a copy: the head's own file ends with the head
             write_tokens(own_token(session), read_tokens(token_file))
-            write_issued(own_token(session), read_issued(token_file))
         if own is not None:
             credentials.take(own_tls(session), own, config.ip)
         elif authority:
@@ -215,11 +213,14 @@ def _member(options: NodeOptions, address: str) -> NodeConfig:
             gcs=gcs,
             cluster=cluster,
         )
-        for row in inquiry.list_nodes(gcs, read_keys(config.token_file, config.tls)):
+        keys = read_keys(config.token_file, config.tls)
+        for row in inquiry.list_nodes(gcs, keys):
             if row.alive and row.head:
                 check_versions(row.version, row.python)
                 system = {**system_config.read(row.settings), **config.system}
                 config = replace(config, system=system)
+        if keyring is not None:  # or it would refuse, at first, nodes that joined with such a token
+            keep_issued(config.token_file, inquiry.issued(gcs, keys))
         return config
 
 

@@ -23,12 +23,12 @@ The token {old} is no longer valid for this machine's part of the cluster at {cl
 was connected by it is cut within seconds, and comes back if it has the new one."""
 
 _ISSUED = """\
-{file} holds the token {new}, of the scope {scope}, which this machine's part of the cluster at {cluster} knows. Revoke it with
+{file} holds the token {new}, of the scope {scope}, which the cluster at {cluster} knows. Revoke it with
     raylite token revoke --id={new}"""
 
 _WITHDRAWN = """\
-The token {old} is no longer valid for this machine's part of the cluster at {cluster}. What was connected
-by it is cut within seconds."""
+The token {old} is no longer valid for the cluster at {cluster}. What was connected by it is cut within
+seconds."""
 
 _ADDRESS = click.option(
     "--address", metavar="HOST:PORT", help="The cluster.  [default: this machine's]"
@@ -89,8 +89,8 @@ def revoke(address: str | None, id: str, temp_dir: str) -> None:
 def issue(file: str, scope: str, address: str | None, temp_dir: str) -> None:
     """Make a token that allows less than the cluster's own, in a new file.
 
-    `raylite status --address=... --token-file=FILE` needs no more than the scope read. It is this
-    machine that knows the token, so issue it where it is to be used: on the head.
+    `raylite status --address=... --token-file=FILE` needs no more than the scope read. Run this on
+    the head's machine, from which the other nodes hear of tokens of the scope node.
     """
     with explained():
         done = add_lesser(file, scope, address, temp_dir)

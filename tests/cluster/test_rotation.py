@@ -37,7 +37,7 @@ def temp_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     with TemporaryDirectory(prefix="rl-") as folder:
         monkeypatch.setenv("RAYLITE_TMPDIR", folder)
         yield Path(folder)
-        for place in (folder, f"{folder}/b"):
+        for place in (folder, f"{folder}/b", f"{folder}/c"):
             raylite("stop", "--force", f"--temp-dir={place}")
 
 
@@ -158,3 +158,50 @@ def test_a_token_that_is_issued_allows_what_its_scope_says_until_it_is_revoked(
     assert os.path.exists(issued_beside(head.token_file))
     assert raylite("stop").returncode == 0
     assert not os.path.exists(issued_beside(head.token_file))
+
+
+MIXED = """
+ray.init()
+
+@ray.remote(resources={"far": 1})
+def far(data):
+    return bytes(len(data))
+
+say(len(ray.get(far.remote(ray.put(bytes(300_000))))))
+"""
+
+
+def test_nodes_know_one_another_whichever_token_they_have_joined_with(
+    temp_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = start("--head", "--port=0")
+    lesser = f"{temp_dir}/lesser"
+
+    def join(place: str, token_file: str, resources: str) -> records.NodeRecord:
+        (temp_dir / place).mkdir()
+        done = raylite(
+            "start", f"--address={head.cluster}", f"--token-file={token_file}", "--num-cpus=1",
+            f"--temp-dir={temp_dir}/{place}", "--object-store-memory=80000000",
+            f"--resources={resources}",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return records.living(f"{temp_dir}/{place}")[0]
+
+    assert raylite("token", "issue", lesser, "--scope=node").returncode == 0
+    [token] = read_tokens(lesser)
+    member = join("b", head.token_file, "{}")
+    assert read_issued(member.token_file) == (token,)  # from its first moment
+    joined = join("c", lesser, '{"far": 1}')
+    assert read_tokens(joined.token_file) == (token,)  # and not the cluster's own
+
+    monkeypatch.setenv("RAYLITE_TMPDIR", f"{temp_dir}/b")
+    with Driver(MIXED) as driver:
+        assert driver.hear() == "300000"
+        assert driver.end()[0] == 0
+    done = raylite("token", "issue", f"{temp_dir}/no")
+    assert (done.returncode, "runs on another machine" in done.stderr) == (1, True)
+
+    monkeypatch.setenv("RAYLITE_TMPDIR", str(temp_dir))
+    done = raylite("token", "revoke", f"--id={token.id}")
+    assert done.returncode == 0, done.stderr
+    assert eventually(lambda: read_issued(member.token_file) == ())

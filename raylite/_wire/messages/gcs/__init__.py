@@ -34,10 +34,13 @@ __all__ = (
     "RegisterNode",
     "Registered",
     "ReportWorkers",
+    "SealedToken",
     "Synced",
+    "TokenList",
     "WatchJobs",
     "WatchKv",
     "WatchNodes",
+    "WatchTokens",
     "WatchWorkers",
     "Worker",
     "WorkerEvent",
@@ -559,6 +562,31 @@ default_message_pool.register_message("raylite.gcs", "ReportWorkers", ReportWork
 
 
 @dataclass(eq=False, repr=False)
+class SealedToken(betterproto2.Message):
+    """
+    Tokens: those that were issued on the head, for nodes that have the cluster's own.
+    """
+
+    under: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    the id of the token that opens it
+    """
+
+    scope: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+
+    id: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+
+    nonce: "bytes" = betterproto2.field(4, betterproto2.TYPE_BYTES)
+
+    masked: "bytes" = betterproto2.field(5, betterproto2.TYPE_BYTES)
+
+    proof: "bytes" = betterproto2.field(6, betterproto2.TYPE_BYTES)
+
+
+default_message_pool.register_message("raylite.gcs", "SealedToken", SealedToken)
+
+
+@dataclass(eq=False, repr=False)
 class Synced(betterproto2.Message):
     epoch: "Epoch | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
@@ -571,6 +599,19 @@ class Synced(betterproto2.Message):
 
 
 default_message_pool.register_message("raylite.gcs", "Synced", Synced)
+
+
+@dataclass(eq=False, repr=False)
+class TokenList(betterproto2.Message):
+    tokens: "list[SealedToken]" = betterproto2.field(
+        1, betterproto2.TYPE_MESSAGE, repeated=True
+    )
+    """
+    all that are valid, each under every token of the cluster
+    """
+
+
+default_message_pool.register_message("raylite.gcs", "TokenList", TokenList)
 
 
 @dataclass(eq=False, repr=False)
@@ -597,6 +638,14 @@ class WatchNodes(betterproto2.Message):
 
 
 default_message_pool.register_message("raylite.gcs", "WatchNodes", WatchNodes)
+
+
+@dataclass(eq=False, repr=False)
+class WatchTokens(betterproto2.Message):
+    pass
+
+
+default_message_pool.register_message("raylite.gcs", "WatchTokens", WatchTokens)
 
 
 @dataclass(eq=False, repr=False)

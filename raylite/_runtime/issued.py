@@ -1,0 +1,77 @@
+"""The tokens that were issued on the head, at the other nodes: kept beside the cluster's own.
+
+All processes of a node find them there, as those that were issued on the head find them on the head. Who
+has joined with such a token himself can open none, and knows those with the same one and the others.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+from raylite._kernel.network import Network
+from raylite._kernel.sealing import Sealed, unseal
+from raylite._kernel.service import Service
+from raylite._kernel.token import Token, read_issued, read_tokens, write_issued
+from raylite._protocol import gcs
+from raylite._wire.messages import gcs as msg
+from raylite.exceptions import AuthenticationError, RayError
+
+logger = logging.getLogger(__name__)
+
+AGAIN = 1.0  # seconds after which a GCS that has ended is asked again
+REFUSED = 8.0  # and one that has refused this node
+
+
+def keep_issued(token_file: str, known: msg.TokenList) -> None:
+    """Have beside the tokens in a file those tokens of nodes that the GCS knows, and no others.
+
+    Raises:
+        AuthenticationError: The file cannot be used.
+    """
+    own = [token for token in read_tokens(token_file) if not token.is_lesser]
+    if not own:
+        return  # nothing that is told can be opened
+    kept = read_issued(token_file)
+    opened = {token.id: token for token in _opened(known.tokens, own)}
+    wanted = (*(token for token in kept if token.scope != "node"), *opened.values())
+    if set(wanted) != set(kept):
+        write_issued(token_file, wanted)
+
+
+def _opened(sealed: Iterable[msg.SealedToken], own: Iterable[Token]) -> Iterable[Token]:
+    by_id = {token.id: token for token in own}
+    for each in sealed:
+        if (under := by_id.get(each.under)) is not None:
+            found = Sealed(each.under, each.scope, each.id, each.nonce, each.masked, each.proof)
+            if (token := unseal(found, under)) is not None:
+                yield token
+
+
+class IssuedService(Service):
+    """Keeps a node's file of issued tokens as the GCS says, for as long as the node is.
+
+    Args:
+        network: The raylet's.
+        gcs_address: Where the GCS is.
+        token_file: The node's file of the cluster's token.
+    """
+
+    def __init__(self, network: Network, gcs_address: str, token_file: str) -> None:
+        self._network, self._gcs_address, self._token_file = network, gcs_address, token_file
+
+    async def started(self) -> None:
+        self.spawn(self._follow(), "follow the tokens that are issued")
+
+    async def _follow(self) -> None:
+        while True:
+            pause = AGAIN
+            try:
+                tokens = gcs.Tokens(self._network.connect(self._gcs_address))
+                async for known in tokens.watch(msg.WatchTokens()):
+                    keep_issued(self._token_file, known)
+            except AuthenticationError as error:
+                pause = REFUSED
+                logger.info("the tokens that are issued are not known: %s", error)
+            except RayError as error:
+                logger.info("the GCS cannot be asked for tokens: %s", error)
+            await asyncio.sleep(pause)

@@ -1,0 +1,59 @@
+"""The Token service: what was issued on the head is known to every node that has the cluster's own token."""
+
+from collections.abc import AsyncIterator
+
+from raylite._kernel.keyring import Keyring
+from raylite._kernel.sealing import seal
+from raylite._kernel.service import Service, every, handles
+from raylite._kernel.token import Token
+from raylite._kernel.topic import Topic
+from raylite._protocol import gcs
+from raylite._wire.messages import gcs as msg
+
+LOOK = 1.0  # seconds in which it is noticed that a token was issued or revoked
+
+
+class TokenService(Service, serves=(gcs.Tokens,)):
+    """Tells of the tokens of nodes that a keyring has, sealed under the cluster's own.
+
+    Tokens of readers it keeps to itself: those ask nobody but the GCS.
+
+    Args:
+        keyring: The head's.
+    """
+
+    def __init__(self, keyring: Keyring) -> None:
+        self._keyring = keyring
+        self._tokens: tuple[Token, ...] = ()
+        self._list = msg.TokenList()
+        self._lists: Topic[msg.TokenList] = Topic()
+
+    async def started(self) -> None:
+        self.look()
+
+    @every(seconds=LOOK)
+    def look(self) -> None:
+        tokens = tuple(self._keyring.tokens)
+        if tokens != self._tokens:
+            self._tokens = tokens
+            self._list = _sealed(tokens)
+            self._lists.publish(self._list)
+
+    @handles(gcs.Tokens.watch)
+    async def watch(self, request: msg.WatchTokens) -> AsyncIterator[msg.TokenList]:
+        self.look()
+        with self._lists.subscribe([self._list]) as lists:
+            async for each in lists:
+                yield each
+
+
+def _sealed(tokens: tuple[Token, ...]) -> msg.TokenList:
+    own = [token for token in tokens if not token.is_lesser]
+    nodes = [token for token in tokens if token.scope == "node"]
+    sealed = [seal(token, under) for token in nodes for under in own]
+    return msg.TokenList(
+        [
+            msg.SealedToken(each.under, each.scope, each.id, each.nonce, each.masked, each.proof)
+            for each in sealed
+        ]
+    )
