@@ -234,6 +234,19 @@ async def _describe(name: str) -> list[Any]:
     return [before, await asyncio.create_task(inner()), current.get_name()]
 
 
+async def _names() -> AsyncIterator[str]:
+    for _ in range(3):
+        current = asyncio.current_task()
+        assert current is not None
+        yield current.get_name()
+        await asyncio.sleep(0)
+
+
+def test_a_generator_is_one_asyncio_task_with_the_tasks_name_from_item_to_item() -> None:
+    refs = [ray.remote(_names).options(name=name).remote() for name in ("one", "two")]
+    assert [[get(item) for item in ref] for ref in refs] == [["one"] * 3, ["two"] * 3]
+
+
 def test_each_has_its_own_runtime_context_also_in_asyncio_tasks_that_it_begins() -> None:
     describe = ray.remote(_describe)
     refs = {name: describe.options(name=name).remote(name) for name in ("one", "two")}

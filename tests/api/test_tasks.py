@@ -7,6 +7,7 @@ import operator
 import os
 import random
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -26,7 +27,7 @@ from raylite.exceptions import (
     UnserializableException,
     WorkerCrashedError,
 )
-from tests.api.drivers import drive_well
+from tests.api.drivers import ROOT, drive_well
 
 pytestmark = [pytest.mark.process, pytest.mark.usefixtures("cluster")]
 
@@ -914,6 +915,50 @@ def test_a_crashed_task_is_not_retried_without_retries(tmp_path: Path) -> None:
     with pytest.raises(WorkerCrashedError, match=r"(?i)sigkill|signal 9"):
         ray.get(crash.remote())
     assert (tmp_path / "attempts").stat().st_size == 1
+
+
+def test_the_environment_sets_the_default_of_max_retries_for_nested_tasks_too(
+    tmp_path: Path,
+) -> None:
+    script = f"""
+    def crash(path):
+        with open(path, "a") as file: file.write("x")
+        os._exit(1)
+    once, again = ray.remote(crash), ray.remote(max_retries=1)(crash)
+    def attempts(function, name):
+        path = os.path.join({str(tmp_path)!r}, name)
+        try: ray.get(function.remote(path))
+        except ray.exceptions.WorkerCrashedError: return os.path.getsize(path)
+    ray.init(num_cpus=2)
+    print(attempts(once, "one"), attempts(again, "two"))
+    print(ray.get(ray.remote(attempts).remote(once, "three")))
+    """
+    assert drive_well(script, {"RAY_TASK_MAX_RETRIES": "0"}) == "1 2\n1\n"
+
+
+def test_a_module_beside_a_program_is_found_by_its_tasks_unless_it_runs_as_a_module(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "beside.py").write_text("")
+    (tmp_path / "program.py").write_text(
+        "import raylite as ray\n"
+        "@ray.remote\n"
+        "def find():\n"
+        "    import beside\n"
+        "ray.init(num_cpus=1)\n"
+        "print(ray.get(find.remote()))\n"
+    )
+    package = f"{tmp_path.name}.program"
+    for words, folder in (
+        ([str(tmp_path / "program.py")], "/"),
+        (["-m", package], tmp_path.parent),
+    ):
+        done = subprocess.run(
+            [sys.executable, *words], cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        told = done.stdout or done.stderr.splitlines()[-1]
+        assert told.startswith("None" if folder == "/" else "ModuleNotFoundError: No module named")
 
 
 def test_a_task_that_crashes_once_succeeds_by_itself(tmp_path: Path) -> None:
