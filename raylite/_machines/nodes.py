@@ -6,6 +6,10 @@ from msgspec import Struct
 
 GRACE = 10.0  # seconds of silence after which a node is dead
 DEAD_KEPT = 10_000  # incarnations remembered as dead; older ones are gone for good
+RESTORED = 1.5  # times as long has a member that a GCS that was started again knows of
+SLOW = 3.0  # times as long has one that says that its own loop stands still at times
+LAG = 1.0  # seconds for which it must have stood still
+BEAT, PER_SECOND = 1.0, 1000  # seconds between two signs of life, and how many may come in one
 STALL = 5.0  # seconds without `expire` after which it is not the nodes that were silent
 
 
@@ -43,6 +47,7 @@ class Standing(Enum):
 class _Member(Struct):
     incarnation: int
     heard_at: float
+    patience: float = 1.0  # how many times the grace it may be silent
 
 
 class Nodes:
@@ -61,8 +66,8 @@ class Nodes:
         self._expired_at: float | None = None
 
     def restored(self, node_id: bytes, incarnation: int, now: float) -> None:
-        """A node was a member before the GCS was started: it has a whole grace to be heard."""
-        self._members.setdefault(node_id, _Member(incarnation, now))
+        """A node was a member before the GCS was started: it has more than a grace to be heard."""
+        self._members.setdefault(node_id, _Member(incarnation, now, RESTORED))
 
     def restored_dead(self, node_id: bytes, incarnation: int, reason: str) -> None:
         """A node had died before the GCS was started."""
@@ -88,15 +93,24 @@ class Nodes:
         self._members[node_id] = _Member(incarnation, now)
         return [*effects, NodeJoined(node_id)]
 
-    def heard(self, node_id: bytes, incarnation: int, now: float) -> Standing:
-        """A node gave a sign of life, which counts if it is a member's."""
+    def heard(self, node_id: bytes, incarnation: int, now: float, lag: float = 0.0) -> Standing:
+        """A node gave a sign of life, which counts if it is a member's.
+
+        Who says that it stood still for `lag` seconds since the last one may do so again, and longer.
+        """
         member = self._members.get(node_id)
         if member is None:
             return Standing.UNKNOWN
         if member.incarnation != incarnation:
             return Standing.REPLACED
         member.heard_at = now
+        member.patience = SLOW if lag >= LAG else 1.0
         return Standing.MEMBER
+
+    @property
+    def beat(self) -> float:
+        """How many seconds apart each node is to give its signs of life: so that all can be heard."""
+        return max(BEAT, len(self._members) / PER_SECOND)
 
     def left(self, node_id: bytes, incarnation: int, reason: str) -> list[Effect]:
         """An incarnation's end is known; one that was replaced takes nobody along."""
@@ -114,10 +128,13 @@ class Nodes:
             for member in self._members.values():
                 member.heard_at += now - max(self._expired_at, member.heard_at)
         self._expired_at = now
-        silent = [
-            id for id, member in self._members.items() if now - member.heard_at >= self._grace
-        ]
-        return [self._die(node_id, f"it was silent for {self._grace:g} s") for node_id in silent]
+        grace = self._grace * self.beat / BEAT
+        silent = {
+            id: grace * member.patience
+            for id, member in self._members.items()
+            if now - member.heard_at >= grace * member.patience
+        }
+        return [self._die(id, f"it was silent for {seconds:g} s") for id, seconds in silent.items()]
 
     def silent(self, seconds: float, now: float) -> list[tuple[bytes, int]]:
         """Return the members and incarnations that were last heard so long ago."""

@@ -69,6 +69,10 @@ class MemberService(Service):
         self._left: dict[bytes, None] = {}  # jobs whose driver has ended here
         self._refusals = Refusals(math.inf if row.head else PATIENCE)
         self._is_beating = False
+        self._beat_seconds = BEAT  # as the GCS wants it
+        self._beaten_at = -math.inf
+        self._woke_at = math.inf
+        self._lag = 0.0  # the longest that this loop has stood still since it last told
         self.joined = asyncio.Event()
         self.on_registered: Callable[[], None] = _ignore
         pool.on_gone.append(self._gone)
@@ -78,8 +82,13 @@ class MemberService(Service):
 
     @every(seconds=BEAT)
     async def beat(self) -> None:
+        self._lag = max(self._lag, now() - self._woke_at - BEAT)
+        self._woke_at = now()
+        if now() - self._beaten_at < self._beat_seconds - BEAT / 2:
+            return
         if self._is_beating or not self._refusals.may_ask(now()):
             return  # the first one is still waiting for its answer, or asking is of no use yet
+        self._beaten_at = now()
         self._is_beating = True
         try:
             await self._beat(self._network.connect(self._gcs_address))
@@ -132,7 +141,10 @@ class MemberService(Service):
     async def _sync(self, link: Link) -> bool:
         """Give a sign of life; whether the GCS knows this node as it was registered."""
         row, available = self._row, self._leases.leases.available().to_floats()
-        synced = await gcs.Nodes(link).sync(msg.Heartbeat(row.node_id, row.incarnation, available))
+        lag, self._lag = self._lag, 0.0
+        beat = msg.Heartbeat(row.node_id, row.incarnation, available, lag)
+        synced = await gcs.Nodes(link).sync(beat)
+        self._beat_seconds = synced.beat or BEAT
         known = self._registered
         return not synced.register_again and known is not None and known[1] == synced.epoch
 

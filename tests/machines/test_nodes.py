@@ -123,14 +123,39 @@ def test_a_stale_incarnation_keeps_nobody_alive() -> None:
     assert died(nodes.expire(10.0)) == [A]
 
 
-def test_a_restored_member_has_a_whole_grace_to_be_heard() -> None:
-    nodes = Nodes(grace=10)
+def test_a_restored_member_has_fifteen_seconds_to_be_heard() -> None:
+    nodes = Nodes(grace=10, stall=math.inf)
     nodes.restored(A, 1, 100.0)
     nodes.restored(B, 1, 100.0)
     assert nodes.alive() == [A, B]
     assert nodes.heard(A, 1, 109.0) is Standing.MEMBER
-    assert died(nodes.expire(110.0)) == [B]
-    assert nodes.joined(A, 1, 110.0) == []
+    assert nodes.expire(114.0) == []
+    assert died(nodes.expire(115.0)) == [B]
+    assert nodes.joined(A, 1, 115.0) == []
+    assert died(nodes.expire(125.0)) == [A]
+
+
+def test_a_node_that_says_that_it_stood_still_may_do_so_for_thirty_seconds() -> None:
+    nodes = Nodes(grace=10, stall=math.inf)
+    nodes.joined(A, 1, 0.0)
+    nodes.joined(B, 1, 0.0)
+    nodes.heard(A, 1, 8.0, lag=7.0)
+    nodes.heard(B, 1, 8.0, lag=0.9)
+    assert died(nodes.expire(37.0)) == [B]
+    nodes.heard(A, 1, 37.0)  # it is as quick as any other
+    [death] = nodes.expire(47.0)
+    assert death == NodeDied(A, "it was silent for 10 s")
+
+
+def test_very_many_nodes_are_heard_less_often_and_have_as_much_longer() -> None:
+    nodes = Nodes(grace=10, stall=math.inf)
+    for number in range(2000):
+        nodes.joined(b"%d" % number, 1, 0.0)
+        assert nodes.beat == max(1.0, (number + 1) / 1000)
+    for number in range(1, 2000):
+        nodes.heard(b"%d" % number, 1, 5.0)
+    assert nodes.expire(19.0) == []
+    assert died(nodes.expire(20.0)) == [b"0"]
 
 
 def test_what_the_watcher_slept_through_is_nobodys_silence() -> None:
@@ -151,7 +176,7 @@ class NodesModel(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.nodes = Nodes(grace=10, stall=math.inf)
-        self.members: dict[bytes, tuple[int, float]] = {}
+        self.members: dict[bytes, tuple[int, float]] = {}  # and when they are given up
         self.told: list[bytes] = []
         self.dead: set[tuple[bytes, int]] = set()
         self.now = 0.0
@@ -168,16 +193,20 @@ class NodesModel(RuleBasedStateMachine):
                 self.dead.add((node, known))
             self.dead.discard((node, incarnation))
             self.perform(effects)
-            self.members[node] = (incarnation, self.now)
+            self.members[node] = (incarnation, self.now + 10)
 
-    @rule(node=st.sampled_from([A, B]), incarnation=st.integers(1, 2))
-    def hear(self, node: bytes, incarnation: int) -> None:
+    @rule(
+        node=st.sampled_from([A, B]),
+        incarnation=st.integers(1, 2),
+        lag=st.sampled_from([0.0, 0.9, 1.0, 7.0]),
+    )
+    def hear(self, node: bytes, incarnation: int, lag: float) -> None:
         is_member = self.members.get(node, (0, 0))[0] == incarnation
-        standing = self.nodes.heard(node, incarnation, self.now)
+        standing = self.nodes.heard(node, incarnation, self.now, lag)
         assert (standing is Standing.MEMBER) == is_member
         assert (standing is Standing.UNKNOWN) == (node not in self.members)
         if is_member:
-            self.members[node] = (incarnation, self.now)
+            self.members[node] = (incarnation, self.now + (10 if lag < 1 else 30))
 
     @rule(node=st.sampled_from([A, B]), incarnation=st.integers(1, 2))
     def leave(self, node: bytes, incarnation: int) -> None:
@@ -191,7 +220,7 @@ class NodesModel(RuleBasedStateMachine):
     @rule(seconds=st.integers(1, 6))
     def wait(self, seconds: int) -> None:
         self.now += seconds
-        silent = [node for node, (_, at) in self.members.items() if self.now - at >= 10]
+        silent = [node for node, (_, at) in self.members.items() if self.now >= at]
         effects = self.nodes.expire(self.now)
         assert sorted(died(effects)) == sorted(silent)
         for node in silent:
@@ -204,7 +233,7 @@ class NodesModel(RuleBasedStateMachine):
         for node in self.told:
             incarnation, _ = self.members[node]
             self.nodes.restored(node, incarnation, self.now)
-            self.members[node] = (incarnation, self.now)
+            self.members[node] = (incarnation, self.now + 15)
         for node, incarnation in self.dead:
             self.nodes.restored_dead(node, incarnation, "it had died")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 
 import anyio
 import pytest
@@ -10,9 +11,12 @@ from raylite._kernel.arena import HeapArena
 from raylite._kernel.host import Host
 from raylite._kernel.link import Link
 from raylite._kernel.memory import MemoryNetwork, Switch
+from raylite._kernel.seams import now
+from raylite._kernel.service import Service, handles
 from raylite._protocol import gcs, raylet
 from raylite._runtime.attach import attach_driver
 from raylite._runtime.components import Raylet, build_gcs, build_raylet
+from raylite._runtime.membership import MemberService
 from raylite._services.gcs.storage import MemoryStorage, Storage
 from raylite._services.raylet.pool import OutputListener, SourceListener
 from raylite._types import board
@@ -106,6 +110,57 @@ async def running(host: Host) -> AsyncIterator[None]:
     finally:
         host.stop()
         await task
+
+
+class NoFaster(Service, serves=(gcs.Nodes,)):
+    """A GCS's Nodes that wants to hear a node every four seconds."""
+
+    def __init__(self) -> None:
+        self.beats: list[tuple[float, float]] = []  # when, and the lag that was told
+
+    @handles(gcs.Nodes.register)
+    def register(self, request: msg.RegisterNode) -> msg.Registered:
+        return msg.Registered(epoch=msg.Epoch(number=1))
+
+    @handles(gcs.Nodes.sync)
+    def sync(self, beat: msg.Heartbeat) -> msg.Synced:
+        self.beats.append((now(), beat.lag))
+        return msg.Synced(epoch=msg.Epoch(number=1), beat=4.0)
+
+    @handles(gcs.Nodes.heartbeat)
+    def heartbeat(self, beat: msg.Heartbeat) -> None: ...
+
+    @handles(gcs.Nodes.fence)
+    def fence(self, fence: hot.Fence) -> hot.Fenced:
+        raise AssertionError("nobody is out of reach here")
+
+    @handles(gcs.Nodes.list)
+    def list_nodes(self, request: msg.ListNodes) -> msg.NodeList:
+        return msg.NodeList()
+
+    @handles(gcs.Nodes.watch)
+    async def watch(self, request: msg.WatchNodes) -> AsyncIterator[msg.NodeEvent]:
+        yield msg.NodeEvent(complete=True)
+
+
+@simulated
+async def test_a_raylet_beats_as_often_as_the_gcs_wants_and_says_for_how_long_it_stood_still() -> (
+    None
+):
+    site, nodes = Site(), NoFaster()
+    network = site.network("gcs")
+    await network.listen("gcs")
+    async with site.node(), running(Host(network, nodes)):
+        await anyio.sleep(20.5)
+        times = [at for at, _ in nodes.beats]
+        assert [round(later - at) for at, later in pairwise(times[1:])] == [4, 4, 4]
+        assert all(lag < 0.1 for _, lag in nodes.beats)
+        services = site.raylet.host._services
+        [member] = [each for each in services if isinstance(each, MemberService)]
+        member._woke_at -= 3.0  # as if this loop had stood still: in virtual time none does
+        await anyio.sleep(4.0)
+        [_, lag] = nodes.beats[-1]
+        assert 2.9 < lag < 3.1
 
 
 @simulated

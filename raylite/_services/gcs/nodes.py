@@ -30,7 +30,7 @@ from raylite.exceptions import LinkClosedError, NodeDiedError, PeerLostError, Un
 logger = logging.getLogger(__name__)
 
 SWEEP = 0.5  # seconds by which a death may be declared late
-SUSPECT = 1.25  # seconds without a heartbeat after which a raylet's listener is tried
+SUSPECT = 1.25  # beats without a heartbeat after which a raylet's listener is tried
 TRIES, BETWEEN = 3, 0.1  # refusals in a row that are taken for its end, and the seconds between two
 
 
@@ -118,7 +118,8 @@ class NodeService(Service, serves=(gcs.Nodes,)):
     def sync(self, beat: msg.Heartbeat) -> msg.Synced:
         is_unknown = self._hear(beat) is Standing.UNKNOWN
         again = is_unknown or beat.node_id in self._to_register
-        return msg.Synced(epoch=self._epoch.message, register_again=again)
+        beat = self.membership.beat
+        return msg.Synced(epoch=self._epoch.message, register_again=again, beat=beat)
 
     @handles(gcs.Nodes.fence)
     async def fence(self, fence: hot.Fence) -> hot.Fenced:
@@ -144,12 +145,16 @@ class NodeService(Service, serves=(gcs.Nodes,)):
     @every(seconds=SWEEP)
     async def sweep(self) -> None:
         self._note(self.membership.expire(now()))
-        for node_id, incarnation in self.membership.silent(SUSPECT, now()):
+        for node_id, incarnation in self.membership.silent(self._suspect, now()):
             row = self._table.latest(node_id)
             if row is not None and row.address and node_id not in self._probing:
                 self._probing[node_id] = None
                 self.spawn(self._probe(row.address, node_id, incarnation), "try a silent raylet")
         await self._tell_deaths()
+
+    @property
+    def _suspect(self) -> float:
+        return SUSPECT * self.membership.beat
 
     async def _probe(self, address: str, node_id: bytes, incarnation: int) -> None:
         """Find out whether a silent raylet has ended: the system then refuses connections to it.
@@ -161,7 +166,7 @@ class NodeService(Service, serves=(gcs.Nodes,)):
                 if not await self._is_refused(address):
                     return
                 await asyncio.sleep(BETWEEN)
-            if (node_id, incarnation) in self.membership.silent(SUSPECT, now()):
+            if (node_id, incarnation) in self.membership.silent(self._suspect, now()):
                 reason = "its raylet has ended: connections to it are refused"
                 self._note(self.membership.left(node_id, incarnation, reason))
                 await self._tell_deaths()
@@ -183,7 +188,7 @@ class NodeService(Service, serves=(gcs.Nodes,)):
             logger.warning("%d dead nodes are not in the table yet: %s", len(dead), error)
 
     def _hear(self, beat: msg.Heartbeat) -> Standing:
-        standing = self.membership.heard(beat.node_id, beat.incarnation, now())
+        standing = self.membership.heard(beat.node_id, beat.incarnation, now(), beat.lag)
         if standing is Standing.MEMBER:
             self._available[beat.node_id] = dict(beat.available)
         return standing

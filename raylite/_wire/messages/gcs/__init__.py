@@ -183,6 +183,11 @@ class Heartbeat(betterproto2.Message):
         ),
     )
 
+    lag: "float" = betterproto2.field(4, betterproto2.TYPE_DOUBLE)
+    """
+    seconds for which its loop stood still since the last one
+    """
+
 
 default_message_pool.register_message("raylite.gcs", "Heartbeat", Heartbeat)
 
@@ -595,6 +600,11 @@ class Synced(betterproto2.Message):
     register_again: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
     """
     the GCS does not know the node: it was taken for dead, or forgotten
+    """
+
+    beat: "float" = betterproto2.field(3, betterproto2.TYPE_DOUBLE)
+    """
+    seconds until the next heartbeat is wanted
     """
 
 
