@@ -118,8 +118,8 @@ class NodeService(Service, serves=(gcs.Nodes,)):
     def sync(self, beat: msg.Heartbeat) -> msg.Synced:
         is_unknown = self._hear(beat) is Standing.UNKNOWN
         again = is_unknown or beat.node_id in self._to_register
-        beat = self.membership.beat
-        return msg.Synced(epoch=self._epoch.message, register_again=again, beat=beat)
+        wanted = self.membership.beat
+        return msg.Synced(epoch=self._epoch.message, register_again=again, beat=wanted)
 
     @handles(gcs.Nodes.fence)
     async def fence(self, fence: hot.Fence) -> hot.Fenced:
