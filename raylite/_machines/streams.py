@@ -7,7 +7,8 @@ so nothing is delivered twice. If it ends before it gets there, it was not the s
 The producer may go on `until` it has yielded so many items. With a limit that is so many more than
 were read. Without one it is held up only while too many bytes wait to be read: a stream that nobody
 reads must not fill its owner's memory. Who asks for the end of the task, and so may wait for it
-before reading, lifts that bound; who drops the generator lifts both, and gets nothing more.
+before reading, lifts that bound; who surely waits for it, and may never read, lifts the limit, too;
+who drops the generator lifts both, and gets nothing more.
 """
 
 from collections import deque
@@ -115,6 +116,11 @@ class Stream:
         """Somebody may wait for the end of the task before reading: let it get there."""
         self._is_bounded = False
         return self._news()
+
+    def unlimited(self) -> list[Effect]:
+        """Somebody waits for the end of the task and may never read: nothing holds it back."""
+        self._limit = 0
+        return self.awaited()
 
     def abandoned(self) -> list[Effect]:
         """Nobody will read any more. The task goes on to its end, as in Ray."""

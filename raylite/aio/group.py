@@ -203,6 +203,8 @@ class TaskGroup:
         elif isinstance(started, ObjectRefGenerator):
             ref = started._end
             self._generators.add(started)
+            if self._is_exiting:
+                started._let_end()
         if not isinstance(ref, ObjectRef):
             raise TypeError(
                 f"{function!r} returns {started!r}, and not a reference by which the group could "
@@ -238,7 +240,7 @@ class TaskGroup:
         if error is not None and not self._is_aborting:
             self._abort()
         for each in self._generators:
-            each.completed()  # nobody may read it any more, so it is not to wait for that
+            each._let_end()  # nobody may read it any more, so it is not to wait for that
         is_forced = False
         while self._running:
             self._idle = arrivals.loop.create_future()

@@ -67,6 +67,15 @@ def start_another(name: str) -> None:
         pass
 
 
+def count(n: int) -> Iterator[int]:
+    yield from range(n)
+
+
+async def start_late(group: aio.TaskGroup) -> Any:
+    return group.start(limited, 3)
+
+
+limited = ray.remote(_generator_backpressure_num_objects=1)(count)
 stay_remote = ray.remote(stay)  # pickled by name: they find this module's gates
 fail = ray.remote(fail_beside)
 parent = ray.remote(start_another)
@@ -174,6 +183,20 @@ def test_a_stream_is_waited_for_though_nobody_reads_it_to_its_end(run: Run) -> N
         return first, rest
 
     assert run(main) == (0, [1, 2])
+
+
+def test_a_stream_with_a_limit_is_waited_for_though_the_block_reads_no_more(run: Run) -> None:
+    async def program() -> None:
+        async with asyncio.timeout(20), aio.TaskGroup() as group:
+            items = group.start(limited, 5)
+            async for first in items:
+                assert await first == 0
+                break
+            late = asyncio.create_task(start_late(group))  # begins when the block is left
+        assert [await item async for item in items] == [1, 2, 3, 4]
+        assert [await item async for item in await late] == [0, 1, 2]
+
+    run(program)
 
 
 def test_a_stream_is_cancelled_with_its_group(run: Run) -> None:

@@ -105,6 +105,15 @@ def test_a_limit_stays_though_somebody_waits_for_the_end() -> None:
     assert stream.awaited() == []
 
 
+def test_who_waits_for_the_end_and_may_never_read_lifts_the_limit() -> None:
+    stream = begun(limit=1, room=100)
+    stream.arrived(0, [60], left=0)
+    assert stream.unlimited() == [GO]
+    assert not stream.wants_news
+    assert stream.arrived(1, [60, 60], left=1) == [Deliver(0)]
+    assert stream.begin() == Terms(3, ENDLESS, is_abandoned=False)
+
+
 def test_an_abandoned_producer_goes_on_and_nothing_more_is_delivered() -> None:
     stream = begun(limit=1)
     stream.arrived(0, [1], left=0)
@@ -273,6 +282,12 @@ class World(RuleBasedStateMachine):
     def await_end(self) -> None:
         self.is_awaited = True
         self.perform(self.stream.awaited())
+
+    @precondition(lambda self: self.attempt)
+    @rule()
+    def await_end_and_read_no_more(self) -> None:
+        self.is_awaited, self.limit = True, 0
+        self.perform(self.stream.unlimited())
 
     @precondition(lambda self: self.attempt and not self.is_cancelled)
     @rule()

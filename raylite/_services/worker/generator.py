@@ -88,6 +88,10 @@ class ObjectRefGenerator(Generic[T]):
         self._core._do(self._arrivals.awaited)
         return self._end
 
+    def _let_end(self) -> None:
+        """Let the task get to its end though nobody may read any more."""
+        self._core._do(self._arrivals.unlimited)
+
     def next_ready(self) -> bool:
         """Return whether the next item is there; False also when there is none."""
         value = self._arrivals.next.value

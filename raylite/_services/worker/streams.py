@@ -118,6 +118,11 @@ class Arrivals:
         if self.streams is not None:
             self.streams.perform(self, self.stream.awaited())
 
+    def unlimited(self) -> None:
+        """Somebody waits for the end of the task, and may never read."""
+        if self.streams is not None:
+            self.streams.perform(self, self.stream.unlimited())
+
 
 class Streams:
     """The streams of one process. `Stream` decides; this class carries it out, on the loop.
