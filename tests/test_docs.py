@@ -45,3 +45,12 @@ def test_every_code_block_of_a_page_is_run(name: str) -> None:
 def test_the_examples_of_a_module_hold(name: str) -> None:
     result = doctest.testmod(importlib.import_module(name))
     assert (result.failed, result.attempted > 0) == (0, True)
+
+
+def test_the_tests_that_a_page_names_exist() -> None:
+    text = (DOCS / "testing.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text)
+    assert len(named) > 50
+    for path, name in named:
+        source = (DOCS.parent / path).read_text()
+        assert not name or f"def {name}(" in source, f"{path} has no {name}"
