@@ -103,7 +103,7 @@ async def test_a_silent_node_dies_after_ten_seconds() -> None:
         await take(events, 2)
         assert 10 <= now() - last <= 10.6
         row = (await rows(raylet))[b"n"]
-        assert (row.alive, row.death_reason) == (False, "it was silent for 15 s")
+        assert (row.alive, row.death_reason) == (False, "it was silent for 10 s")
         assert not row.left
 
 

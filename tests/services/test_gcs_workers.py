@@ -128,5 +128,5 @@ async def test_after_a_restart_workers_live_while_their_node_does() -> None:
         client = gcs.client()
         await anyio.sleep(5)
         assert await causes(client) == {b"w": None}
-        await anyio.sleep(7)
+        await anyio.sleep(12)
         assert await causes(client) == {b"w": "its node died"}
