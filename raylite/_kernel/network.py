@@ -205,7 +205,7 @@ class Network(ABC):
             except TimeoutError:
                 link.last_failure = f"no answer within {self.config.connect_timeout:g} s"
             except OSError as error:
-                link.last_failure = str(error)
+                link.last_failure = error.strerror or str(error)
             except LinkError as error:
                 link.finish(error)
             except Exception as error:

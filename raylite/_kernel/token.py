@@ -102,7 +102,10 @@ def read_tokens(path: str) -> tuple[Token, ...]:
         lines.pop()
     if len(lines) > MOST + MOST_LESSER:
         raise AuthenticationError(f"{path} holds {len(lines)} tokens, which is too many")
-    tokens = [parse_token(line) for line in lines]
+    try:
+        tokens = [parse_token(line) for line in lines]
+    except AuthenticationError as error:
+        raise AuthenticationError(f"{path} cannot be read: {error}") from error
     tokens.sort(key=lambda token: token.is_lesser)  # a stable sort
     if (count := len(tokens) - sum(token.is_lesser for token in tokens)) > MOST:
         raise AuthenticationError(f"{path} holds {count} tokens, and {MOST} is the most")

@@ -184,15 +184,20 @@ async def _asked(
     limit: float | None = None,
 ) -> T:
     network = network_for(keys, LinkConfig(session_timeout=patience))
-    link = network.connect(gcs)
+    link, where = network.connect(gcs), gcs.removeprefix("tcp:")
     try:
         async with asyncio.timeout(limit or patience):
             return await ask(link)
-    except (RaySystemError, AuthenticationError):
+    except RaySystemError:
         raise
+    except AuthenticationError as error:
+        told = str(error)
+        for name in (gcs, "the peer"):
+            if told.startswith(f"{name} "):
+                told = f"the cluster at {where}{told.removeprefix(name)}"
+        raise type(error)(told) from error
     except (RayError, TimeoutError) as error:
         reason = reason_of(error) or f"it said nothing for {patience:g} s ({link.last_failure})"
-        where = gcs.removeprefix("tcp:")
         raise ConnectionError(
             f"no cluster answers at {where}: {reason}. Is its head running, and is this its address?"
         ) from error

@@ -99,9 +99,14 @@ def _accepted(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--num-cpus", type=float, help="CPUs to offer.  [default: this machine's]")
 @click.option("--num-gpus", type=float, help="GPUs to offer.  [default: NVIDIA's that it sees]")
-@click.option("--memory", type=float, metavar="BYTES", help="The resource memory.  [default: none]")
+@click.option(
+    "--memory",
+    type=float,
+    metavar="BYTES",
+    help="The resource memory.  [default: what is left beside the objects]",
+)
 @click.option("--resources", metavar="JSON", help="Further resources, like '{\"oven\": 2}'.")
-@click.option("--labels", metavar="K=V,...", help="Labels of the node.")
+@click.option("--labels", metavar="K=V,...", help="Labels of the node, like zone=a,disk=ssd.")
 @click.option(
     "--object-store-memory",
     type=click.IntRange(min=1),
@@ -121,7 +126,12 @@ def _accepted(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--max-worker-port", type=PORT, help="The last one.")
 @click.option("--worker-port-list", type=PORTS, metavar="PORT,...", help="Those ports, one by one.")
-@click.option("--temp-dir", default="", metavar="DIR", help="Where sessions are made.")
+@click.option(
+    "--temp-dir",
+    default="",
+    metavar="DIR",
+    help="Where sessions are made, a whole path.  [default: $RAYLITE_TMPDIR, or the system's]",
+)
 @click.option(
     "--storage",
     default="",
@@ -150,7 +160,11 @@ def _accepted(command: Callable[..., Any]) -> Callable[..., Any]:
     "reads all that they say.",
 )
 @certificates
-@click.option("--system-config", metavar="JSON", help="Settings of a head's components.")
+@click.option(
+    "--system-config",
+    metavar="JSON",
+    help="Settings of the cluster, a head's to give, like '{\"infeasible_grace_s\": 60}'.",
+)
 @click.option("--block", is_flag=True, help="Stay, and end with the node.")
 @_accepted
 def start(

@@ -13,6 +13,7 @@ import uvloop
 
 from raylite._kernel import processes
 from raylite._kernel.tls import fetch_authority
+from raylite._kernel.token import create_token
 from raylite._runtime import credentials, folders, node, records
 from raylite._runtime.records import NodeRecord
 from raylite._services.gcs.storage.sqlite import SqliteStorage
@@ -117,6 +118,31 @@ def test_a_second_head_at_the_same_port_is_refused_and_leaves_nothing() -> None:
     assert f"port {port} of 127.0.0.1 is in use" in done.stderr
     assert "--port" in done.stderr
     assert records.living() == [head]
+
+
+def test_who_does_not_have_the_clusters_token_is_refused_and_leaves_nothing(
+    temp_dir: Path,
+) -> None:
+    head = start("--head", "--port=0")
+    elsewhere = temp_dir / "e"
+    elsewhere.mkdir(0o700)
+    other, junk = elsewhere / "other", elsewhere / "junk"
+    create_token(str(other))
+    junk.write_text("rl1.junk")
+    junk.chmod(0o600)
+    refused = f"the cluster at {head.cluster} refuses this process"
+    for command, words, reason in (
+        ("start", [], f"{refused}: it asks for the cluster's token, and this process has none"),
+        ("start", [f"--token-file={other}"], f"{refused}: it has another token"),
+        ("status", [f"--token-file={other}"], f"{refused}: it has another token"),
+        ("start", [f"--token-file={junk}"], f"{junk} cannot be read: this is no token"),
+        ("start", [f"--token-file={elsewhere}/no"], f"{elsewhere}/no does not exist: copy it"),
+    ):
+        done = raylite(command, f"--address={head.cluster}", f"--temp-dir={elsewhere}", *words)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith(f"Error: {reason}")
+    assert not list(elsewhere.glob("*/*/sockets"))
+    assert len(nodes(head)) == 1
 
 
 @pytest.mark.parametrize(
