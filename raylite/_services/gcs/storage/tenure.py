@@ -119,7 +119,8 @@ class Tenure:
 
     async def release(self) -> None:
         """Let the next have the tables at once, if they are this GCS's still."""
-        await self._run(_RELEASE, str(self._writer))
+        if self._writer:  # else it never had them, and Redis is perhaps not there
+            await self._run(_RELEASE, str(self._writer))
 
     def check(self, writer: bytes | None) -> None:
         """Refuse to write as another than the writer that Redis names.
