@@ -197,8 +197,3 @@ def disconnect() -> None:
     """Do what `shutdown` promises."""
     if presence.current() is not None:
         _sessions().stop()
-
-
-def is_connected() -> bool:
-    """Return whether this process is attached to a cluster."""
-    return presence.current() is not None

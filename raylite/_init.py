@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from raylite._connect import RayContext
 
 _HEAVY = "raylite._connect"
+_PRESENCE = "raylite._runtime.presence"
 _INFO = 20  # `logging.INFO`
 
 
@@ -135,7 +136,8 @@ def shutdown(*, wait_for_processes: bool = False) -> None:
 
 def is_initialized() -> bool:
     """Return whether this process is attached to a cluster."""
-    return _HEAVY in sys.modules and _heavy().is_connected()
+    # Not what is heavy: a `LocalCluster` has no need of that.
+    return _PRESENCE in sys.modules and import_module(_PRESENCE).current() is not None
 
 
 def _heavy() -> ModuleType:

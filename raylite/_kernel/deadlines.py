@@ -1,7 +1,8 @@
 """Deadlines: those of anyio's cancel scopes, which travel with calls.
 
-Only a program that has loaded anyio can have set one, so it is loaded here no sooner than a deadline
-comes from elsewhere: it is a seventh of what a node's start would import.
+Only a program that has loaded anyio's part for asyncio can have set one, so neither is loaded here
+before a deadline comes from elsewhere: each is a seventh of what a node's start would import, and the
+latter every process would load anew, after its fork.
 """
 
 import math
@@ -9,6 +10,8 @@ import sys
 from contextlib import AbstractContextManager
 from importlib import import_module
 from typing import Protocol
+
+_BACKEND = "anyio._backends._asyncio"  # `import anyio` loads it with the first scope
 
 
 class Scope(Protocol):
@@ -21,8 +24,8 @@ class Scope(Protocol):
 def effective_deadline() -> float:
     """Return when the innermost scope around the running task ends, by the loop's clock."""
     # Absent, or in the middle of being imported by another thread: then there is no scope.
-    innermost = getattr(sys.modules.get("anyio"), "current_effective_deadline", None)
-    return math.inf if innermost is None else innermost()
+    backend = getattr(sys.modules.get(_BACKEND), "AsyncIOBackend", None)
+    return math.inf if backend is None else backend.current_effective_deadline()
 
 
 def cancel_scope(deadline: float) -> AbstractContextManager[Scope]:

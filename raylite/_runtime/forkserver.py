@@ -64,6 +64,8 @@ from raylite._runtime.node import (
     tail,
     wait_readable,
 )
+from raylite._wire.messages import gcs, raylet
+from raylite._wire.warm import warm_messages
 
 _GRACE = 1.0  # seconds to stop in when a SIGTERM asks, not the owner
 _REAPING = 2.0  # seconds to wait for killed processes; only one stuck in the kernel takes longer
@@ -554,6 +556,7 @@ def main(fd: int, roles: str) -> NoReturn:
     try:
         _raise_fd_limit()
         loaded = _load(roles)
+        warm_messages(gcs, raylet)
         start = _wait_start(owner)
         _print_to(start.config)
         for name in start.config.warm:

@@ -160,9 +160,14 @@ def wait_acquainted(nodes: Sequence[NodeConfig], patience: float = _START) -> No
         await raylet.Leases(link).resources(known)
 
     async def ask_all() -> None:
+        scope, asking = Scope("ask raylets"), list[asyncio.Task[None]]()
         for node in nodes:
             keys = read_keys(node.token_file, node.tls)
-            await _asked(f"unix:{node.raylet_address}", keys, ask, patience)
+            asking.append(scope.start(_asked(f"unix:{node.raylet_address}", keys, ask, patience)))
+        try:
+            await asyncio.wait(asking, return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            await scope.close()  # raises what one of them has ended with
 
     run(ask_all())
 

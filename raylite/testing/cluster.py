@@ -8,21 +8,30 @@ Example:
     >>> with LocalCluster(num_cpus=2, workers="threads"):
     ...     ray.get([square.remote(n) for n in range(4)])
     [0, 1, 4, 9]
+
+This module loads little; what a cluster needs is loaded when one starts, while the interpreter that
+its processes are to be forked from does the same.
 """
 
-import asyncio
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal, Self
+from importlib import import_module
+from typing import Any, Literal, Self
 
-from raylite._kernel.shielded import in_thread
-from raylite._runtime import context
-from raylite._runtime.local import SessionOptions
-from raylite.testing.inprocess import InProcessCluster
+from raylite._runtime import interrupts
+from raylite._runtime.interpreter import Interpreter, import_path
 from raylite.testing.nodes import STORE, LocalNode, NodeSpec
-from raylite.testing.processes import ProcessCluster
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from raylite.testing.inprocess import InProcessCluster
+    from raylite.testing.processes import ProcessCluster
 
 Workers = Literal["processes", "threads"]
+
+_ROLES = "raylite.testing.cuts:ROLES"
 
 
 class LocalCluster:
@@ -65,7 +74,7 @@ class LocalCluster:
         self._specs = [NodeSpec.of(each) for each in ([only] if nodes is None else nodes)]
         if not self._specs:
             raise ValueError("a cluster has at least one node")
-        self._options = SessionOptions(namespace=namespace)
+        self._namespace = namespace
         self._workers = workers
         self._running: ProcessCluster | InProcessCluster | None = None
 
@@ -74,10 +83,25 @@ class LocalCluster:
         if self._running is not None:
             raise RuntimeError("this LocalCluster is running already")
         if self._workers == "processes":
-            self._running = ProcessCluster(self._specs, self._options)
+            self._running = self._start_processes()
         else:
-            self._running = InProcessCluster(self._specs, self._options.namespace)
+            heavy = import_module("raylite.testing.inprocess")
+            self._running = heavy.InProcessCluster(self._specs, self._namespace)
         return self
+
+    def _start_processes(self) -> ProcessCluster:
+        with interrupts.held() as interrupt:
+            interpreter = Interpreter(import_path(), _ROLES)
+            try:
+                heavy = import_module("raylite.testing.processes")
+                interrupt.raise_if_interrupted()
+                running: ProcessCluster = heavy.ProcessCluster(
+                    self._specs, self._namespace, interpreter
+                )
+                return running
+            finally:
+                if interpreter.end is not None:
+                    interpreter.close()
 
     def stop(self) -> None:
         """End the cluster; what leaving the block does. Calling it again does nothing."""
@@ -131,7 +155,8 @@ class LocalCluster:
     @contextmanager
     def use(self) -> Iterator[Self]:
         """Make this cluster the one that this thread's calls mean, for the block."""
-        with context.at(self._cluster.place):
+        place = self._cluster.place
+        with import_module("raylite._runtime.context").at(place):
             yield self
 
     def __enter__(self) -> Self:
@@ -142,11 +167,16 @@ class LocalCluster:
 
     async def __aenter__(self) -> Self:
         try:
-            return await in_thread(self.start)
-        except asyncio.CancelledError as cancelled:
-            if cancelled.__cause__ is None:  # it has started
-                await in_thread(self.stop)
+            await _shielded().in_thread(self.start)
+        except BaseException:
+            if self._running is not None:  # who was cancelled hears so when it has started
+                await _shielded().in_thread(self.stop)
             raise
+        return self
 
     async def __aexit__(self, *_: object) -> None:
-        await in_thread(self.stop)
+        await _shielded().in_thread(self.stop)
+
+
+def _shielded() -> Any:
+    return import_module("raylite._kernel.shielded")

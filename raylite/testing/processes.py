@@ -5,30 +5,24 @@ of its own; it forks those of the other nodes, so that a node is there in a few 
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 
 from msgspec.structs import replace
 
 from raylite._kernel.token import create_token
-from raylite._runtime import folders, inquiry, interrupts, launch, local, roles
+from raylite._runtime import folders, inquiry, interrupts, launch, local
 from raylite._runtime.context import Place
+from raylite._runtime.interpreter import Interpreter
 from raylite._runtime.launch import NodeProcess
 from raylite._runtime.local import SessionOptions
-from raylite._runtime.node import NodeConfig, Roles, own_token
+from raylite._runtime.node import NodeConfig, own_token
 from raylite._runtime.session import Session
 from raylite._types.marks import mark_of_node
 from raylite.testing import cuts
 from raylite.testing.cuts import CUTS, Cuts
 from raylite.testing.nodes import LocalNode, NodeSpec
-
-ROLES: Roles = {
-    "gcs": partial(roles.gcs, network_of=cuts.network_of),
-    "raylet": partial(roles.raylet, network_of=cuts.network_of),
-    "worker": partial(roles.worker, network_of=cuts.network_of),
-}
-"""What the processes of a node run: production's, on a network that can be cut."""
 
 
 class ProcessCluster:
@@ -36,38 +30,37 @@ class ProcessCluster:
 
     Args:
         specs: What the nodes offer, the first one the head.
-        options: The driver's.
+        namespace: The namespace of the driver's job.
+        interpreter: What all processes are forked from, with the roles of `cuts`.
     """
 
-    def __init__(self, specs: Iterable[NodeSpec], options: SessionOptions) -> None:
-        self._options = options
+    def __init__(self, specs: Iterable[NodeSpec], namespace: str, interpreter: Interpreter) -> None:
         self._nodes: dict[str, tuple[LocalNode, NodeProcess]] = {}
         self._island = set[str]()  # the nodes that are cut off from the head
         head, *others = specs
         with interrupts.held() as interrupt:
-            session = str(folders.make_session_dir(options.temp_dir))
+            session = str(folders.make_session_dir(""))
             self._token = own_token(session)
             create_token(self._token)
             path = f"{session}/sockets/{CUTS}"
             self._cuts = Cuts(path)
-            self._system = {**options.system, CUTS: path}
+            self._system = {CUTS: path}
             config = replace(self._config(head), session_dir=session, gcs_port=0)
-            try:
-                self._head = launch.start(config, f"{__name__}:ROLES")
+            with ExitStack() as failed:
+                failed.callback(self._cuts.close)
+                self._head = launch.start(config, interpreter=interpreter)
+                failed.callback(self._head.stop)
                 interrupt.hurry(self._head.kill)
+                self._head.wait_ready()
+                begun = [self._begin(spec, failed) for spec in others]  # while the head joins, too
                 network_of = partial(cuts.network_of, cuts=self._cuts)
-                self._session = Session(options, self._head, network_of)
-            except BaseException:
-                self._cuts.close()
-                raise
-            self._nodes[config.node_id] = LocalNode(config.node_id, head), self._head
-            self.place: Place = self._session.place
-            try:
-                self._add(others)
+                self._session = Session(SessionOptions(namespace=namespace), self._head, network_of)
+                failed.callback(self._session.close)
+                self.place: Place = self._session.place
+                self._nodes[config.node_id] = LocalNode(config.node_id, head), self._head
+                self._join(begun)
                 interrupt.raise_if_interrupted()
-            except BaseException:
-                self.close()
-                raise
+                failed.pop_all()
 
     @property
     def nodes(self) -> list[LocalNode]:
@@ -76,10 +69,12 @@ class ProcessCluster:
 
     def add_node(self, spec: NodeSpec) -> LocalNode:
         """Let a node join."""
-        with interrupts.held() as interrupt:
-            (handle,) = self._add([spec])
+        with interrupts.held() as interrupt, ExitStack() as failed:
+            begun = self._begin(spec, failed)
+            self._join([begun])
+            failed.pop_all()
             interrupt.raise_if_interrupted()
-        return handle
+        return begun[0]
 
     def remove_node(self, handle: LocalNode) -> None:
         """End a node in order."""
@@ -115,26 +110,24 @@ class ProcessCluster:
 
     # ---- inside --------------------------------------------------------------------------
 
-    def _add(self, specs: Iterable[NodeSpec]) -> list[LocalNode]:
-        """Let nodes join, all at once, and wait until they and the others can share their tasks."""
-        with ExitStack() as failed:
-            begun = list[tuple[LocalNode, NodeProcess]]()
-            for spec in specs:
-                node = launch.start(self._member(spec), parent=self._head)
-                failed.callback(node.stop)
-                begun.append((LocalNode(node.config.node_id, spec), node))
-            for _, node in begun:
-                node.wait_ready()
-            members = [
-                each
-                for id, (_, each) in self._nodes.items()
-                if id not in self._island and each.is_running
-            ]
-            if begun:
-                inquiry.wait_acquainted([each.config for each in (*members, *dict(begun).values())])
-            failed.pop_all()
+    def _begin(self, spec: NodeSpec, failed: ExitStack) -> tuple[LocalNode, NodeProcess]:
+        """Have the head's fork server fork another node."""
+        node = launch.start(self._member(spec), parent=self._head)
+        failed.callback(node.stop)
+        return LocalNode(node.config.node_id, spec), node
+
+    def _join(self, begun: Sequence[tuple[LocalNode, NodeProcess]]) -> None:
+        """Wait until nodes that were begun and the others can share their tasks."""
+        for _, node in begun:
+            node.wait_ready()
+        members = [
+            each
+            for id, (_, each) in self._nodes.items()
+            if id not in self._island and each.is_running
+        ]
+        if begun:
+            inquiry.wait_acquainted([each.config for each in (*members, *dict(begun).values())])
         self._nodes.update({handle.node_id: (handle, node) for handle, node in begun})
-        return [handle for handle, _ in begun]
 
     def _config(self, spec: NodeSpec) -> NodeConfig:
         offered = SessionOptions(
@@ -143,7 +136,6 @@ class ProcessCluster:
             resources=spec.resources,
             labels=spec.labels,
             object_store_memory=spec.object_store_memory,
-            temp_dir=self._options.temp_dir,
         )
         return replace(
             local.node_config(offered),

@@ -2,9 +2,12 @@
 
 import asyncio
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -14,10 +17,13 @@ import pytest
 import raylite as ray
 from raylite._runtime import context
 from raylite._services.worker.objects import BlockedThread
+from raylite._wire.messages import gcs, raylet
 from raylite.exceptions import RuntimeEnvSetupError
 from raylite.testing import LocalCluster
 from raylite.testing.cluster import Workers
 from raylite.util import explain
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @ray.remote
@@ -72,6 +78,47 @@ def test_nothing_is_initialized_outside_of_the_block(workers: Workers) -> None:
     with LocalCluster(workers=workers):
         assert ray.is_initialized()
     assert not ray.is_initialized()
+
+
+def test_a_session_is_known_in_a_program_that_has_loaded_no_more() -> None:
+    program = (
+        "import sys, raylite as ray; from raylite.testing import LocalCluster\n"
+        "with LocalCluster(workers='threads'): print(ray.is_initialized())\n"
+        "print(ray.is_initialized(), 'raylite._connect' in sys.modules)"
+    )
+    run = [sys.executable, "-c", program]
+    done = subprocess.run(run, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.split() == ["True", "False", "False"]
+
+
+def test_importing_it_loads_little() -> None:
+    program = (
+        "import sys, raylite.testing\n"
+        "heavy = {'anyio', 'asyncio', 'cloudpickle', 'grpclib', 'uvloop'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    run = [sys.executable, "-c", program]
+    done = subprocess.run(run, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.process
+def test_processes_load_what_they_need_before_their_fork_and_nothing_of_the_test() -> None:
+    @ray.remote
+    def unneeded() -> set[str]:
+        return {"anyio", "raylite.testing.inprocess", "raylite.testing.processes"} & set(
+            sys.modules
+        )
+
+    @ray.remote
+    def unused() -> list[str]:  # this worker has neither sent nor received the most of them
+        kinds = [*vars(gcs).values(), *vars(raylet).values()]
+        messages = [each for each in kinds if hasattr(each, "__dataclass_fields__")]
+        assert messages
+        return [each.__name__ for each in messages if "_betterproto_meta" not in vars(each)]
+
+    with LocalCluster(num_cpus=1):
+        assert ray.get([unneeded.remote(), unused.remote()]) == [set(), []]
 
 
 def test_clusters_follow_one_another(workers: Workers) -> None:
