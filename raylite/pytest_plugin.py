@@ -45,13 +45,20 @@ def raylite_cluster(request: pytest.FixtureRequest) -> Iterator[Any]:
         raise TypeError(
             f"the marker raylite takes arguments by name, as LocalCluster does, not {marker.args}"
         )
-    with _cluster(request.config, {} if marker is None else marker.kwargs) as cluster:
+    with _cluster(request, {} if marker is None else marker.kwargs) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="session")
+def _raylite_nursery() -> Iterator[None]:
+    """Keep what clusters of processes are forked from until the session ends."""
+    with import_module("raylite.testing").Nursery():
+        yield
+
+
+@pytest.fixture(scope="session")
 def _raylite_session_cluster(request: pytest.FixtureRequest) -> Iterator[Any]:
-    cluster = _cluster(request.config, {}).start()
+    cluster = _cluster(request, {}).start()
     yield cluster
     cluster.stop()
 
@@ -67,11 +74,15 @@ def raylite_shared(_raylite_session_cluster: Any) -> Iterator[Any]:
         yield _raylite_session_cluster
 
 
-def _cluster(config: pytest.Config, options: dict[str, Any]) -> Any:
+def _cluster(request: pytest.FixtureRequest, options: dict[str, Any]) -> Any:
+    config = request.config
     defaults: dict[str, Any] = {"workers": config.getini("raylite_workers")}
     if "nodes" not in options:
         defaults["num_cpus"] = _number(config, "raylite_num_cpus")
-    return import_module("raylite.testing").LocalCluster(**{**defaults, **options})
+    given = {**defaults, **options}
+    if given["workers"] == "processes":
+        request.getfixturevalue("_raylite_nursery")
+    return import_module("raylite.testing").LocalCluster(**given)
 
 
 def _number(config: pytest.Config, name: str) -> float:

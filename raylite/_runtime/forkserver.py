@@ -71,6 +71,7 @@ _GRACE = 1.0  # seconds to stop in when a SIGTERM asks, not the owner
 _REAPING = 2.0  # seconds to wait for killed processes; only one stuck in the kernel takes longer
 _RESTARTS = 5  # of a GCS within so many seconds:
 _RESTARTS_WITHIN = 60.0
+_ENDING = 3  # seconds that nodes have to end when the process that they were forked from does
 _FD_LIMIT = 65536  # more would slow down programs that close every number up to it
 
 
@@ -557,7 +558,8 @@ def main(fd: int, roles: str) -> NoReturn:
         _raise_fd_limit()
         loaded = _load(roles)
         warm_messages(gcs, raylet)
-        start = _wait_start(owner)
+        gc.freeze()  # or every child's first collection writes to, and so copies, every page
+        owner, start = _wait_start(owner)
         _print_to(start.config)
         for name in start.config.warm:
             importlib.import_module(name)
@@ -565,19 +567,58 @@ def main(fd: int, roles: str) -> NoReturn:
         owner.send(Failed(f"the node's fork server failed:\n{traceback.format_exc()}"))
         traceback.print_exc()
         os._exit(Ending.FAILED)
-    gc.freeze()  # or every child's first collection writes to, and so copies, every page
+    gc.freeze()
     gc.enable()
     serve(owner, start, loaded)
 
 
-def _wait_start(owner: Channel) -> Start:
-    """Wait to be told of a node; without one, this process ends."""
+def _wait_start(owner: Channel) -> tuple[Channel, Start]:
+    """Wait to be told of a node, and by whom it is owned; without one, this process ends.
+
+    Who is told of nodes that are not its own forks the processes that this returns in.
+    """
     while not owner.ended:
         wait_readable(owner.fileno(), None)
-        for message, _ in owner.receive():
-            if isinstance(message, Start) and os.getppid() == message.owner:
-                return message
+        for message, fds in owner.receive():
+            if not isinstance(message, Start) or os.getppid() != message.owner:
+                continue
+            if not fds:
+                return owner, message
+            theirs = Channel(socket.socket(fileno=fds[0]))
+            if _fork_apart():
+                theirs.close()
+                continue
+            owner.close()
+            _begin_as(message, theirs)
+            return theirs, message
+    signal.alarm(_ENDING)  # of what was forked here: that ends as well, by itself if there is time
+    with suppress(ChildProcessError):
+        os.wait()
     os._exit(Ending.OWNER_ENDED)
+
+
+def _fork_apart() -> int:
+    """Fork a process that the kernel reaps when it has ended."""
+    processes.set_title("raylite: nursery")
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    parent, pid = os.getpid(), os.fork()
+    if pid == 0:
+        child.be_born(parent, 1, 2)
+    return pid
+
+
+def _begin_as(start: Start, owner: Channel) -> None:
+    """Be where the owner is, as if this process had been started from there."""
+    processes.close_fds({0, 1, 2, owner.fileno()})
+    owner.send(Born(os.getpid()), [processes.open_pidfd(os.getpid())])
+    environment = {
+        name.encode("latin-1"): value.encode("latin-1") for name, value in start.environment.items()
+    }
+    os.environb.clear()
+    os.environb.update(environment)
+    sys.path[:] = start.config.sys_path
+    with suppress(OSError):  # it has been removed
+        os.chdir(start.directory)
 
 
 def _print_to(config: NodeConfig) -> None:

@@ -6,7 +6,7 @@ import socket
 import threading
 from contextlib import suppress
 from time import monotonic
-from typing import Self
+from typing import Protocol, Self
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -43,6 +43,13 @@ class Addresses(Struct, frozen=True):
     raylet: str
 
 
+class Parent(Protocol):
+    """What forks fork servers of nodes."""
+
+    def fork(self, start: Start, end: socket.socket) -> None:
+        """Fork one, and give it an end of a channel to its owner."""
+
+
 class NodeProcess:
     """A node started by this process, which ends with it or with `stop`.
 
@@ -51,8 +58,8 @@ class NodeProcess:
     Args:
         config: What it is made from.
         roles: Where the functions of its processes are, as ``module:attribute``.
-        parent: A node whose fork server is to fork this one's, which takes milliseconds. Then it
-            ends with that node, too, and has its roles.
+        parent: A node whose fork server is to fork this one's, which takes milliseconds, or another
+            process that can. Then it ends with that one, too, and has its roles.
         interpreter: One that is to be the fork server, else; None to begin one.
     """
 
@@ -60,7 +67,7 @@ class NodeProcess:
         self,
         config: NodeConfig,
         roles: str,
-        parent: "NodeProcess | None" = None,
+        parent: Parent | None = None,
         interpreter: Interpreter | None = None,
     ) -> None:
         self.config: NodeConfig = config
@@ -96,7 +103,7 @@ class NodeProcess:
         self._interpreter, self._channel = interpreter, Channel(interpreter.take())
         self._channel.send(start)
 
-    def _be_born(self, start: Start, parent: "NodeProcess") -> None:
+    def _be_born(self, start: Start, parent: Parent) -> None:
         own, theirs = pair()
         self._channel = Channel(own)
         try:
@@ -319,7 +326,7 @@ def launch(config: NodeConfig, roles: str = ROLES) -> NodeProcess:
 def start(
     config: NodeConfig,
     roles: str = ROLES,
-    parent: NodeProcess | None = None,
+    parent: Parent | None = None,
     interpreter: Interpreter | None = None,
 ) -> NodeProcess:
     """Start a node and return at once: `launch` without the wait, which may serve for other work."""

@@ -217,12 +217,20 @@ class Ending(IntEnum):
 class Start(msgspec.Struct, frozen=True, tag=True):
     """The first message: which node, for whom.
 
-    A later one, which brings the descriptor of another channel, is about another node: its fork
-    server is forked from this one, and hears its owner by that channel.
+    One that brings the descriptor of another channel is about another node: its fork server is
+    forked from this process, and hears its owner by that channel.
+
+    Args:
+        config: What the node is made from.
+        owner: The process that it belongs to.
+        directory: Where its processes are to be, if not where the one they are forked from is.
+        environment: Theirs, if not that of the one they are forked from; bytes as Latin-1.
     """
 
     config: NodeConfig
     owner: int
+    directory: str = ""
+    environment: Mapping[str, str] = {}
 
 
 class Accepted(msgspec.Struct, frozen=True, tag=True):

@@ -16,13 +16,15 @@ its processes are to be forked from does the same.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from typing import Any, Literal, Self
 
 from raylite._runtime import interrupts
 from raylite._runtime.interpreter import Interpreter, import_path
+from raylite.testing import nursery
 from raylite.testing.nodes import STORE, LocalNode, NodeSpec
+from raylite.testing.nursery import Nursery
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
     from raylite.testing.processes import ProcessCluster
 
 Workers = Literal["processes", "threads"]
-
-_ROLES = "raylite.testing.cuts:ROLES"
 
 
 class LocalCluster:
@@ -90,18 +90,16 @@ class LocalCluster:
         return self
 
     def _start_processes(self) -> ProcessCluster:
-        with interrupts.held() as interrupt:
-            interpreter = Interpreter(import_path(), _ROLES)
-            try:
-                heavy = import_module("raylite.testing.processes")
-                interrupt.raise_if_interrupted()
-                running: ProcessCluster = heavy.ProcessCluster(
-                    self._specs, self._namespace, interpreter
-                )
-                return running
-            finally:
-                if interpreter.end is not None:
-                    interpreter.close()
+        with interrupts.held() as interrupt, ExitStack() as unneeded:
+            source: Nursery | Interpreter | None = nursery.current()
+            if source is None:
+                source = Interpreter(import_path(), nursery.ROLES)
+                unneeded.callback(source.close)
+            heavy = import_module("raylite.testing.processes")
+            interrupt.raise_if_interrupted()
+            running: ProcessCluster = heavy.ProcessCluster(self._specs, self._namespace, source)
+            unneeded.pop_all()
+            return running
 
     def stop(self) -> None:
         """End the cluster; what leaving the block does. Calling it again does nothing."""

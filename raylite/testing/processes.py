@@ -23,6 +23,7 @@ from raylite._types.marks import mark_of_node
 from raylite.testing import cuts
 from raylite.testing.cuts import CUTS, Cuts
 from raylite.testing.nodes import LocalNode, NodeSpec
+from raylite.testing.nursery import Nursery
 
 
 class ProcessCluster:
@@ -31,10 +32,12 @@ class ProcessCluster:
     Args:
         specs: What the nodes offer, the first one the head.
         namespace: The namespace of the driver's job.
-        interpreter: What all processes are forked from, with the roles of `cuts`.
+        source: What all processes are forked from, with the roles of `cuts`.
     """
 
-    def __init__(self, specs: Iterable[NodeSpec], namespace: str, interpreter: Interpreter) -> None:
+    def __init__(
+        self, specs: Iterable[NodeSpec], namespace: str, source: Interpreter | Nursery
+    ) -> None:
         self._nodes: dict[str, tuple[LocalNode, NodeProcess]] = {}
         self._island = set[str]()  # the nodes that are cut off from the head
         head, *others = specs
@@ -48,7 +51,10 @@ class ProcessCluster:
             config = replace(self._config(head), session_dir=session, gcs_port=0)
             with ExitStack() as failed:
                 failed.callback(self._cuts.close)
-                self._head = launch.start(config, interpreter=interpreter)
+                if isinstance(source, Nursery):
+                    self._head = launch.start(config, parent=source)
+                else:
+                    self._head = launch.start(config, interpreter=source)
                 failed.callback(self._head.stop)
                 interrupt.hurry(self._head.kill)
                 self._head.wait_ready()

@@ -161,6 +161,32 @@ def test_alone(raylite_cluster):
     assert len(set(seen.read_text().split())) == 2
 
 
+@pytest.mark.process
+def test_clusters_of_processes_are_forked_from_one_that_lasts_for_the_session(
+    sessions: pytest.Pytester,
+) -> None:
+    program = """
+import os, psutil
+
+seen = []
+
+@ray.remote
+def pid():
+    return os.getpid()
+
+@pytest.mark.raylite(num_cpus=1)
+@pytest.mark.parametrize("n", range(2))
+def test_is_in_the_nursery(raylite_cluster, n):
+    node = psutil.Process(ray.get(pid.remote())).parent()
+    seen.append(node.parent().pid)
+
+def test_is_one():
+    assert len(seen) == 2
+    assert [child.pid for child in psutil.Process().children(recursive=True)] == seen[:1] == seen[1:]
+"""
+    run(sessions, program, "-o", "raylite_workers=processes").assert_outcomes(passed=3)
+
+
 def test_a_failed_test_leaves_no_cluster_to_the_next(sessions: pytest.Pytester) -> None:
     program = """
 def test_fails(raylite_cluster):
