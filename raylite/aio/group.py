@@ -187,7 +187,7 @@ class TaskGroup:
 
         Raises:
             RuntimeError: The group was not entered, has been left, or is cancelling its tasks.
-            TypeError: The arguments do not fit the function, or cannot be pickled.
+            TypeError: The arguments do not fit the function, or cannot be pickled, or it is not remote.
         """
         arrivals = self._arrivals
         if arrivals is None:
@@ -196,6 +196,10 @@ class TaskGroup:
             raise RuntimeError(f"{self!r} has been left: it starts no more tasks")
         if self._is_aborting:
             raise RuntimeError(f"{self!r} is cancelling its tasks: it starts no more of them")
+        if not isinstance(function, RemoteFunction):
+            raise TypeError(
+                f"start() takes a remote function, not {function!r}: make it one by @raylite.remote"
+            )
         started = function.remote(*args, **kwargs)
         ref: object = started
         if isinstance(started, list):

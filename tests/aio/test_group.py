@@ -488,6 +488,10 @@ def test_a_group_is_used_in_its_block_only(run: Run) -> None:
                 await group.__aenter__()
             with pytest.raises(TypeError, match="missing a required argument"):
                 group.start(echo)
+            with pytest.raises(
+                TypeError, match=r"start\(\) takes a remote function, not <function stay"
+            ):
+                group.start(stay, "local")  # type: ignore[call-overload]
             with pytest.raises(TypeError, match="not a reference"):
                 group.start(echo.options(num_returns=0), 1)
         with pytest.raises(RuntimeError, match="has been left"):

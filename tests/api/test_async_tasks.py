@@ -507,6 +507,8 @@ async def _block(how: str) -> Any:
             return ref.future().result()
         case "look":
             return len(ray.wait([ref], timeout=0)[0])
+        case "iterate":
+            return list(ray.remote(_count_up).remote(1))
         case _:
             return await asyncio.to_thread(str, ray.get(ray.put(7)))
 
@@ -518,6 +520,11 @@ block = ray.remote(_block)
 def test_blocking_in_an_async_task_is_refused_and_says_what_to_await(how: str) -> None:
     with pytest.raises(RuntimeError, match="write `await ref`"):
         get(block.remote(how))
+
+
+def test_iterating_a_stream_in_an_async_task_is_refused_and_says_how_to() -> None:
+    with pytest.raises(RuntimeError, match="`async for` over a generator or a map"):
+        get(block.remote("iterate"))
 
 
 def test_what_does_not_wait_is_allowed_in_an_async_task() -> None:

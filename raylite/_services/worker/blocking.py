@@ -7,7 +7,10 @@ import sys
 logger = logging.getLogger("raylite")
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(__file__))) + os.sep
-_TWINS = "`await ref`, `await raylite.aio.get(refs)` or `await raylite.aio.wait(refs)`"
+_TWINS = (
+    "`await ref`, `await raylite.aio.get(refs)` or `await raylite.aio.wait(refs)`, and `async for` over "
+    "a generator or a map"
+)
 
 
 def refuse() -> RuntimeError:
