@@ -4,7 +4,7 @@ import json
 import re
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -16,6 +16,7 @@ from raylite._runtime.given import given
 from raylite._runtime.local import SessionOptions
 from raylite._runtime.node import wait_readable
 from raylite._runtime.starting import LOOPBACK, NodeOptions, Started, start_node
+from raylite.cli import labels as labels_of, rays
 from raylite.cli.errors import explained
 from raylite.cli.ports import PORT, PORTS, check_ports
 from raylite.cli.tls import certificates
@@ -56,23 +57,6 @@ _OF_TABLES = re.compile(
     r"^\S+ \S+ (?:WARNING|ERROR) raylite\._services\.gcs\.storage\.\w+: (.*)", re.MULTILINE
 )
 
-_WITHOUT_EFFECT = (
-    ("--node-name", str), ("--object-manager-port", int), ("--ray-client-server-port", int),
-    ("--include-dashboard", bool), ("--dashboard-host", str), ("--dashboard-port", int),
-    ("--metrics-export-port", int), ("--plasma-directory", str), ("--log-style", str),
-    ("--log-color", str),
-)  # fmt: skip
-
-
-def _accepted(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Take Ray's other options, so that its command lines work; they are not in the help."""
-    for name, kind in _WITHOUT_EFFECT:
-        command = click.option(name, type=kind, hidden=True, expose_value=False)(command)
-    flags = ("--disable-usage-stats", "--no-monitor", "--no-redirect-output", "-v")
-    for name in flags:
-        command = click.option(name, is_flag=True, hidden=True, expose_value=False)(command)
-    return command
-
 
 @click.command()
 @click.option("--head", is_flag=True, help="Start a new cluster, with this node as its head.")
@@ -107,6 +91,7 @@ def _accepted(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--resources", metavar="JSON", help="Further resources, like '{\"oven\": 2}'.")
 @click.option("--labels", metavar="K=V,...", help="Labels of the node, like zone=a,disk=ssd.")
+@click.option("--labels-file", metavar="FILE", help="Others, one on each line, like zone: a.")
 @click.option(
     "--object-store-memory",
     type=click.IntRange(min=1),
@@ -166,13 +151,14 @@ def _accepted(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Settings of the cluster, a head's to give, like '{\"infeasible_grace_s\": 60}'.",
 )
 @click.option("--block", is_flag=True, help="Stay, and end with the node.")
-@_accepted
+@rays.of_start
 def start(
     head: bool,
     address: str | None,
     port: int | None,
     node_ip_address: str,
     labels: str | None,
+    labels_file: str | None,
     resources: str | None,
     system_config: str | None,
     node_manager_port: int | None,
@@ -213,7 +199,7 @@ def start(
             max_worker_port,
             worker_port_list,
         )
-        offered = _offered(amounts, _object("--resources", resources), _labels(labels))
+        offered = _offered(amounts, _object("--resources", resources), _labels(labels, labels_file))
         system = _object("--system-config", system_config) or {}
         validate_init_options({"_system_config": system})
         started = start_node(
@@ -278,13 +264,10 @@ def _object(option: str, text: str | None) -> Any:
     return value
 
 
-def _labels(text: str | None) -> dict[str, str] | None:
-    if text is None:
+def _labels(text: str | None, file: str | None) -> dict[str, str] | None:
+    if text is None and file is None:
         return None
-    pairs = [each.partition("=") for each in text.split(",") if each.strip()]
-    if wrong := [name for name, equals, _ in pairs if not equals or not name.strip()]:
-        raise ValueError(f"--labels={text}: {wrong[0]!r} has no value; write key=value,key=value")
-    return {name.strip(): value.strip() for name, _, value in pairs}
+    return {**(labels_of.in_file(file) if file else {}), **labels_of.typed(text)}
 
 
 def _describe(started: Started) -> str:

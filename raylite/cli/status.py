@@ -11,6 +11,7 @@ from raylite._runtime.given import given
 from raylite._types.resources import Resources
 from raylite._wire import hot
 from raylite._wire.messages import gcs as msg
+from raylite.cli import rays
 from raylite.cli.errors import explained
 from raylite.cli.tls import certificates
 
@@ -35,6 +36,7 @@ _FAILURES_SHOWN = 10
 )
 @certificates
 @click.option("--temp-dir", default="", metavar="DIR", help="Where sessions are.")
+@rays.of_any
 def status(
     address: str | None,
     token_file: str,

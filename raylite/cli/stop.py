@@ -3,6 +3,7 @@
 import click
 
 from raylite._runtime.stopping import GRACE, stop_nodes
+from raylite.cli import rays
 from raylite.cli.errors import explained
 
 
@@ -18,6 +19,7 @@ from raylite.cli.errors import explained
     help="How long a node has to end by itself before it is killed.",
 )
 @click.option("--temp-dir", default="", metavar="DIR", help="Where the nodes' sessions are.")
+@rays.of_any
 def stop(force: bool, grace_period: float, temp_dir: str) -> None:
     """End the nodes that `raylite start` began on this machine, yours only.
 

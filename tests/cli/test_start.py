@@ -5,12 +5,14 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from raylite._wire import hot
 from raylite._wire.messages import gcs as msg
 from raylite.cli import main
+from raylite.cli.labels import in_file
 from raylite.cli.status import describe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -165,3 +167,58 @@ def test_status_shows_nodes_failures_and_what_is_in_use() -> None:
 def test_status_says_that_nothing_waits() -> None:
     lines = list(describe([], hot.Demand((), ()), datetime(2026, 1, 2, 3, 4, 5)))
     assert lines[-2:] == ["Pending Demands:", " (no resource demands)"]
+
+
+# Those of Ray 2.60 that are not raylite's, too.
+RAYS = {
+    "start": {
+        "--autoscaling-config", "--cgroup-path", "--dashboard-agent-grpc-port", "--dashboard-host",
+        "--dashboard-agent-listen-port", "--dashboard-port", "--disable-usage-stats",
+        "--enable-object-reconstruction", "--enable-resource-isolation", "--include-dashboard",
+        "--include-log-monitor", "--labels-file", "--log-color", "--log-style",
+        "--metrics-export-port", "--no-monitor", "--no-redirect-output", "--node-name",
+        "--object-manager-port", "--object-spilling-directory", "--plasma-directory",
+        "--proxy-server-url", "--ray-client-server-port", "--ray-debugger-external",
+        "--redis-password", "--redis-shard-ports", "--redis-username", "--runtime-env-agent-port",
+        "--system-reserved-cpu", "--system-reserved-memory", "--tracing-startup-hook", "--verbose",
+    },
+    "stop": {"--force", "--grace-period", "--log-color", "--log-style", "--verbose"},
+    "status": {"--address", "--verbose"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", RAYS)
+def test_rays_options_are_taken(command: str) -> None:
+    known = main.get_command(click.Context(main), command)
+    assert known is not None
+    assert {option for each in known.params for option in each.opts} >= RAYS[command]
+
+
+def test_labels_of_a_file_are_those_of_its_lines(tmp_path: Path) -> None:
+    file = tmp_path / "labels.yaml"
+    file.write_text(
+        "---\n# ours\nzone: a  # the first\n\nexample.com/rack: '7'\n\"disk\": ssd\nempty:\n"
+    )
+    assert in_file(str(file)) == {
+        "zone": "a", "example.com/rack": "7", "disk": "ssd", "empty": "",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("zone: a\n- b", "line 2, '- b', is no label; write key: value"),
+        ("zone:\n  inner: a", "line 2, ' inner: a', is no label; write key: value"),
+        ("zone: a b", "Invalid label value `a b` of zone"),
+        ("zone: '!a'", "Invalid label value `!a` of zone"),
+    ],
+)
+def test_a_file_that_holds_no_labels_is_refused(tmp_path: Path, text: str, reason: str) -> None:
+    file = tmp_path / "labels.yaml"
+    file.write_text(text)
+    assert reason in refused("--head", "--port=0", f"--labels-file={file}")
+
+
+def test_a_file_of_labels_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    said = refused("--head", "--port=0", f"--labels-file={tmp_path}/none")
+    assert "cannot be read: No such file or directory; name a file of lines like zone: a" in said
