@@ -27,13 +27,21 @@ _HOMES = {
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = sorted([*_HOME, "aio", "exceptions", "util"])
+__all__ = sorted([*_HOME, "aio", "dag", "exceptions", "util"])
 
 
 def __getattr__(name: str) -> object:
     if name in _HOME:
         value: object = getattr(_import_module(_HOME[name]), name)
-    elif name in ("aio", "cluster_utils", "exceptions", "runtime_context", "testing", "util"):
+    elif name in (
+        "aio",
+        "cluster_utils",
+        "dag",
+        "exceptions",
+        "runtime_context",
+        "testing",
+        "util",
+    ):
         value = _import_module(f"raylite.{name}")
     else:
         raise AttributeError(f"module 'raylite' has no attribute {name!r}")

@@ -3,7 +3,7 @@
 ``import raylite as ray`` runs a Ray Core program. See ``docs/`` for a quickstart and the design.
 """
 
-from raylite import aio as aio, exceptions as exceptions, util as util
+from raylite import aio as aio, dag as dag, exceptions as exceptions, util as util
 from raylite._api import (
     available_resources as available_resources,
     cancel as cancel,

@@ -44,6 +44,7 @@ from raylite._types.strategies import (
 )
 from raylite._types.text import refuse_text, show
 from raylite._wire import environments, hot, pickling, placement
+from raylite.dag import FunctionNode
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -400,6 +401,19 @@ class RemoteFunction(Generic[F, R]):
             ...     print(get(ref))
         """
         return Map(self, RemoteFunction, self._chunked, iterables, chunksize)
+
+    def bind(self, /, *args: Any, **kwargs: Any) -> FunctionNode:
+        """Return this call as a node of a graph, to be made when that is executed.
+
+        Raises:
+            TypeError: The arguments do not fit the function's signature.
+
+        Example:
+            >>> f.bind(g.bind(1)).execute()  # doctest: +SKIP
+        """
+        self._signature.bind(args, kwargs)
+        function: RemoteFunction[Any, Any] = self
+        return FunctionNode(function.remote, self._name, args, kwargs)
 
     def _remote(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Ray's older spelling of ``.options(...).remote(...)``; ``max_calls`` has no effect here."""
