@@ -951,7 +951,7 @@ class PeerLostError(LinkError):
     def __init__(self, message: str = "", *, confirmed: bool = False, reason: str = "") -> None:
         super().__init__(message)
         self.confirmed = confirmed
-        self.reason = reason or message
+        self.reason: str = reason or message
 
 
 class CongestedError(LinkError):

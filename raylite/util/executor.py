@@ -28,7 +28,7 @@ from raylite._types.signature import yields
 from raylite._wire import pickling
 from raylite.exceptions import RayError, RaySystemError, RayTaskError
 
-logger = logging.getLogger("raylite")
+logger: logging.Logger = logging.getLogger("raylite")
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")

@@ -51,7 +51,7 @@ class NodeAffinitySchedulingStrategy:
         self.node_id: str = self._key.hex()
         if not isinstance(soft, int):
             raise TypeError(f"soft must be True or False, not {soft!r}")
-        self.soft = bool(soft)
+        self.soft: bool = bool(soft)
         self._spill_on_unavailable = _spill_on_unavailable
         self._fail_on_unavailable = _fail_on_unavailable
 
