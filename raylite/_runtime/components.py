@@ -161,7 +161,7 @@ def build_raylet(
     membership = MemberService(network, gcs_address, row, leases, pool)
     membership.on_registered = cluster.report_all
     pool.joined = membership.joined
-    fences = FenceService(network, gcs_address, leases)
+    fences = FenceService(network, gcs_address, leases, transfers.out_of_reach)
     host = Host(
         network, pool, leases, fences, objects, copies, transfers, membership, cluster, logs,
         *further,

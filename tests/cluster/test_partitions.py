@@ -4,6 +4,8 @@ Each machine is a network namespace. A fault of the network lasts as long as it 
 a blackout of five seconds waits five seconds, and nothing else here sleeps.
 """
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 
 from raylite._runtime.records import NodeRecord
 from tests.cluster.machines import Cluster, cluster_of, until_a_death
+from tests.cluster.netns import component
 from tests.cluster.started import nodes
 from tests.cluster.watching import eventually
 
@@ -154,6 +157,53 @@ def test_a_node_that_is_cut_off_is_dead_after_ten_seconds(
             cluster.network.block(cluster.machines[sender], cluster.machines[receiver])
 
     assert 8.9 <= until_a_death(cluster.record(cluster.head), cut) <= 11.5
+
+
+def test_what_runs_for_an_owner_out_of_reach_is_ended_by_the_heads_word(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    journal = tmp_path / "journal"
+    program = f"""
+    ray.init()
+    far = run.options(resources=at(3))
+    large = far.remote(7, "{journal}")
+    ray.wait([large], fetch_local=False)
+    resting = far.remote(8, "{journal}", rest=1000)
+    say("submitted")
+    hear()
+    say(outcome(lambda: ray.get(resting)))
+    say(ray.get(large)[0])
+    hear()
+    say(ray.get(far.remote(9, "{journal}"))[0])
+    """
+    before = living(cluster.record(cluster.head))
+    here, there = cluster.others
+    with here.driver(TASKS + dedent(program)) as driver:
+        assert driver.hear() == "submitted"
+        assert eventually(lambda: "8" in journal.read_text())
+        cluster.network.block(here, there)
+        cluster.network.block(there, here)
+        began = time.monotonic()
+        driver.say("cut")
+        assert driver.hear(PATIENCE) == "WorkerCrashedError"
+        assert driver.hear(PATIENCE) == "7"
+        assert time.monotonic() - began < 40
+        cluster.network.mend()
+        driver.say("mended")
+        assert driver.hear(PATIENCE) == "9"
+        assert driver.end()[0] == 0
+    assert living(cluster.record(cluster.head)) == before
+
+
+def test_a_raylet_that_stands_still_is_dead_after_ten_seconds_and_comes_back_as_another(
+    cluster: Cluster,
+) -> None:
+    head = cluster.record(cluster.head)
+    raylet, before = component(cluster.others[1], "raylet"), living(head)
+    assert 8.9 <= until_a_death(head, lambda: os.kill(raylet, signal.SIGSTOP)) <= 11.5
+    os.kill(raylet, signal.SIGCONT)
+    assert eventually(lambda: len(living(head)) == 3)
+    assert len(before - living(head)) == 1
 
 
 def test_a_node_that_returns_after_its_death_joins_as_another(

@@ -222,3 +222,19 @@ async def test_a_large_result_of_a_node_out_of_reach_is_read_by_way_of_another()
         at.cut()
         assert len(await outcome(at, ref)) == LARGE
         assert moment() - began < BOUND
+
+
+@simulated
+async def test_a_read_that_begins_when_a_fence_was_asked_for_waits_no_more() -> None:
+    async with scene() as at:
+        ref = at.driver.submit(make)
+        while ref._entry.value is None:
+            await asyncio.sleep(0.1)
+        resting = at.driver.submit(rest, LONG, max_retries=0)
+        await at.begun()
+        at.cut()
+        with pytest.raises(WorkerCrashedError):
+            await outcome(at, resting)
+        began = moment()
+        assert len(await outcome(at, ref)) == LARGE
+        assert moment() - began < 2.0

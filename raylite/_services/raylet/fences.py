@@ -5,6 +5,7 @@ they have ended, so what they ran may begin elsewhere.
 """
 
 import asyncio
+from collections.abc import Callable
 
 from msgspec import Struct
 
@@ -13,6 +14,7 @@ from raylite._kernel.service import Service, handles
 from raylite._protocol import gcs, raylet
 from raylite._services.raylet.leases import LeaseService
 from raylite._types.keys import LeaseID
+from raylite._types.strategies import NodeKey
 from raylite._wire import hot
 
 _CAUSE = "the owner of its task could not be reached, and had it ended"
@@ -27,17 +29,32 @@ class _Revocation(Struct):
 
 
 class FenceService(Service, serves=(raylet.Fences,)):
-    """Asks for others' fences, and ends what others may not wait for."""
+    """Asks for others' fences, and ends what others may not wait for.
 
-    def __init__(self, network: Network, gcs_address: str, leases: LeaseService) -> None:
+    Args:
+        network: The raylet's.
+        gcs_address: Who is asked.
+        leases: What may have to end.
+        on_asked: Told of each node that a process here cannot reach.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        gcs_address: str,
+        leases: LeaseService,
+        on_asked: Callable[[NodeKey], None],
+    ) -> None:
         self._network = network
         self._gcs = gcs_address
         self._leases = leases
+        self._on_asked = on_asked
         self._revocations: list[_Revocation] = []
         leases.on_lost.append(self._lost)
 
     @handles(raylet.Fences.ask)
     async def ask(self, fence: hot.Fence) -> hot.Fenced:
+        self._on_asked(NodeKey(fence.node))
         return await gcs.Nodes(self._network.connect(self._gcs)).fence(fence)
 
     @handles(raylet.Fences.revoke)

@@ -311,8 +311,12 @@ class TransferService(Service, serves=(raylet.Transfers,)):
         raise UnavailableError(f"no node that can be reached reaches {source.hex()}")
 
     def _unreachable(self, link: Link) -> None:
-        node = self._cluster.node_at(link.peer)
-        if node is not None and node not in self._out_of_reach and not self.scope.is_closed:
+        if (node := self._cluster.node_at(link.peer)) is not None:
+            self.out_of_reach(node)
+
+    def out_of_reach(self, node: NodeKey) -> None:
+        """A node cannot be reached: this raylet has lost it, or a process here has."""
+        if node not in self._out_of_reach and not self.scope.is_closed:
             self._out_of_reach[node] = None
             self._perform(self._pulls.unreachable(node, now()))
             self.spawn(self._await_reach(node), "wait for a node")
