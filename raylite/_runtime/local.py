@@ -87,4 +87,4 @@ def _warn_of_settings(names: Iterable[str]) -> None:
     """Say once of each of Ray's settings that it has no effect: a program may count on it."""
     if new := [name for name in without_effect(names) if name not in _told]:
         _told.update(dict.fromkeys(new))
-        logger.warning("Ray's setting %s has no effect in raylite.", ", ".join(new))
+        logger.warning("These of Ray's settings have no effect in raylite: %s", ", ".join(new))

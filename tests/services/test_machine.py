@@ -115,3 +115,17 @@ def test_a_node_offers_the_memory_that_is_left_beside_its_objects() -> None:
     assert default_memory(2 * total) == 0
     assert node_config(SessionOptions(memory=5)).resources["memory"] == 5
     assert node_config(SessionOptions()).resources["memory"] > 0
+
+
+def test_a_setting_of_rays_without_effect_is_warned_of_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {"gcs_storage_path": "/x", "task_oom_retries": 1, "event_stats": True}
+    monkeypatch.setenv("RAY_task_oom_retries", "5")
+    for _ in range(2):
+        assert node_config(SessionOptions(system=config)).system == {"task_oom_retries": 5}
+    node_config(SessionOptions(system={**config, "support_fork": True}))
+    assert [record.getMessage() for record in caplog.records] == [
+        "These of Ray's settings have no effect in raylite: gcs_storage_path, event_stats",
+        "These of Ray's settings have no effect in raylite: support_fork",
+    ]
