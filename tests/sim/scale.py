@@ -25,7 +25,7 @@ from raylite._machines.submitter import LINGER_SECONDS
 from raylite._machines.views import ViewPublisher
 from raylite._protocol import gcs, views as wire
 from raylite._runtime.membership import BEAT
-from raylite._services.raylet.cluster import REPORT
+from raylite._services.raylet.cluster import between_reports
 from raylite._types.resources import Resources
 from raylite._types.strategies import NodeKey, NodeView
 from raylite._wire import hot
@@ -200,7 +200,8 @@ class Jobs(Interface):
 class HollowNode:
     """A node as the GCS sees it, with nothing behind."""
 
-    def __init__(self, world: World, number: int) -> None:
+    def __init__(self, world: World, number: int, nodes: int) -> None:
+        self._nodes = nodes
         self.id = world.random(f"hollow {number}").randbytes(28)
         self.is_member = asyncio.Event()
         self.nodes_told = self.views_told = 0
@@ -234,9 +235,11 @@ class HollowNode:
         await nodes.register(row)
         self.is_member.set()
         gcs.Workers(self._link).report(msg.ReportWorkers(self.id, 1, [], complete=True))
+        beat = BEAT
         while True:
-            await asyncio.sleep(BEAT)
-            await nodes.sync(msg.Heartbeat(self.id, 1, self._view.available.to_floats()))
+            await asyncio.sleep(beat)
+            available = self._view.available.to_floats()
+            beat = (await nodes.sync(msg.Heartbeat(self.id, 1, available))).beat or BEAT
 
     async def _report(self) -> None:
         await self.is_member.wait()
@@ -244,7 +247,7 @@ class HollowNode:
         while True:
             if (delta := self._publisher.changes()) is not None:
                 await views.report(wire.encode(delta))
-            await asyncio.sleep(REPORT)
+            await asyncio.sleep(between_reports(self._nodes))
             await self._has_changed.wait()
             self._has_changed.clear()
 
@@ -349,7 +352,7 @@ async def _measure(world: World, loop: MeteredLoop, nodes: int) -> Figures:
     await cluster.gcs.start()
     empty = size_of([cluster.gcs.host])
     with loop.metering() as storm:
-        hollow = [HollowNode(world, number) for number in range(nodes - WHOLE)]
+        hollow = [HollowNode(world, number, nodes) for number in range(nodes - WHOLE)]
         tasks = [task for node in hollow for task in node.start()]
         for number in range(WHOLE):
             await cluster.add(f"n{number}", is_head=number == 0, cpus=4)

@@ -8,6 +8,7 @@ import pytest
 
 from raylite._kernel.link import LinkConfig
 from raylite._protocol import gcs
+from raylite._services.raylet.cluster import between_reports
 from raylite._wire import hot
 from raylite._wire.messages import gcs as msg
 from raylite.testing.loop import SimLoop
@@ -121,3 +122,7 @@ def test_hollow_nodes_count_what_they_do_not_decode() -> None:
         delta = hot.ViewDelta(b"n", 1, 0, 1, None, None)
         body = msgspec.msgpack.encode(hot.ViewDeltas((delta,) * count))
         assert scale.deltas_in(body) == count
+
+
+def test_however_many_nodes_report_a_gcs_takes_in_a_thousand_reports_a_second() -> None:
+    assert [between_reports(nodes) for nodes in (1, 100, 300, 3_000)] == [0.1, 0.1, 0.3, 3.0]

@@ -22,11 +22,17 @@ from raylite.exceptions import AuthenticationError, RayError
 
 logger = logging.getLogger(__name__)
 
-REPORT = 0.1  # seconds between two reports of what changed here
+REPORT = 0.1  # seconds between two reports of what changed here, at least
+REPORTS = 1_000  # that a GCS is to take in a second, at most
 SOON = 0.01  # seconds until a report that came too early is made again
 AGAIN = 0.5  # seconds after which a feed that broke is asked for again
 REFUSED = 8.0  # and after which a cluster is asked again that has refused this node
 _DEAD_KEPT = 10_000  # nodes remembered as dead
+
+
+def between_reports(nodes: int) -> float:
+    """Return for how many seconds one of so many nodes waits until it reports again."""
+    return max(REPORT, nodes / REPORTS)
 
 
 class ClusterService(Service):
@@ -217,7 +223,7 @@ class ClusterService(Service):
                     publisher.resume(0)
                     await asyncio.sleep(SOON)
                     continue
-            await asyncio.sleep(REPORT)
+            await asyncio.sleep(between_reports(len(self._raylets)))
 
     def _reported(self) -> NodeView:
         """Return this node's view with what waits here, which is counted for reports only."""
