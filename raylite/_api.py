@@ -114,46 +114,52 @@ def _make_remote(target: Any, options: Mapping[str, Any]) -> Any:
 
 @overload
 def get(
-    refs: ObjectRef[T], *, timeout: float | None = None, return_exceptions: Literal[False] = False
+    object_refs: ObjectRef[T],
+    *,
+    timeout: float | None = None,
+    return_exceptions: Literal[False] = False,
 ) -> T: ...
 @overload
 def get(
-    refs: list[ObjectRef[T]],
+    object_refs: list[ObjectRef[T]],
     *,
     timeout: float | None = None,
     return_exceptions: Literal[False] = False,
 ) -> list[T]: ...
 @overload
 def get(
-    refs: ObjectRef[T], *, timeout: float | None = None, return_exceptions: bool
+    object_refs: ObjectRef[T], *, timeout: float | None = None, return_exceptions: bool
 ) -> T | RayError: ...
 @overload
 def get(
-    refs: list[ObjectRef[T]], *, timeout: float | None = None, return_exceptions: bool
+    object_refs: list[ObjectRef[T]], *, timeout: float | None = None, return_exceptions: bool
 ) -> list[T | RayError]: ...
 @overload
 def get(
-    refs: ObjectRefGenerator[T], *, timeout: float | None = None, return_exceptions: bool = False
+    object_refs: ObjectRefGenerator[T],
+    *,
+    timeout: float | None = None,
+    return_exceptions: bool = False,
 ) -> ObjectRefGenerator[T]: ...
-def get(refs: Any, *, timeout: float | None = None, return_exceptions: bool = False) -> Any:
+def get(object_refs: Any, *, timeout: float | None = None, return_exceptions: bool = False) -> Any:
     """Return the value of one object, or the list of values of several.
 
     Waits for objects still being made. Of several, the first error found is raised at once, though
-    others be unfinished. The result is in the order of `refs`; arrays in it look at shared memory
-    and are read-only.
+    others be unfinished. The result is in the order of `object_refs`; arrays in it look at shared
+    memory and are read-only.
 
     Blocks the calling thread; inside a task, its CPU is lent to others meanwhile. In a coroutine
     write ``await ref`` instead.
 
     Args:
-        refs: One reference, or a list of them.
+        object_refs: One reference, or a list of them.
         timeout: Seconds to wait for all of them together; None (or a negative number, as in Ray)
             waits as long as it takes, 0 does not wait.
         return_exceptions: Wait for all, and return an error in the place of the value that there
             is not, as `asyncio.gather` does. Each has its reference in ``object_ref``.
 
     Raises:
-        ValueError: `refs` is neither a reference nor a list; a tuple is neither.
+        ValueError: `object_refs` is neither a reference nor a list; a tuple is neither.
         TypeError: Something in the list is not a reference.
         RayTaskError: The task behind an object raised. The error is also an instance of what the
             task raised, so ``except ValueError`` works; ``cause`` is that exception.
@@ -169,20 +175,20 @@ def get(refs: Any, *, timeout: float | None = None, return_exceptions: bool = Fa
     core = (context.current() or auto.place()).core
     if timeout is not None:
         timeout = limit(timeout)
-    if type(refs) is ObjectRef:
-        entry = refs._entry
+    if type(object_refs) is ObjectRef:
+        entry = object_refs._entry
         value = entry.value
         if value is not None and not value.form and entry.keeper is core and not return_exceptions:
             return pickling.load_value(value.data)
         read = outcomes if return_exceptions else Core.get
-        return read(home([refs]), [refs], timeout)[0]
-    if type(refs) is ObjectRefGenerator:
-        return refs
-    check_refs(refs)
-    if not refs:
+        return read(home([object_refs]), [object_refs], timeout)[0]
+    if type(object_refs) is ObjectRefGenerator:
+        return object_refs
+    check_refs(object_refs)
+    if not object_refs:
         return []
     read = outcomes if return_exceptions else Core.get
-    return read(home(refs), refs, timeout)
+    return read(home(object_refs), object_refs, timeout)
 
 
 def limit(timeout: float) -> float | None:
@@ -232,7 +238,10 @@ def put(value: T) -> ObjectRef[T]:
 
 
 def cancel(
-    ref: ObjectRef[Any] | ObjectRefGenerator[Any], *, force: bool = False, recursive: bool = True
+    ray_waitable: ObjectRef[Any] | ObjectRefGenerator[Any],
+    *,
+    force: bool = False,
+    recursive: bool = True,
 ) -> None:
     """Let the task that makes an object end early. Returns at once, without waiting for it.
 
@@ -247,34 +256,34 @@ def cancel(
     TaskCancelledError, and is the last.
 
     Args:
-        ref: A reference to a result of the task, anybody's, or its generator. For an object made by
-            `put`, nothing happens.
+        ray_waitable: A reference to a result of the task, anybody's, or its generator. For an
+            object made by `put`, nothing happens.
         force: End the worker process, if the task runs. Tasks that were to run there after it run
             elsewhere; none of their retries is used.
         recursive: Cancel the tasks that it has started as well, and theirs; what they have finished
             stays.
 
     Raises:
-        TypeError: `ref` is not a reference; several are cancelled one by one.
+        TypeError: `ray_waitable` is not a reference; several are cancelled one by one.
 
     Example:
         >>> cancel(f.remote())  # doctest: +SKIP
     """
     context.current() or auto.place()
-    if isinstance(ref, ObjectRefGenerator):
-        home([ref._end])
-        ref._cancel(force=bool(force), recursive=bool(recursive))
+    if isinstance(ray_waitable, ObjectRefGenerator):
+        home([ray_waitable._end])
+        ray_waitable._cancel(force=bool(force), recursive=bool(recursive))
         return
-    if not isinstance(ref, ObjectRef):
+    if not isinstance(ray_waitable, ObjectRef):
         raise TypeError(
             "raylite.cancel() only supported for object refs. For actors, try raylite.kill(). "
-            f"Got: {type(ref)}."
+            f"Got: {type(ray_waitable)}."
         )
-    home([ref]).cancel(ref._entry, force=bool(force), recursive=bool(recursive))
+    home([ray_waitable]).cancel(ray_waitable._entry, force=bool(force), recursive=bool(recursive))
 
 
 def wait(
-    refs: list[W],
+    ray_waitables: list[W],
     *,
     num_returns: int = 1,
     timeout: float | None = None,
@@ -283,17 +292,18 @@ def wait(
     """Split references into those whose objects are there and the rest.
 
     Blocks until `num_returns` are there or time is up. At most `num_returns` are returned as ready,
-    even if more are. Both lists keep the order of `refs`. An object whose task failed is there.
+    even if more are. Both lists keep the order of `ray_waitables`. An object whose task failed is
+    there.
 
     Args:
-        refs: Different references.
+        ray_waitables: Different references.
         num_returns: How many to wait for.
         timeout: Seconds to wait; None waits as long as it takes, 0 only looks.
         fetch_local: An object of another node is there when it has been brought to this one. If
             not so, it is there as soon as it exists, and is not brought.
 
     Raises:
-        TypeError: `refs` is not a list of references.
+        TypeError: `ray_waitables` is not a list of references.
         ValueError: A reference is there twice, or `num_returns` cannot be had, or all are of
             a session that has ended. Some of such a session are never ready, nor waited for.
 
@@ -301,18 +311,20 @@ def wait(
         >>> ready, rest = wait([f.remote(), g.remote()])  # doctest: +SKIP
     """
     core = (context.current() or auto.place()).core
-    check_wait(refs, num_returns, timeout)
+    check_wait(ray_waitables, num_returns, timeout)
     if timeout is not None:
         timeout = limit(timeout)
-    if not refs:
+    if not ray_waitables:
         return [], []
-    if refs[0]._entry.keeper is not core or Core.has_ended:
-        known = of_living_clusters(refs)
+    if ray_waitables[0]._entry.keeper is not core or Core.has_ended:
+        known = of_living_clusters(ray_waitables)
         core = home(known)
-        if len(known) < len(refs):  # as long as there is one to wait for
+        if len(known) < len(ray_waitables):  # as long as there is one to wait for
             count = min(num_returns, len(known))
-            return told_apart(refs, core.wait(known, count, timeout, fetch_local=fetch_local)[0])
-    return core.wait(refs, num_returns, timeout, fetch_local=fetch_local)
+            return told_apart(
+                ray_waitables, core.wait(known, count, timeout, fetch_local=fetch_local)[0]
+            )
+    return core.wait(ray_waitables, num_returns, timeout, fetch_local=fetch_local)
 
 
 def check_refs(refs: object) -> None:

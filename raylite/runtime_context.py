@@ -1,6 +1,8 @@
 """`get_runtime_context()`: where the calling code runs."""
 
 import time
+import warnings
+from typing import Any
 
 from raylite._runtime import auto
 from raylite._runtime.context import Place
@@ -20,6 +22,48 @@ class RuntimeContext:
         """Return the id of the job this code belongs to."""
         task = self._place.task
         return JobID(task.job if task is not None else self._place.core.job).hex()
+
+    @property
+    def job_id(self) -> JobID:
+        """The id of the job, as an object. Deprecated: `get_job_id` returns it as text."""
+        _warn("job_id", "get_job_id")
+        return JobID.from_hex(self.get_job_id())
+
+    @property
+    def node_id(self) -> NodeID:
+        """The id of the node, as an object. Deprecated: `get_node_id` returns it as text."""
+        _warn("node_id", "get_node_id")
+        return NodeID(self._place.node_id)
+
+    @property
+    def task_id(self) -> TaskID | None:
+        """The id of the task, as an object. Deprecated: `get_task_id` returns it as text.
+
+        Ray: refuses it in a driver.
+        """
+        _warn("task_id", "get_task_id")
+        task = self._place.task
+        return TaskID(task.id) if task is not None else None
+
+    @property
+    def actor_id(self) -> None:
+        """The id of the actor; None outside of actors. Deprecated: `get_actor_id` returns it."""
+        _warn("actor_id", "get_actor_id")
+
+    def get(self) -> dict[str, Any]:
+        """Return the ids of job, node and task, and the namespace. Deprecated.
+
+        What there is not, such as the task's in a driver, is left out.
+        """
+        _warn("get()", "get_job_id, get_node_id, get_task_id and namespace")
+        known: dict[str, Any] = {
+            "job_id": JobID.from_hex(self.get_job_id()),
+            "node_id": NodeID(self._place.node_id),
+            "namespace": self.namespace,
+        }
+        if self._place.task is not None:
+            known["task_id"] = TaskID(self._place.task.id)
+        return known
 
     def get_node_id(self) -> str:
         """Return the id of the node this code runs on."""
@@ -89,6 +133,11 @@ class RuntimeContext:
         """Return which accelerators the task has, by resource: ``{"GPU": ["0", "1"], ...}``."""
         return {name: [str(id) for id in device_ids(self._place, name)] for name in VISIBLE}
 
+    def get_resource_ids(self) -> dict[str, list[str]]:
+        """Return what `get_accelerator_ids` returns. Deprecated."""
+        _warn("get_resource_ids", "get_accelerator_ids")
+        return self.get_accelerator_ids()
+
     @property
     def namespace(self) -> str:
         """The namespace of the job."""
@@ -106,6 +155,12 @@ class RuntimeContext:
     def get_temp_dir(self) -> str:
         """Return the directory in which this node makes its sessions' directories."""
         return self._place.session_dir.rpartition("/")[0]
+
+
+def _warn(old: str, new: str) -> None:
+    warnings.warn(
+        f"RuntimeContext.{old} is deprecated: use {new} instead", DeprecationWarning, stacklevel=3
+    )
 
 
 def device_ids(place: Place, resource: str) -> list[int] | list[str]:

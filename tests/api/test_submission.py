@@ -182,6 +182,39 @@ def test_a_function_that_calls_itself_keeps_its_wrapping_in_workers() -> None:
     assert ray.get(remote.remote(1)[0]) == "ww"
 
 
+def test_arguments_of_the_api_have_the_names_of_ray() -> None:
+    ref = make(pair).remote(1)
+    assert ray.wait(ray_waitables=[ref], num_returns=1) == ([ref], [])
+    assert ray.get(object_refs=ref) == (1, 1)
+    ray.cancel(ray_waitable=ref)
+    assert ray.get(object_refs=[ref]) == [(1, 1)]
+
+
+def test_the_runtime_context_has_the_older_names_of_its_ids() -> None:
+    def here() -> Any:
+        context = ray.get_runtime_context()
+        known = context.get()
+        assert known["task_id"].hex() == context.get_task_id()
+        ids = (context.job_id, context.node_id, context.task_id, context.actor_id)
+        assert ids == (known["job_id"], known["node_id"], known["task_id"], None)
+        return known["job_id"], known["node_id"], known["namespace"]
+
+    context = ray.get_runtime_context()
+    with pytest.warns(DeprecationWarning, match="job_id is deprecated: use get_job_id instead"):
+        job = context.job_id
+    with pytest.warns(DeprecationWarning, match="task_id is deprecated"):
+        assert context.task_id is None
+    with pytest.warns(DeprecationWarning, match="use get_job_id, get_node_id"):
+        assert "task_id" not in context.get()
+    with pytest.warns(DeprecationWarning, match="use get_accelerator_ids"):
+        assert context.get_resource_ids() == context.get_accelerator_ids()
+    assert isinstance(job, ray.JobID)
+    assert job.hex() == context.get_job_id()
+    node = ray.NodeID.from_hex(context.get_node_id())
+    with pytest.warns(DeprecationWarning, match="is deprecated"):
+        assert ray.get(make(here).remote()) == (job, node, context.namespace)
+
+
 # --- Options ---
 
 
