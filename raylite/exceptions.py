@@ -726,12 +726,6 @@ class PlasmaObjectNotAvailable(RayError):
 class ObjectStoreFullError(RayError):
     """The object store has no room, and nothing in it can be moved out."""
 
-    def __str__(self) -> str:
-        return super().__str__() + (
-            "\nThe local object store is full of objects that are still in scope and cannot be "
-            "evicted. Tip: Use the `raylite memory` command to list active objects in the cluster."
-        )
-
 
 class OutOfDiskError(RayError):
     """Neither the object store nor the disk that it spills to has room."""
@@ -740,7 +734,7 @@ class OutOfDiskError(RayError):
         return super().__str__() + (
             "\nThe object cannot be created because the local object store is full and the local "
             "disk's utilization is over capacity (95% by default). Tip: Use `df` on this node to "
-            "check disk usage and `raylite memory` to check object store memory usage."
+            "check disk usage."
         )
 
 

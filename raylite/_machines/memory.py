@@ -334,7 +334,8 @@ class Memory:
             f"{_human(self._capacity)} free (largest run {_human(self._space.largest())}, "
             f"{_human(self._quarantined)} waiting for readers) after {self._grace:g} s; "
             f"top holders: {self._holders()}; "
-            "drop references to large objects or start the node with more memory"
+            "drop references to large objects or start the node with more memory\n"
+            "The local object store is full of objects that are still in scope and cannot be evicted."
         )
 
     def _holders(self, count: int = 5) -> str:

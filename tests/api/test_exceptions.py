@@ -602,7 +602,6 @@ def test_texts(error: RayError, text: str) -> None:
         (exceptions.LocalRayletDiedError(), "The task's local raylet died."),
         (exceptions.TaskPlacementGroupRemoved(), "The placement group corresponding to this task"),
         (exceptions.ActorPlacementGroupRemoved(), "The placement group corresponding to this Act"),
-        (exceptions.ObjectStoreFullError("m"), "m\nThe local object store is full of objects"),
         (exceptions.OutOfDiskError("m"), "m\nThe object cannot be created because the local"),
         (ObjectLostError(HEX, None, ""), f"Failed to retrieve object {HEX}. To see information"),
         (ObjectLostError(HEX, None, "here"), f"Failed to retrieve object {HEX}. The ObjectRef was"),

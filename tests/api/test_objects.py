@@ -697,8 +697,11 @@ def test_a_view_in_a_task_outlives_the_task() -> None:
 
 def test_a_full_store_waits_for_room_and_then_says_so() -> None:
     refs = [ray.put(bytes(24 * MEGABYTE)) for _ in range(2)]
-    with pytest.raises(ObjectStoreFullError, match=r"0\.3 s"):
+    with pytest.raises(ObjectStoreFullError, match=r"0\.3 s") as caught:
         ray.put(bytes(48 * MEGABYTE))
+    assert (
+        str(caught.value).splitlines()[-1].startswith("The local object store is full of objects")
+    )
     assert [len(each) for each in ray.get(refs)] == [24 * MEGABYTE] * 2
 
 
@@ -711,8 +714,9 @@ def test_a_put_goes_on_when_there_is_room_again() -> None:
 
 
 def test_an_object_larger_than_the_store_is_refused_at_once() -> None:
-    with pytest.raises(ObjectStoreFullError, match="can never fit"):
+    with pytest.raises(ObjectStoreFullError, match="can never fit") as caught:
         ray.put(bytes(STORE + MEGABYTE))
+    assert "full" not in str(caught.value)
     with pytest.raises(ObjectStoreFullError, match="can never fit"):
         echo.remote(bytes(STORE + MEGABYTE))
 

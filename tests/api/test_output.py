@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import raylite as ray
+from raylite.exceptions import WorkerCrashedError
 from tests.api.drivers import drive
 
 pytestmark = pytest.mark.process
@@ -50,6 +51,16 @@ def test_what_a_task_prints_is_shown_with_its_name_and_process(capsys: Capture) 
 def test_what_a_task_prints_to_stderr_is_shown_there(capsys: Capture) -> None:
     (pid,), out, err = shown(capsys, (complain, "help"))
     assert (out, err) == ("", f"(complain pid={pid}) help\n")
+
+
+def test_the_text_of_a_system_exit_is_shown_once(capsys: Capture) -> None:
+    @ray.remote(max_retries=0)
+    def leave() -> None:
+        sys.exit("no more")
+
+    with ray.init(num_cpus=1), pytest.raises(WorkerCrashedError, match="exit code 1"):
+        ray.get(leave.remote())
+    assert re.sub(r"\d+", "7", capsys.readouterr().err) == "(leave pid=7) no more\n"
 
 
 def test_each_line_has_the_name_of_the_task_that_printed_it(capsys: Capture) -> None:

@@ -117,8 +117,9 @@ class AsyncRunner(Runner):
                 if self._bug is not None:
                     raise self._bug
         except SystemExit as error:
-            self._on_exit(exit_code(error))
-            raise
+            code = exit_code(error)
+            self._on_exit(code)
+            raise SystemExit(code) from None  # its text has been printed
         finally:
             self._executor.on_arrival = self._values.on_await = None
         return self._next

@@ -203,8 +203,9 @@ class Runner:
                 self._adopt(config)
             values = self._call(job)
         except SystemExit as error:
-            self._on_exit(exit_code(error))
-            raise
+            code = exit_code(error)
+            self._on_exit(code)
+            raise SystemExit(code) from None  # its text has been printed
         except BaseException as error:  # a task may raise anything; none of it is the worker's
             interrupted = self._interrupted(error)
             values, retry = self._failed(error, job, name)
