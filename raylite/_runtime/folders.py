@@ -9,7 +9,9 @@ from datetime import datetime
 from pathlib import Path
 from tempfile import gettempdir
 
-from raylite._runtime.node import LATEST, NodeConfig
+from raylite._kernel import processes
+from raylite._runtime import listeners
+from raylite._runtime.node import LATEST, RECORD, NodeConfig
 from raylite._runtime.settings import setting
 
 _LONGEST_NAME = "w0123456789abcdef.sock"  # a worker's
@@ -72,9 +74,19 @@ def _reason(temp: Path, error: OSError) -> str:
 
 def _prune(directory: Path) -> None:
     """Remove what the oldest ended sessions have left, which is their logs. Ray: they stay for ever."""
-    ended = [each for each in directory.glob("session_2*") if not (each / "sockets").exists()]
+    ended = [each for each in directory.glob("session_2*") if _has_ended(each)]
     for session in sorted(ended)[:-_ENDED_KEPT]:
         shutil.rmtree(session, ignore_errors=True)
+
+
+def _has_ended(session: Path) -> bool:
+    """Whether a session cleared up, or was killed while it began; if it had a record, see `tidy`."""
+    if not (session / "sockets").exists():
+        return True
+    if (session / RECORD).exists() or processes.birth(maker_of(session)):
+        return False
+    # The pid may be of another container, with which the directory is shared.
+    return not listeners.is_open(NodeConfig(0, 0, session_dir=str(session)).door)
 
 
 def point_latest_at(session: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import resource
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -157,3 +158,25 @@ def test_of_sessions_that_have_ended_the_latest_keep_their_logs(short_dir: Path)
         ended.append(session)
     latest = folders.make_session_dir(folder)
     assert sorted(folders.sessions(folder)) == sorted([*ended[5:], living, latest])
+
+
+def test_of_sessions_whose_maker_was_killed_while_they_began_the_latest_stay(
+    short_dir: Path,
+) -> None:
+    folder = str(short_dir)
+    living = folders.make_session_dir(folder)
+    dead = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True)
+    killed = []
+    for number in range(25):
+        session = living.parent / f"session_2001-01-01_{number:02}_{int(dead.stdout)}"
+        for each in ("logs", "sockets"):
+            (session / each).mkdir(parents=True)
+        killed.append(session)
+    (killed[0] / "node.json").write_text("{}")  # what it names may have to be ended first
+    of_a_container = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with of_a_container:
+        of_a_container.bind(str(killed[1] / "sockets" / "node.sock"))
+        of_a_container.listen()
+        latest = folders.make_session_dir(folder)
+    kept = [*killed[:2], *killed[5:], living, latest]
+    assert sorted(folders.sessions(folder)) == sorted(kept)
