@@ -258,6 +258,16 @@ def test_stopping_twice_and_using_what_is_stopped_is_refused_clearly() -> None:
         pass
 
 
+def test_references_of_two_that_live_are_not_read_together() -> None:
+    with LocalCluster(num_cpus=1, workers="threads"):
+        outer = ray.put(1)
+        with LocalCluster(num_cpus=1, workers="threads"):
+            inner = ray.put(2)
+            assert (ray.get(outer), ray.get(inner)) == (1, 2)
+            with pytest.raises(ValueError, match=f"{inner.hex()} belongs to another cluster"):
+                ray.get([outer, inner])
+
+
 def test_what_belongs_to_a_stopped_one_is_explained_without_starting_another() -> None:
     with LocalCluster(num_cpus=1, workers="threads"):
         ref = ray.put(1)

@@ -491,9 +491,9 @@ class FetchingThread(Fetching, BlockedThread):
 
 def unknown_owner(entry: Entry) -> ValueError:
     """What is raised for a reference that another session (or cluster) left over."""
+    whose = "a session that has ended" if entry.keeper.is_closed else "another cluster"
     return ValueError(
-        "Ray object(s) whose owner is unknown: the reference "
-        f"{entry.id.hex()} belongs to a session that has ended"
+        f"Ray object(s) whose owner is unknown: the reference {entry.id.hex()} belongs to {whose}"
     )
 
 
