@@ -238,3 +238,21 @@ async def test_a_read_that_begins_when_a_fence_was_asked_for_waits_no_more() -> 
         began = moment()
         assert len(await outcome(at, ref)) == LARGE
         assert moment() - began < 2.0
+
+
+@simulated
+async def test_what_was_wished_for_while_a_fence_was_asked_for_is_not_forgotten() -> None:
+    async with scene() as at:
+        ref = at.driver.submit(rest, LONG, max_retries=1)
+        await at.begun()
+        at.cut()
+        await asyncio.sleep(15.0)
+        at.cluster.gcs.kill()
+        await asyncio.sleep(15.0)
+        other = at.driver.submit(where)
+        await asyncio.sleep(38.0)  # the session with the lessor has ended, too
+        await at.cluster.gcs.start()
+        await asyncio.sleep(10.0)
+        at.heal()
+        for each in (ref, other):
+            assert (await outcome(at, each)).startswith("n2/")

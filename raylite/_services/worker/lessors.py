@@ -172,6 +172,8 @@ class Lessors:
         error = home.error
         if isinstance(error, PeerLostError) and not error.confirmed and node is not None:
             self._fencing.lost(home, node, leases)
+            if not self._fencing.fences.is_asking(home):
+                del self._nodes[home]
         else:
             self._fencing.ended(home)
             self._nodes.pop(home, None)
@@ -186,8 +188,9 @@ class Lessors:
     def _parted(self, home: Link, leases: Sequence[LeaseID], heard: hot.Fenced) -> None:
         """What a raylet that cannot be reached was asked for, and had lent, is no more."""
         node = self._nodes[home]
-        if home.is_ended:
+        if home.is_ended:  # what was wished for since was never heard of there
             del self._nodes[home]
+            leases = [lease for lease, at in self._homes.items() if at is home]
         self._part(home, leases, heard, (node,))
 
     def _part(
