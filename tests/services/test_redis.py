@@ -74,6 +74,7 @@ async def test_tables_that_a_living_gcs_writes_are_refused_to_other_nodes(
     await held.put("t", b"k", b"v")
     assert not watching.done()
     watching.cancel()
+    await asyncio.wait([watching])
     await held.close()
 
 
@@ -105,6 +106,19 @@ async def test_the_tables_of_a_dead_gcs_are_the_next_ones_and_it_may_write_no_mo
     await new.close()
 
 
+async def test_a_sign_of_life_that_comes_after_the_end_takes_nothing_back(
+    redis_server: RedisServer,
+) -> None:
+    ended = await RedisStorage.open(redis_server.url, "c", "a")
+    await ended.close()
+    with pytest.raises(StorageTakenError):
+        await ended._tenure.renew()
+    await ended.close()  # what that opened
+    next_one = await RedisStorage.open(redis_server.url, "c", "b")  # at once, without a wait
+    await next_one.put("t", b"k", b"v")
+    await next_one.close()
+
+
 @pytest.mark.usefixtures("quick")
 async def test_a_gcs_whose_tables_nobody_took_in_its_sleep_has_them_still(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
@@ -119,6 +133,7 @@ async def test_a_gcs_whose_tables_nobody_took_in_its_sleep_has_them_still(
     with pytest.raises(StorageTakenError):
         await RedisStorage.open(redis_server.url, "c", "b")
     watching.cancel()
+    await asyncio.wait([watching])
     await asleep.close()
 
 
@@ -140,6 +155,7 @@ async def test_a_redis_that_was_away_takes_the_tables_from_no_living_gcs(
     assert not watching.done()
     await held.put("t", b"k", b"v")
     watching.cancel()
+    await asyncio.wait([watching])
     await held.close()
 
 

@@ -139,6 +139,7 @@ async def test_tables_that_are_open_are_refused_to_another_node(
             await rival()
         await storage.put("t", b"k", b"v")
         watching.cancel()
+        await asyncio.wait([watching])
     async with opened(rival) as storage:
         assert await storage.load("t") == {b"k": b"v"}
 

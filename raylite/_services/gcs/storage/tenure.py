@@ -56,7 +56,10 @@ redis.call('HSET', KEYS[2], 'node', ARGV[2], 'place', ARGV[3], 'writer', ARGV[1]
 return redis.call('HINCRBY', KEYS[2], 'beats', 1)
 """
 _RELEASE = """
-if redis.call('HGET', KEYS[1], 'writers') == ARGV[1] then redis.call('DEL', KEYS[2]) end
+if redis.call('HGET', KEYS[1], 'writers') == ARGV[1] then
+    redis.call('HINCRBY', KEYS[1], 'writers', 1)
+    redis.call('DEL', KEYS[2])
+end
 return 0
 """
 
@@ -118,7 +121,11 @@ class Tenure:
             raise self._taken()
 
     async def release(self) -> None:
-        """Let the next have the tables at once, if they are this GCS's still."""
+        """Let the next have the tables at once, if they are this GCS's still.
+
+        The number of this writer is no longer the last then: a sign of life that was on its way, by another
+        connection, comes too late.
+        """
         if self._writer:  # else it never had them, and Redis is perhaps not there
             await self._run(_RELEASE, str(self._writer))
 
