@@ -18,6 +18,7 @@ from raylite._runtime.machine import (
     default_gpus,
     default_memory,
     default_object_store,
+    total_memory,
 )
 from raylite._runtime.node import NodeConfig
 from raylite._types import board
@@ -58,6 +59,10 @@ def node_config(options: SessionOptions) -> NodeConfig:
     memory = asked.pop("memory", options.memory)
     store = int(asked.pop("object_store_memory", options.object_store_memory or 0))
     store = store or default_object_store()
+    if store > (total := total_memory()):
+        raise ValueError(
+            f"object_store_memory is {store} bytes, and this machine has {total}: ask for less"
+        )
     resources = {**(options.resources or {}), **asked}
     visible = listed(os.environ.get(VISIBLE["GPU"]))
     if visible is not None and gpus > len(visible):

@@ -17,13 +17,16 @@ def default_cpus() -> int:
     return max(1, min(count, quota) if quota is not None else count)
 
 
-def default_object_store() -> int:
-    """Return the bytes of an object store that suits this machine's memory."""
+def total_memory() -> int:
+    """Return the bytes of memory that this machine, or its cgroup, has."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = _cgroup_memory()
-    if limit is not None:
-        total = min(total, limit)
-    return int(min(max(total * _STORE_SHARE, _STORE_LEAST), _STORE_MOST))
+    return total if limit is None else min(total, limit)
+
+
+def default_object_store() -> int:
+    """Return the bytes of an object store that suits this machine's memory."""
+    return int(min(max(total_memory() * _STORE_SHARE, _STORE_LEAST), _STORE_MOST))
 
 
 def default_memory(store: int) -> int:

@@ -140,7 +140,7 @@ class MemberService(Service):
 
     async def _sync(self, link: Link) -> bool:
         """Give a sign of life; whether the GCS knows this node as it was registered."""
-        row, available = self._row, self._leases.leases.available().to_floats()
+        row, available = self._row, self._leases.leases.available().left()
         lag, self._lag = self._lag, 0.0
         beat = msg.Heartbeat(row.node_id, row.incarnation, available, lag)
         synced = await gcs.Nodes(link).sync(beat)

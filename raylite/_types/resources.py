@@ -71,6 +71,10 @@ class Resources(Struct, eq=False):
         """Return the amounts by name as users see them; a resource at zero is absent."""
         return {name: amount / UNIT for name, amount in self._units.items()}
 
+    def left(self) -> dict[str, float]:
+        """Return what is available as users see it: what was lent twice for a moment is none."""
+        return {name: amount / UNIT for name, amount in self._units.items() if amount > 0}
+
     def units(self, name: str) -> int:
         """Return the ten-thousandths of one resource."""
         return self._units.get(name, 0)

@@ -71,6 +71,11 @@ class LocalCluster:
             "resources": resources or {},
             "object_store_memory": object_store_memory,
         }
+        given: object = nodes
+        if given is not None and not isinstance(given, list | tuple):
+            raise TypeError(
+                f"nodes must be a list with the number of CPUs, or the options, of each, not {nodes!r}"
+            )
         self._specs = [NodeSpec.of(each) for each in ([only] if nodes is None else nodes)]
         if not self._specs:
             raise ValueError("a cluster has at least one node")

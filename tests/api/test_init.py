@@ -190,6 +190,12 @@ def test_a_store_too_small_to_work_is_refused(size: int) -> None:
     assert not ray.is_initialized()
 
 
+def test_a_store_that_the_machine_has_no_memory_for_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^object_store_memory is 10{15} bytes, .* ask for less$"):
+        ray.init(object_store_memory=10**15)
+    assert not ray.is_initialized()
+
+
 def test_what_init_returns_is_a_mapping_and_a_context_manager() -> None:
     with ray.init(num_cpus=1) as context:
         assert ray.is_initialized()

@@ -267,7 +267,10 @@ def test_a_node_that_leaves_or_is_killed_leaves_no_process() -> None:
 
 
 @pytest.mark.process
-def test_a_node_that_cannot_start_says_why_and_the_cluster_goes_on() -> None:
+def test_a_node_that_cannot_start_says_why_and_the_cluster_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("raylite._runtime.local.total_memory", lambda: 1 << 63)  # that is not so
     with LocalCluster(nodes=[1], workers="processes") as cluster:
         with pytest.raises(RaySystemError, match=r"No space|Errno"):
             cluster.add_node(object_store_memory=1 << 62)
@@ -305,3 +308,9 @@ def test_no_node_outlives_the_test_process(number: int) -> None:
         assert len([pid for pid in driver.watch_tree() if title(pid) == "raylite: raylet"]) == 3
         driver.watch.signal(number, driver.pid)
         assert driver.watch.left_after(3 * 2.0) == []
+
+
+@pytest.mark.parametrize("nodes", [5, "55", {"num_cpus": 1}])
+def test_nodes_that_are_not_listed_are_refused(nodes: Any) -> None:
+    with pytest.raises(TypeError, match=r"^nodes must be a list .*, not "):
+        LocalCluster(nodes=nodes)

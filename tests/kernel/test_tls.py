@@ -345,7 +345,9 @@ def test_a_newcomer_reaches_only_what_greets_newcomers(kind: str) -> None:
 
 
 @LOOPS
-@pytest.mark.parametrize("token", [new_token("read"), new_token("node"), cluster_token()], ids=repr)
+@pytest.mark.parametrize(
+    "token", [new_token("read"), new_token("node"), cluster_token()], ids=["read", "node", "admin"]
+)
 @pytest.mark.parametrize("is_front", [False, True])
 def test_who_only_reads_needs_no_certificate(kind: str, token: Token, is_front: bool) -> None:
     async def scenario(rig: Rig) -> None:

@@ -35,7 +35,9 @@ def test_adding_to_a_debt_of_the_same_size_leaves_nothing() -> None:
 
 
 def test_what_is_available_can_be_negative() -> None:
-    assert (Resources() - Resources.of(CPU=1)).to_floats() == {"CPU": -1.0}
+    available = Resources.of(GPU=1) - Resources.of(CPU=1)
+    assert available.to_floats() == {"GPU": 1.0, "CPU": -1.0}
+    assert available.left() == {"GPU": 1.0}  # as users see it
 
 
 def test_a_demand_fits_when_nothing_it_needs_is_short() -> None:

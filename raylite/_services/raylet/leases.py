@@ -194,7 +194,7 @@ class LeaseService(Service, serves=(raylet.Leases,)):
     @handles(raylet.Leases.resources)
     async def resources(self, request: msg.GetResources) -> msg.ResourceView:
         await self._cluster.wait_known(map(NodeKey, request.nodes))
-        available = self._leases.available().to_floats()
+        available = self._leases.available().left()
         return msg.ResourceView(self._leases.total.to_floats(), available)
 
     def _place(self, effects: list[picking.Effect]) -> None:
