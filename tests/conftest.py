@@ -16,6 +16,7 @@ import gc
 import logging
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -196,6 +197,9 @@ TEMP_DIR = pytest.StashKey[str]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A background job of a shell ignores Ctrl-C, and so would every process that a test starts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if "PYTEST_XDIST_WORKER" in os.environ:  # its siblings' processes are not this one's leaks
         os.environ[MARK] = uuid.uuid4().hex
     os.environ.setdefault(MARK, uuid.uuid4().hex)

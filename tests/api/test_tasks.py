@@ -834,10 +834,11 @@ def test_a_cancelled_error_of_the_tasks_own_is_an_error_like_any_other() -> None
     def cancelled() -> None:
         raise asyncio.CancelledError("mine")
 
-    with pytest.raises(asyncio.CancelledError) as caught:
+    # Ray: it is a CancelledError as well, and cancels whoever awaits it.
+    with pytest.raises(RayTaskError) as caught:
         ray.get(cancelled.remote())
-    assert type(caught.value).__name__ == "RayTaskError(CancelledError)"
-    assert not isinstance(caught.value, TaskCancelledError)
+    assert type(caught.value) is RayTaskError
+    assert type(caught.value.cause) is asyncio.CancelledError
     assert str(caught.value).endswith("\nasyncio.exceptions.CancelledError: mine")
 
 
