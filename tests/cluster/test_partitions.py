@@ -240,6 +240,8 @@ def test_a_node_that_returns_after_its_death_joins_as_another(
     with cluster.head.driver(TASKS + dedent(program)) as driver, away.driver(other) as abroad:
         assert driver.hear() == "3000001"
         assert abroad.hear() == "resting"
+        # Of a task that had not begun there, its owner would hear nothing: it waits for another node.
+        assert eventually(lambda: "2" in (tmp_path / "journal").read_text())
         before = living(head)
         assert until_a_death(head, lambda: cluster.network.unplug(away)) < 12
         assert driver.hear() == "NodeDiedError"
