@@ -9,7 +9,8 @@
     ├── RayActorError
     │   ├── ActorDiedError                  for good
     │   └── ActorUnavailableError           for now
-    ├── WorkerCrashedError, LocalRayletDiedError, NodeDiedError, OutOfMemoryError
+    ├── WorkerCrashedError, NodeDiedError, OutOfMemoryError
+    ├── LocalRayletDiedError (GcsUnavailableError)
     ├── RaySystemError
     │   ├── StreamingGeneratorReplayInconsistentError
     │   ├── RayChannelError, RayCgraphCapacityExceeded, RayDirectTransportError
@@ -482,6 +483,19 @@ class LocalRayletDiedError(RayError):
 
     def __str__(self) -> str:
         told = "The task's local raylet died. Check raylet.log for more information."
+        return f"{told} {self.cause}".rstrip()
+
+
+class GcsUnavailableError(LocalRayletDiedError):
+    """The local cluster has lost its GCS, and with that its tables, which were in memory only.
+
+    A head that was started by ``raylite start`` keeps them, and starts its GCS again instead.
+    """
+
+    def __str__(self) -> str:
+        told = (
+            "The cluster's GCS has ended, and its tables with it: start another cluster by init()."
+        )
         return f"{told} {self.cause}".rstrip()
 
 
@@ -997,6 +1011,16 @@ RAY_EXCEPTION_TYPES: list[type[RayError]] = [
 def reason_of(error: BaseException | None) -> str:
     """Return what a text says of a lost peer that it names itself."""
     return error.reason if isinstance(error, PeerLostError) else str(error)
+
+
+GCS_ENDED = "the node's gcs process"
+"""How the reason begins for which the raylet of a local cluster ends when its GCS has."""
+
+
+def raylet_died(error: BaseException | None) -> LocalRayletDiedError:
+    """Return what is raised when the link to the own raylet has ended with an error."""
+    reason = reason_of(error)
+    return (GcsUnavailableError if GCS_ENDED in reason else LocalRayletDiedError)(reason)
 
 
 _NEED_MORE_THAN_A_MESSAGE = (

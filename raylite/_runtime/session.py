@@ -24,11 +24,10 @@ from raylite._services.worker.output import OutputService
 from raylite._wire import hot
 from raylite._wire.messages import gcs as gcs_msg, raylet as msg
 from raylite.exceptions import (
-    LocalRayletDiedError,
     PeerLostError,
     RayError,
     RaySystemError,
-    reason_of,
+    raylet_died,
 )
 
 _START_SECONDS = 60.0
@@ -217,7 +216,7 @@ async def _view(leases: raylet.Leases) -> msg.ResourceView:
 
 def _check_node_lives(place: Place) -> None:
     if (error := place.core.raylet_link.error) is not None and not place.core.is_closed:
-        raise LocalRayletDiedError(reason_of(error)) from error
+        raise raylet_died(error) from error
 
 
 _lock = threading.RLock()

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 from collections import Counter
@@ -84,7 +85,13 @@ def test_results_survive_the_deaths_of_processes_and_nodes_and_nothing_is_leaked
             chaos.end()
             driver.say("go on")
             assert driver.hear(HANGS) == "nothing is leaked"
-            assert driver.end() == (0, "")
+            status, told = driver.end()
+            # Tasks that wait for others are many when nodes have just died, and that is said.
+            crowded = re.compile(r"More than \d+ tasks on this node wait in get\(\)")
+            assert (status, [line for line in told.splitlines() if not crowded.match(line)]) == (
+                0,
+                [],
+            )
         assert chaos.killed["worker"] > 30
         assert chaos.killed["raylet"] > 2
         assert chaos.killed["gcs"] > 1

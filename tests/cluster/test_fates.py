@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 import raylite as ray
-from raylite.exceptions import LocalRayletDiedError, WorkerCrashedError
+from raylite.exceptions import GcsUnavailableError, LocalRayletDiedError, WorkerCrashedError
 from tests.cluster.watching import (
     SOON,
     Driver,
@@ -81,6 +81,8 @@ def test_a_node_ends_with_any_of_its_components(
         with pytest.raises(LocalRayletDiedError, match=r"SIGKILL|ended") as caught:
             ray.get(ref, timeout=SOON)
         assert "unix:" not in str(caught.value)
+        is_gcs = victim == "raylite: gcs"  # its tables were in memory, and nobody starts it again
+        assert isinstance(caught.value, GcsUnavailableError) is is_gcs
 
 
 def test_what_is_asked_of_a_dead_node_fails_at_once(session: "ray.RayContext") -> None:

@@ -23,12 +23,11 @@ from raylite._wire import hot
 from raylite._wire.hot import PullFailure, Value
 from raylite.exceptions import (
     LinkError,
-    LocalRayletDiedError,
     ObjectLostError,
     ObjectStoreFullError,
     OwnerDiedError,
     RayError,
-    reason_of,
+    raylet_died,
     to_raise,
 )
 
@@ -146,7 +145,7 @@ class Copies:
             for entry in entries:
                 self._dropped_view(entry)
             if isinstance(error, LinkError) and self._raylet.is_ended:
-                raise LocalRayletDiedError(reason_of(error)) from error
+                raise raylet_died(error) from error
             raise
         return {
             entry: self._arena.view(offset, each.size, self._dropper(entry, number, each.key))

@@ -50,10 +50,9 @@ from raylite._wire.hot import Contained, Form, Value
 from raylite.exceptions import (
     GetTimeoutError,
     LinkError,
-    LocalRayletDiedError,
     RayError,
     RaySystemError,
-    reason_of,
+    raylet_died,
 )
 
 P = ParamSpec("P")
@@ -257,7 +256,7 @@ class Core:
         except BaseException as error:
             self._written(owner)
             if isinstance(error, LinkError) and self.raylet_link.is_ended:
-                raise LocalRayletDiedError(reason_of(error)) from error
+                raise raylet_died(error) from error
             raise
 
     def write(self, owner: bytes, allocation: hot.Allocation, pickled: pickling.Pickled) -> Value:

@@ -58,7 +58,7 @@ from raylite.exceptions import (
     TaskTimeoutError,
     TaskUnschedulableError,
     WorkerCrashedError,
-    reason_of,
+    raylet_died,
 )
 
 
@@ -580,7 +580,7 @@ class SubmitService(Service, serves=(worker.Submit, raylet.Holder)):
             self._perform(self._submitter.expire(now()))
 
     def _raylet_died(self) -> LocalRayletDiedError:
-        return LocalRayletDiedError(reason_of(self._raylet.error))
+        return raylet_died(self._raylet.error)
 
     def name(self, task: OwnedTask) -> str:
         return self.peers.name(task)
