@@ -1,12 +1,12 @@
 """The tokens that were issued on the head, at the other nodes: kept beside the cluster's own.
 
 All processes of a node find them there, as those that were issued on the head find them on the head. Who
-has joined with such a token himself can open none, and knows those with the same one and the others.
+has joined with such a token himself can open what he shares with those who have another (see `pairing`).
 """
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from raylite._kernel.network import Network
 from raylite._kernel.sealing import Sealed, unseal
@@ -23,28 +23,30 @@ REFUSED = 8.0  # and one that has refused this node
 
 
 def keep_issued(token_file: str, known: msg.TokenList) -> None:
-    """Have beside the tokens in a file those tokens of nodes that the GCS knows, and no others.
+    """Have beside the tokens in a file what the GCS tells those of who have them, and no other of nodes.
 
     Raises:
         AuthenticationError: The file cannot be used.
     """
-    own = [token for token in read_tokens(token_file) if not token.is_lesser]
-    if not own:
-        return  # nothing that is told can be opened
-    kept = read_issued(token_file)
-    opened = {token.id: token for token in _opened(known.tokens, own)}
-    wanted = (*(token for token in kept if token.scope != "node"), *opened.values())
+    own, kept = read_tokens(token_file), read_issued(token_file)
+    wanted = (*(token for token in kept if token.scope != "node"), *_opened(known.tokens, own))
     if set(wanted) != set(kept):
         write_issued(token_file, wanted)
 
 
-def _opened(sealed: Iterable[msg.SealedToken], own: Iterable[Token]) -> Iterable[Token]:
-    by_id = {token.id: token for token in own}
-    for each in sealed:
-        if (under := by_id.get(each.under)) is not None:
-            found = Sealed(each.under, each.scope, each.id, each.nonce, each.masked, each.proof)
-            if (token := unseal(found, under)) is not None:
-                yield token
+def _opened(sealed: Sequence[msg.SealedToken], own: Iterable[Token]) -> list[Token]:
+    """Return what the newest of this node's tokens opens that opens anything; others open no more."""
+    for under in own:
+        if opened := [token for each in sealed if (token := _unsealed(each, under)) is not None]:
+            return opened
+    return []
+
+
+def _unsealed(each: msg.SealedToken, under: Token) -> Token | None:
+    if each.under != under.id:
+        return None
+    found = Sealed(each.under, each.scope, each.id, each.nonce, each.masked, each.proof)
+    return unseal(found, under)
 
 
 class IssuedService(Service):

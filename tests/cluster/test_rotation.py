@@ -1,5 +1,6 @@
 """A cluster's token is changed while it works, machine by machine."""
 
+import asyncio
 import os
 import shutil
 import signal
@@ -8,9 +9,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+import uvloop
 
+from raylite._kernel.grpc import GrpcNetwork
+from raylite._kernel.keyring import Keyring
+from raylite._kernel.pairing import pair
 from raylite._kernel.token import issued_beside, read_issued, read_tokens
 from raylite._runtime import records
+from raylite.exceptions import AuthenticationError
 from tests.cluster.started import component, nodes, raylite, start
 from tests.cluster.watching import SOON, Driver, Watch, eventually
 
@@ -163,11 +169,20 @@ def test_a_token_that_is_issued_allows_what_its_scope_says_until_it_is_revoked(
 MIXED = """
 ray.init()
 
-@ray.remote(resources={"far": 1})
-def far(data):
-    return bytes(len(data))
+@ray.remote
+def made(size):
+    return bytes(size)
 
-say(len(ray.get(far.remote(ray.put(bytes(300_000))))))
+@ray.remote
+def measured(data):
+    return len(data)
+
+def through(first, second):
+    data = made.options(resources={first: 1}).remote(300_000)
+    return ray.get(measured.options(resources={second: 1}).remote(data))
+
+while pair := hear():
+    say(through(*pair.split()))
 """
 
 
@@ -175,7 +190,7 @@ def test_nodes_know_one_another_whichever_token_they_have_joined_with(
     temp_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     head = start("--head", "--port=0")
-    lesser = f"{temp_dir}/lesser"
+    lesser, other = f"{temp_dir}/lesser", f"{temp_dir}/other"
 
     def join(place: str, token_file: str, resources: str) -> records.NodeRecord:
         (temp_dir / place).mkdir()
@@ -191,17 +206,46 @@ def test_nodes_know_one_another_whichever_token_they_have_joined_with(
     [token] = read_tokens(lesser)
     member = join("b", head.token_file, "{}")
     assert read_issued(member.token_file) == (token,)  # from its first moment
-    joined = join("c", lesser, '{"far": 1}')
+    joined = join("c", lesser, '{"c": 1}')
     assert read_tokens(joined.token_file) == (token,)  # and not the cluster's own
+    assert raylite("token", "issue", other, "--scope=node").returncode == 0
+    [second] = read_tokens(other)
+    last = join("d", other, '{"d": 1}')
+    shared = pair(token, second)
+    assert read_issued(last.token_file) == read_issued(joined.token_file) == (shared,)
 
     monkeypatch.setenv("RAYLITE_TMPDIR", f"{temp_dir}/b")
     with Driver(MIXED) as driver:
-        assert driver.hear() == "300000"
-        assert driver.end()[0] == 0
-    done = raylite("token", "issue", f"{temp_dir}/no")
-    assert (done.returncode, "runs on another machine" in done.stderr) == (1, True)
+        for two in ("c d", "d c"):
+            driver.say(two)
+            assert driver.hear() == "300000"
+        done = raylite("token", "issue", f"{temp_dir}/no")
+        assert (done.returncode, "runs on another machine" in done.stderr) == (1, True)
 
-    monkeypatch.setenv("RAYLITE_TMPDIR", str(temp_dir))
+        monkeypatch.setenv("RAYLITE_TMPDIR", str(temp_dir))
+        [raylet] = [row.address for row in nodes(head) if "c" in row.resources]
+        uvloop.run(revoked_under(raylet, Keyring(second, shared), second.id))
+        assert eventually(lambda: read_issued(member.token_file) == (token,))
+        assert read_issued(joined.token_file) == ()
+        driver.say("c c")
+        assert driver.hear() == "300000"
+        driver.say("")
+        assert driver.end()[0] == 0
     done = raylite("token", "revoke", f"--id={token.id}")
     assert done.returncode == 0, done.stderr
     assert eventually(lambda: read_issued(member.token_file) == ())
+
+
+async def revoked_under(raylet: str, keyring: Keyring, id: str) -> None:
+    """See a node's token revoked while that node has a wire to another's raylet, which is cut."""
+    network = GrpcNetwork(token=keyring)
+    link = network.connect(raylet)
+    ended = asyncio.Event()
+    link.on_end(lambda link: ended.set())
+    await link.wait_received()  # it is open
+    assert not link.is_ended
+    done = await asyncio.to_thread(raylite, "token", "revoke", f"--id={id}")
+    assert done.returncode == 0, done.stderr
+    await asyncio.wait_for(ended.wait(), SOON)
+    assert isinstance(link.error, AuthenticationError)
+    await network.close()

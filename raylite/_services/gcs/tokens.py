@@ -1,9 +1,14 @@
-"""The Token service: what was issued on the head is known to every node that has the cluster's own token."""
+"""The Token service: what was issued on the head is known to every node that has the cluster's own token.
 
-from collections.abc import AsyncIterator
+And two nodes that have joined with different tokens, of those that were issued, know what they share.
+"""
+
+from collections.abc import AsyncIterator, Iterator
+from itertools import combinations
 
 from raylite._kernel.keyring import Keyring
-from raylite._kernel.sealing import seal
+from raylite._kernel.pairing import pair
+from raylite._kernel.sealing import Sealed, seal
 from raylite._kernel.service import Service, every, handles
 from raylite._kernel.token import Token
 from raylite._kernel.topic import Topic
@@ -14,7 +19,7 @@ LOOK = 1.0  # seconds in which it is noticed that a token was issued or revoked
 
 
 class TokenService(Service, serves=(gcs.Tokens,)):
-    """Tells of the tokens of nodes that a keyring has, sealed under the cluster's own.
+    """Tells of the tokens of nodes that a keyring has, sealed under the cluster's own, and of those of pairs.
 
     Tokens of readers it keeps to itself: those ask nobody but the GCS.
 
@@ -48,12 +53,22 @@ class TokenService(Service, serves=(gcs.Tokens,)):
 
 
 def _sealed(tokens: tuple[Token, ...]) -> msg.TokenList:
-    own = [token for token in tokens if not token.is_lesser]
-    nodes = [token for token in tokens if token.scope == "node"]
-    sealed = [seal(token, under) for token in nodes for under in own]
     return msg.TokenList(
         [
             msg.SealedToken(each.under, each.scope, each.id, each.nonce, each.masked, each.proof)
-            for each in sealed
+            for each in _told(tokens)
         ]
     )
+
+
+def _told(tokens: tuple[Token, ...]) -> Iterator[Sealed]:
+    """Seal each token of nodes for who has the cluster's own, and what a pair of them shares for either."""
+    own = [token for token in tokens if not token.is_lesser]
+    nodes = [token for token in tokens if token.scope == "node"]
+    for token in nodes:
+        for under in own:
+            yield seal(token, under)
+    for one, other in combinations(nodes, 2):
+        shared = pair(one, other)
+        yield seal(shared, one)
+        yield seal(shared, other)
