@@ -76,4 +76,10 @@ class IssuedService(Service):
                 logger.info("the tokens that are issued are not known: %s", error)
             except RayError as error:
                 logger.info("the GCS cannot be asked for tokens: %s", error)
+            except OSError as error:  # a full disk
+                pause = REFUSED
+                logger.warning(
+                    "this node cannot keep which tokens are valid, and goes on with those that were; it "
+                    "tries again each %g s: %s", pause, error,
+                )  # fmt: skip
             await asyncio.sleep(pause)
