@@ -34,14 +34,16 @@ class Jobs(Interface):
     add = call(msg.AddJob, msg.JobAdded, scope="admin")  # and again after a restart of the GCS
     finish = call(msg.FinishJob, msg.JobFinished)
     list = call(msg.ListJobs, msg.JobList, scope="read")
+    ended = call(msg.AskEnded, msg.JobList)  # of these jobs; also those that were forgotten
     watch = feed(msg.WatchJobs, msg.JobEvent)
 
 
 class Workers(Interface):
     """The processes that run tasks, as their raylets tell of them."""
 
-    report = post(msg.ReportWorkers)  # those that began or ended; all of them in a new epoch
+    report = post(msg.ReportWorkers)  # those that began or ended; all of them every 30 s
     list = call(msg.ListWorkers, msg.WorkerList, scope="read")
+    ended = call(msg.AskEnded, msg.WorkerList)  # of these workers
     watch = feed(msg.WatchWorkers, msg.WorkerEvent)  # those that ended, and then whoever ends
 
 

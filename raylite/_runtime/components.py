@@ -159,7 +159,7 @@ def build_raylet(
     )
     logs = LogService(network, pool, cluster, source, ip, log_files)
     membership = MemberService(network, gcs_address, row, leases, pool)
-    membership.on_registered = cluster.report_all
+    membership.compare = cluster.compare
     pool.joined = membership.joined
     fences = FenceService(network, gcs_address, leases, transfers.out_of_reach)
     host = Host(

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from raylite._kernel.link import Link
 from raylite._kernel.network import Network
@@ -30,6 +30,7 @@ from raylite.exceptions import (
 logger = logging.getLogger(__name__)
 
 BEAT = 1.0
+COMPARE = 30.0  # seconds within which what was lost is found, as long as nodes beat once a second
 _ENDED_KEPT = 1000  # ends of workers to be told, while there is no GCS to tell them to
 
 
@@ -44,7 +45,7 @@ class MemberService(Service):
     """Keeps this node, its workers and the ends of its drivers in the GCS's tables.
 
     Each beat compares what the GCS was told with what is, and tells the difference; all of it, if
-    the GCS is a new one or asks for it. Without a GCS a head waits, since its fork server starts
+    the GCS is a new one or asks for it, and twice a minute: so whatever was lost is made up for. Without a GCS a head waits, since its fork server starts
     another; any other node ends when it has not been reachable for a session's timeout, for then
     nobody will ever give it work, when its cluster has taken it for dead, and when that has refused to
     let it in for as long.
@@ -74,7 +75,10 @@ class MemberService(Service):
         self._woke_at = math.inf
         self._lag = 0.0  # the longest that this loop has stood still since it last told
         self.joined = asyncio.Event()
-        self.on_registered: Callable[[], None] = _ignore
+        self._compare_at = 0.0  # when all is told the next time
+        self._random = network.seams.random("comparing")
+        #: Asks what of others is here and should not be; told whether this node has just registered.
+        self.compare: Callable[[Link, bool], Awaitable[None]] = _ignore
         pool.on_gone.append(self._gone)
 
     async def started(self) -> None:
@@ -124,7 +128,7 @@ class MemberService(Service):
                 ) from error
 
     async def _beat(self, link: Link) -> None:
-        is_known = False
+        is_known, is_due = False, now() >= self._compare_at
         if self._registered is not None:
             is_known = await self._sync(link) and self._registered[0] is link
         if not is_known:
@@ -132,8 +136,12 @@ class MemberService(Service):
             registered = await gcs.Nodes(link).register(self._row)
             self._registered = link, registered.epoch
             self.joined.set()
-            self.on_registered()
-        self._report(link, complete=not is_known)
+        self._report(link, complete=is_due or not is_known)
+        if is_due or not is_known:
+            await self.compare(link, not is_known)
+            # Nodes that joined together, or were heard by a new GCS together, do not go on so.
+            share = 1.0 if is_known else self._random.random()
+            self._compare_at = now() + share * COMPARE * self._beat_seconds / BEAT
         for job_id in list(self._left):
             await gcs.Jobs(link).finish(msg.FinishJob(job_id, died=True))
             self._left.pop(job_id, None)
@@ -182,4 +190,4 @@ class MemberService(Service):
         self._ended.append(worker)
 
 
-def _ignore() -> None: ...
+async def _ignore(link: Link, is_new: bool) -> None: ...

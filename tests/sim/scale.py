@@ -24,7 +24,7 @@ from raylite._kernel.link import LinkConfig
 from raylite._machines.submitter import LINGER_SECONDS
 from raylite._machines.views import ViewPublisher
 from raylite._protocol import gcs, views as wire
-from raylite._runtime.membership import BEAT
+from raylite._runtime.membership import BEAT, COMPARE
 from raylite._services.raylet.cluster import between_reports
 from raylite._types.resources import Resources
 from raylite._types.strategies import NodeKey, NodeView
@@ -42,6 +42,7 @@ Ts = TypeVarTuple("Ts")
 SIZES = [10, 100, 1_000, 3_000]
 COMMIT = 0.005  # seconds that the GCS's disk takes for a commit, in the mean
 WHOLE = 2  # nodes that are not hollow
+WORKERS = 2  # that a hollow node says it has, as one that has just begun does
 TASKS = 1_000
 LEASES = 40
 OBSERVED = 5.0  # virtual seconds of each state that is looked at
@@ -234,12 +235,22 @@ class HollowNode:
         nodes = gcs.Nodes(self._link)
         await nodes.register(row)
         self.is_member.set()
-        gcs.Workers(self._link).report(msg.ReportWorkers(self.id, 1, [], complete=True))
-        beat = BEAT
+        workers = [
+            msg.Worker(worker_id=self.id + bytes([n]), pid=4_321, alive=True, address=address)
+            for n in range(WORKERS)
+        ]
+        report = msg.ReportWorkers(self.id, 1, workers, complete=True)
+        gcs.Workers(self._link).report(report)
+        beat, passed = BEAT, self._phase * COMPARE
         while True:
             await asyncio.sleep(beat)
             available = self._view.available.to_floats()
             beat = (await nodes.sync(msg.Heartbeat(self.id, 1, available))).beat or BEAT
+            passed += BEAT  # as many beats are between two comparisons, however long they take
+            if passed >= COMPARE:
+                passed -= COMPARE
+                report = msg.ReportWorkers(self.id, 1, workers, complete=True)
+                gcs.Workers(self._link).report(report)
 
     async def _report(self) -> None:
         await self.is_member.wait()

@@ -83,6 +83,10 @@ class JobService(Service, serves=(gcs.Jobs,)):
     def list_jobs(self, request: msg.ListJobs) -> msg.JobList:
         return msg.JobList([*self._table.rows.values()], self._epoch.message)
 
+    @handles(gcs.Jobs.ended)
+    def ended(self, request: msg.AskEnded) -> msg.JobList:
+        return msg.JobList([*filter(None, map(self._over, request.ids))], self._epoch.message)
+
     @handles(gcs.Jobs.watch)
     async def watch(self, request: msg.WatchJobs) -> AsyncIterator[Encoded]:
         async with aclosing(self._news.messages()) as messages:
@@ -108,6 +112,17 @@ class JobService(Service, serves=(gcs.Jobs,)):
         over = [job_id for job_id in self._gone if self._is_over(job_id)]
         for job_id in over:
             del self._gone[job_id]
+
+    def _over(self, job_id: bytes) -> msg.Job | None:
+        """Return the row of a job if it has ended; where that was forgotten, one that says only so."""
+        row = self._table.rows.get(job_id)
+        if row is not None:
+            return row if row.finished else None
+        number = int.from_bytes(job_id, "little")
+        is_forgotten = number <= self._last and self._table.latest(job_id) is None
+        if not is_forgotten or now() < self._reclaim_until:
+            return None  # it is new, or its driver may yet add it again
+        return msg.Job(job_id=job_id, finished=True, state=msg.JobState.DEAD)
 
     def _is_over(self, job_id: bytes) -> bool:
         """Whether nothing is left to be written about a job."""

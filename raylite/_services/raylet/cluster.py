@@ -207,9 +207,21 @@ class ClusterService(Service):
         changes = [self._views.apply(wire.decode(delta), now()) for delta in deltas]
         return any(changes)
 
-    def report_all(self) -> None:
-        """Tell the GCS all of this node's view: it has registered, so nothing is known of it."""
-        self._publisher.resume(0)
+    async def compare(self, link: Link, is_new: bool) -> None:
+        """Ask the GCS about all that is here of others, and tell it which view of this node is the latest.
+
+        Whoever was told everything finds nothing new. `is_new`: this node has registered, so
+        nothing is known of it.
+        """
+        publisher = self._publisher
+        publisher.resume(0 if is_new else publisher.version - 1)
+        if jobs := [*{**self.drivers, **dict.fromkeys(self._pool.jobs())}]:
+            for job in (await gcs.Jobs(link).ended(msg.AskEnded(jobs))).jobs:
+                self._take_job(job)
+        if guests := [guest.id for guest in self._pool.guests()]:
+            for worker in (await gcs.Workers(link).ended(msg.AskEnded(guests))).workers:
+                self._network.confirm_dead(worker.address, worker.exit_cause)
+                self._process_died(worker.worker_id, worker.address, worker.exit_cause)
 
     async def _report(self) -> None:
         publisher = self._publisher

@@ -179,6 +179,14 @@ class PoolService(Service, serves=(raylet.Pool,)):
     def drivers(self) -> list[Member]:
         return list(self._drivers.values())
 
+    def guests(self) -> list[Member]:
+        return list(self._guests.values())
+
+    def jobs(self) -> list[bytes]:
+        """The jobs that workers here are bound to."""
+        keys = self._pool.keys()
+        return list(dict.fromkeys(key[:4] for key in keys if isinstance(key, bytes)))
+
     def drivers_of(self, job: bytes) -> list[Member]:
         return [driver for driver in self._drivers.values() if driver.job == job]
 
@@ -262,7 +270,7 @@ class PoolService(Service, serves=(raylet.Pool,)):
 
     def job_ended(self, job: bytes) -> None:
         """Nobody needs this job's workers any more, on whatever node its driver was."""
-        if job in self._ended_jobs:
+        if job in self._ended_jobs and job not in self.jobs():
             return
         self._ended_jobs[job] = None
         if len(self._ended_jobs) > _JOBS_KEPT:

@@ -5,6 +5,7 @@
 
 __all__ = (
     "AddJob",
+    "AskEnded",
     "Certificate",
     "CertificateRequest",
     "Epoch",
@@ -112,6 +113,18 @@ class AddJob(betterproto2.Message):
 
 
 default_message_pool.register_message("raylite.gcs", "AddJob", AddJob)
+
+
+@dataclass(eq=False, repr=False)
+class AskEnded(betterproto2.Message):
+    """
+    Which of these have ended, as far as is durable; those of which nothing is known are not told.
+    """
+
+    ids: "list[bytes]" = betterproto2.field(1, betterproto2.TYPE_BYTES, repeated=True)
+
+
+default_message_pool.register_message("raylite.gcs", "AskEnded", AskEnded)
 
 
 @dataclass(eq=False, repr=False)
