@@ -642,6 +642,36 @@ async def _stream_and_wait() -> AsyncIterator[int]:
 
 def test_the_first_items_of_an_asynchronous_generator_are_several_results() -> None:
     assert get(stream.options(num_returns=3).remote(3)) == [0, bytes(200_000), 2]
-    for ref in stream.options(num_returns=2).remote(3):
-        with pytest.raises(ValueError, match="Task returned 3 objects, but num_returns=2"):
+    assert get(stream.options(num_returns=1).remote(1)) == 0
+
+
+def test_an_asynchronous_generator_with_too_many_items_ends_early_and_its_results_are_good() -> (
+    None
+):
+    yielded.clear()
+    assert get(stream.options(num_returns=2).remote(9)) == [0, bytes(200_000)]
+    assert get(stream.options(num_returns=1).remote(9)) == 0
+    assert yielded == [0, 1, 2, -1, 0, 1, -1]  # one more shows that there are too many
+
+
+def test_what_comes_before_the_error_of_an_asynchronous_generator_is_good() -> None:
+    first, *rest = stream.options(num_returns=3).remote(1, OSError("no more"))
+    assert get(first) == 0
+    for ref in rest:
+        with pytest.raises(OSError, match="no more"):
             get(ref)
+    first, second = stream.options(num_returns=2).remote(1)
+    assert get(first) == 0
+    with pytest.raises(ValueError, match="Task returned 1 objects, but num_returns=2"):
+        get(second)
+
+
+def test_several_results_of_an_asynchronous_generator_that_is_cancelled(gate: Gate) -> None:
+    yielded.clear()
+    first, second = ray.remote(_stream_and_wait).options(num_returns=2).remote()
+    assert gate.reached.wait(PATIENCE)
+    ray.cancel(second)
+    with pytest.raises(TaskCancelledError):
+        get(second)
+    assert get(first) == 0  # as of other generators
+    assert yielded == [-1]

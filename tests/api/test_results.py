@@ -220,15 +220,20 @@ def test_a_value_that_goes_nowhere_is_warned_of_once() -> None:
     async def lost_soon() -> int:
         return 1
 
+    @ray.remote(num_returns=0)
+    async def lost_stream() -> Any:
+        yield print("it ran")
+
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("default")
         for value in (None, "a", "b", None):
             lost.remote(value)
         lost_items.remote()
         lost_soon.remote()
+        lost_stream.remote()
         # With one CPU, each is behind those of its kind.
         assert ray.get([taken.remote(1), taken_soon.remote(1)]) == [1, 1]
-    assert [each.category for each in told] == [NumReturnsWarning] * 3
+    assert [each.category for each in told] == [NumReturnsWarning] * 4
     texts = sorted(str(each.message).partition(f"{MODULE}.")[2] for each in told)
     assert texts == [
         "lost has num_returns=0 and returned a value of type str, which is ignored. Leave "
@@ -236,6 +241,8 @@ def test_a_value_that_goes_nowhere_is_warned_of_once() -> None:
         "lost_items has num_returns=0 and is a generator: it does not run at all. Leave "
         "num_returns out, or return nothing.",
         "lost_soon has num_returns=0 and returned a value of type int, which is ignored. Leave "
+        "num_returns out, or return nothing.",
+        "lost_stream has num_returns=0 and is a generator: it does not run at all. Leave "
         "num_returns out, or return nothing.",
     ]
     assert {each.filename for each in told} == {__file__}

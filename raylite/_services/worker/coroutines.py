@@ -18,6 +18,7 @@ from raylite._kernel.threads import new_loop
 from raylite._services.worker.cancel import cancelled_error
 from raylite._services.worker.execute import Job
 from raylite._services.worker.producer import CoroutineGate, Gate
+from raylite._services.worker.results import Packed, remark_unread, too_many, wrong_count
 from raylite._services.worker.runner import (
     IDLE_AFTER,
     Runner,
@@ -244,7 +245,8 @@ class AsyncRunner(Runner):
         if not isinstance(made, AsyncGenerator):
             return await made
         if job.task.stream is None:
-            return await _first(made, job.task.returns + 1)
+            # With no results it does not run, as other generators do not.
+            return await self._pack_items(made, job) if job.task.returns else made
         producer = self._executor.producer_of(job)
         return await producer.run_soon(made, job, self._pack_soon, self._pause)
 
@@ -254,6 +256,8 @@ class AsyncRunner(Runner):
 
     async def _pack_all(self, result: Any, job: Job) -> tuple[Value, ...]:
         task = job.task
+        if type(result) is Packed:
+            return result
         if task.returns == 1 and type(result) is not GeneratorType:
             return (await self._pack_soon(result, task, 0, job),)
         if not isinstance(result, list | tuple) or len(result) != task.returns:
@@ -265,6 +269,28 @@ class AsyncRunner(Runner):
         except Exception as error:
             raise Unfinished(tuple(values), error) from error
         return tuple(values)
+
+    async def _pack_items(self, items: AsyncGenerator[Any], job: Job) -> Packed:
+        """Pack the first items of a generator, which are the task's results; as `_pack_each` does."""
+        task, values = job.task, list[Value]()
+        try:
+            async with aclosing(items):
+                async for each in items:
+                    if len(values) == task.returns:
+                        raise too_many(task.returns)
+                    values.append(await self._pack_soon(each, task, len(values), job))
+            if len(values) < task.returns:
+                raise wrong_count(len(values), task.returns)
+        except (SystemExit, GeneratorExit):
+            raise
+        except asyncio.CancelledError as error:
+            interrupt = KeyboardInterrupt().with_traceback(error.__traceback__)
+            raise Unfinished(tuple(values), interrupt) from error
+        except BaseException as error:
+            if len(values) < task.returns:
+                raise Unfinished(tuple(values), error) from error
+            remark_unread(task.returns)
+        return Packed(values)
 
     async def _pack_soon(self, result: Any, task: hot.Task, index: int, job: Job) -> Value:
         """The same as `_pack`, but others go on while there is no room for a large value."""
@@ -357,16 +383,6 @@ def _make_task(
         begun.add(made)
         made.add_done_callback(begun.discard)
     return made
-
-
-async def _first(items: AsyncGenerator[Any], most: int) -> list[Any]:
-    found: list[Any] = []
-    async with aclosing(items):
-        async for each in items:
-            found.append(each)
-            if len(found) == most:
-                break
-    return found
 
 
 async def _end(begun: _Begun) -> None:

@@ -19,7 +19,13 @@ from raylite._services.worker.execute import Job, QueueExecutor
 from raylite._services.worker.interrupts import came_through, is_below
 from raylite._services.worker.objects import Entry, ObjectRef
 from raylite._services.worker.producer import Gate
-from raylite._services.worker.results import not_serializable, remark_ignored
+from raylite._services.worker.results import (
+    not_serializable,
+    remark_ignored,
+    remark_unread,
+    too_many,
+    wrong_count,
+)
 from raylite._services.worker.running import RunningTask
 from raylite._services.worker.streams import NONE
 from raylite._wire import hot, pickling
@@ -332,9 +338,7 @@ class Runner:
         name = task.name or job.definition.title
         is_chunk = isinstance(result, GeneratorType) and result.gi_code is OUTCOMES
         if not isinstance(result, GeneratorType) and len(result) != task.returns:
-            raise ValueError(
-                f"Task returned {len(result)} objects, but num_returns={task.returns}."
-            )
+            raise wrong_count(len(result), task.returns)
         results = iter(result)
         values: list[Value] = []
         try:
@@ -350,9 +354,7 @@ class Runner:
                 if len(values) == task.returns:
                     _exhaust(results, task.returns)
                     return tuple(values)
-            raise ValueError(
-                f"Task returned {len(values)} objects, but num_returns={task.returns}."
-            )
+            raise wrong_count(len(values), task.returns)
         except SystemExit:
             raise
         except BaseException as error:  # what came before it is good, as in Ray
@@ -456,14 +458,11 @@ def _exhaust(results: Iterator[Any], returns: int) -> None:
     """Let a generator that has yielded all its results come to its end, whatever it does there."""
     try:
         for _ in results:
-            raise ValueError(f"Task returned more than num_returns={returns} objects.")
+            raise too_many(returns)
     except SystemExit:
         raise
     except BaseException:
-        logger.exception(
-            "Unhandled error: Task threw exception, but all %s return values already created.",
-            returns,
-        )
+        remark_unread(returns)
 
 
 def is_retried(retry_on: bytes, error: BaseException) -> bool:
