@@ -11,7 +11,7 @@ from raylite._kernel.threads import expect_loop
 from raylite._machines.pace import Pace
 from raylite._options import TaskOptions
 from raylite._runtime import auto, session
-from raylite._runtime.context import Place
+from raylite._runtime.context import Caller, Place
 from raylite._services.worker import awaiting
 from raylite._services.worker.chunk import Chunk, Failed
 from raylite._services.worker.core import Core
@@ -41,7 +41,7 @@ class Calls(Protocol):
     _name: str
     _submission: Any  # None as long as the function itself could not be sent
 
-    def _submit(self, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
+    def _submit(self, caller: Caller, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
 
 
 class MakeCalls(Protocol):

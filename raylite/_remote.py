@@ -22,7 +22,7 @@ from raylite._machines.submitter import LaneKey
 from raylite._map import Chunked, Map
 from raylite._options import TaskOptions, refuse_other_yields, update_options, validate_task_options
 from raylite._runtime import auto
-from raylite._runtime.context import Place
+from raylite._runtime.context import Caller
 from raylite._services.worker.core import Core
 from raylite._services.worker.exports import check_size
 from raylite._services.worker.generator import stream
@@ -421,9 +421,9 @@ class RemoteFunction(Generic[F, R]):
         function: RemoteFunction[Any, Any] = self.options(**options) if options else self
         return function.remote(*(args or ()), **(kwargs or {}))
 
-    def _submit(self, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        core = place.core
-        task = place.task
+    def _submit(self, caller: Caller, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        core = caller.core
+        task = caller.task
         depth = 0 if task is None else task.depth + 1
         known = self._submission
         if known is None or known.core is not core or known.depth != depth:

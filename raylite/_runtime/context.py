@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
+from msgspec import Struct
+
 from raylite._runtime import presence
 from raylite._services.worker import objects
 from raylite._services.worker.core import Core
@@ -13,6 +15,23 @@ from raylite._services.worker.runner import Runner, overlapping
 from raylite._services.worker.running import RunningTask
 from raylite._wire import hot
 from raylite.exceptions import note_logs
+
+
+class Caller(Protocol):
+    """Who calls a remote function: a core worker, and the task that runs there."""
+
+    @property
+    def core(self) -> Core: ...
+
+    @property
+    def task(self) -> RunningTask | None: ...
+
+
+class Origin(Struct, frozen=True):
+    """The same, noted for a call that another thread makes later."""
+
+    core: Core
+    task: RunningTask | None
 
 
 class Place:

@@ -21,7 +21,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 from raylite._options import TaskOptions, validate_task_options
 from raylite._remote import Given, RemoteFunction
 from raylite._runtime import auto, session
-from raylite._runtime.context import Place
+from raylite._runtime.context import Origin, Place
 from raylite._services.worker.copies import Bringing
 from raylite._services.worker.objects import Entry, ObjectRef
 from raylite._types.signature import yields
@@ -50,7 +50,9 @@ class Executor(concurrent.futures.Executor):
     on the executor's own thread.
 
     A crash of a worker breaks nothing: the call is tried again, as the options say. References
-    among the arguments become values. At the end of the program all calls are waited for.
+    among the arguments become values. At the end of the program all calls are waited for. In a
+    task, calls are tasks that it has started: they have no more time than it, and are cancelled
+    with it.
 
     Args:
         max_workers: How many calls may be with the cluster at once; None, twice as many as it can
@@ -229,12 +231,13 @@ class Executor(concurrent.futures.Executor):
 class _Call:
     """A call, and the future of its result."""
 
-    __slots__ = ("args", "fn", "future", "kwargs", "place")
+    __slots__ = ("args", "fn", "future", "kwargs", "origin", "place")
 
     def __init__(
         self, place: Place, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         self.place = place
+        self.origin = Origin(place.core, place.task)  # the sender's thread runs no task
         self.fn = fn
         self.args = args
         self.kwargs = kwargs
@@ -368,7 +371,7 @@ class _Sender:
                 self._limit = _limit(call.place, self._options)
             function = self._remote_of(call.fn)
             args = call.args if function is not self._call else (call.fn, *call.args)
-            ref = function._submit(call.place, args, call.kwargs)
+            ref = function._submit(call.origin, args, call.kwargs)
             if call.place.core.is_closed:
                 raise RaySystemError("the session that this belongs to has ended")
             if not isinstance(ref, ObjectRef):

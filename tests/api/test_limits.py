@@ -4,13 +4,15 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 import raylite as ray
 from raylite.exceptions import RayTaskError, TaskTimeoutError
 from raylite.testing import LocalCluster
+from raylite.util import Executor
 
 LONG = 30.0  # seconds, in which nothing here should have to end
 
@@ -71,6 +73,25 @@ async def _left_async() -> float | None:
     return _left()
 
 
+def _left_in_executor() -> list[float | None]:
+    with Executor() as executor:
+        return list(executor.map(_left_of, range(2)))
+
+
+async def _left_in_executor_soon() -> list[float | None]:
+    with Executor() as executor:
+        soon = asyncio.get_running_loop().run_in_executor(executor, _left)
+        return [await soon, await asyncio.wrap_future(executor.submit(_left))]
+
+
+def _left_of(number: int) -> float | None:
+    return _left()
+
+
+async def _wait_in_executor(name: str) -> None:
+    await asyncio.wrap_future(Executor(max_workers=1).submit(_spin, name))
+
+
 left = ray.remote(_left)
 yield_and_spin = ray.remote(_yield_and_spin)
 wait, left_async = ray.remote(_wait), ray.remote(_left_async)
@@ -117,6 +138,19 @@ def test_a_task_has_no_more_time_than_the_one_that_started_it() -> None:
     assert below is not None
     assert LONG - 5 < below < above + 1 < LONG + 1  # the way there does not count
     assert ray.get(left_below.remote()) == (None, None)
+
+
+@pytest.mark.parametrize("function", [_left_in_executor, _left_in_executor_soon])
+def test_what_a_task_starts_by_an_executor_has_no_more_time(function: Callable[[], Any]) -> None:
+    below = ray.get(ray.remote(function).options(timeout=LONG).remote())
+    assert all(LONG - 5 < each <= LONG for each in below)
+    assert ray.get(ray.remote(function).remote()) == [None, None]
+
+
+def test_what_an_async_task_has_started_by_an_executor_ends_with_it() -> None:
+    with pytest.raises(TaskTimeoutError):
+        ray.get(ray.remote(_wait_in_executor).options(timeout=0.5).remote("by an executor"))
+    assert was_interrupted("by an executor")
 
 
 def test_a_task_survives_the_timeout_of_one_that_it_has_started() -> None:
