@@ -216,15 +216,17 @@ def as_completed(refs: Iterable[ObjectRef[T]], *, timeout: float | None = None) 
 
     What it yields is what it was given, so a dictionary can say which is which; ``await ref`` gives
     the value, or raises its error, at once (an object of another node has to be brought). However
-    many there are, each costs the same. One that is there twice comes once. Leaving the loop
-    early leaves the tasks alone.
+    many there are, each costs the same. One that is there twice comes once. Several coroutines may
+    share the iterator: each reference goes to one of them. Leaving the loop early leaves the tasks
+    alone.
 
     Args:
         refs: References, from a list or anything else; read to its end at once, here.
         timeout: Seconds, from now, until the last is to be there.
 
     Raises:
-        TypeError: Something in it is no reference.
+        TypeError: Something in it is no reference, or `timeout` no number.
+        ValueError: `timeout` is not a number (NaN).
         GetTimeoutError: By ``async for``: time ran out. Iterating again goes on where it was.
 
     Example:
@@ -245,6 +247,8 @@ class AsCompleted(AsyncIterator[ObjectRef[T]], Generic[T]):
             )
         listed = list(refs)
         _api.check_refs(listed)
+        if timeout is not None:
+            _api.limit(timeout)
         self._coming: dict[Entry, ObjectRef[T]] = {ref._entry: ref for ref in listed}
         self._arrivals = awaiting.Arrivals()
         self._deadline = None if timeout is None else self._arrivals.loop.time() + timeout
@@ -263,7 +267,8 @@ class AsCompleted(AsyncIterator[ObjectRef[T]], Generic[T]):
         while not self._here:
             if not self._coming:
                 raise StopAsyncIteration
-            self._arrivals.rearm()
+            if self._arrivals.future.done():  # or somebody else waits for the next, too
+                self._arrivals.rearm()
             if not self._here:
                 await self._next_arrival()
         return self._coming.pop(self._here.popleft())
@@ -272,8 +277,9 @@ class AsCompleted(AsyncIterator[ObjectRef[T]], Generic[T]):
         limit = asyncio.timeout_at(self._deadline)
         try:
             async with limit:
-                self._core.awaits(self._arrivals.future)
-                await self._arrivals.future
+                arrival = asyncio.shield(self._arrivals.future)  # others may wait for it
+                self._core.awaits(arrival)
+                await arrival
         except TimeoutError:
             if not self._here:
                 raise timed_out() from None

@@ -302,6 +302,44 @@ def test_a_cancelled_as_completed_loses_nothing(run: Run, gate: Gate) -> None:
     assert run(main) == [7]
 
 
+def test_several_coroutines_can_share_an_as_completed(run: Run, gate: Gate) -> None:
+    for n in range(4):
+        gate(f"shared {n}")
+
+    async def main() -> Any:
+        refs = [gated.remote(f"shared {n}", n) for n in range(4)]
+        coming = aio.as_completed(refs)
+        seen = []
+
+        async def take() -> None:
+            async for ref in coming:
+                seen.append(await ref)
+
+        takers = [asyncio.create_task(take()) for _ in range(3)]
+        await asyncio.sleep(0)
+        takers[1].cancel()  # which is not that of the others, who wait for the same
+        for n in (2, 0, 3, 1):
+            gate(f"shared {n}").set()
+            await refs[n]
+        with pytest.raises(asyncio.CancelledError):
+            await takers[1]
+        await asyncio.gather(takers[0], takers[2])
+        return seen
+
+    assert sorted(run(main)) == [0, 1, 2, 3]
+
+
+def test_a_timeout_of_as_completed_is_a_number(run: Run) -> None:
+    async def main() -> Any:
+        refs = [echo.remote(1)]
+        with pytest.raises(TypeError, match="timeout must be a number of seconds or None, not str"):
+            aio.as_completed(refs, timeout="1")  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="NaN"):
+            aio.as_completed(refs, timeout=float("nan"))
+
+    run(main)
+
+
 def test_completions_that_come_while_nobody_looks_wake_the_loop_once() -> None:
     wakes = []
 
