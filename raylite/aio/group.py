@@ -282,7 +282,8 @@ class TaskGroup:
         errors = list(self._failed.values())
         if error is not None and not isinstance(error, asyncio.CancelledError):
             met = error.object_ref if isinstance(error, RayError) else None
-            if met not in self._failed:  # or it is the same error: the block awaited what failed
+            failed = {ref.task_id() for ref in self._failed}
+            if met is None or met.task_id() not in failed:  # or the block awaited what failed
                 errors.append(error)
         if not errors:
             if cancelled is not None:

@@ -10,7 +10,7 @@ import pytest
 
 import raylite as ray
 from raylite import aio
-from raylite.exceptions import TaskCancelledError
+from raylite.exceptions import TaskCancelledError, TaskTimeoutError
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -281,6 +281,22 @@ def test_an_error_that_the_block_met_itself_is_raised_once(run: Run) -> None:
         return texts(caught.value)
 
     assert run(main) == ["met"]
+
+
+def test_an_error_that_the_block_met_in_another_result_of_the_task_is_raised_once(run: Run) -> None:
+    async def main() -> Any:
+        with pytest.raises(ExceptionGroup) as several:
+            async with aio.TaskGroup() as group:
+                first, _second = group.start(fail_at_once.options(num_returns=2), "one of two")
+                await first
+        with pytest.raises(ExceptionGroup) as streamed:
+            async with aio.TaskGroup() as group:
+                items = group.start(stream_and_stay.options(timeout=0.2), "streamed")
+                async for item in items:
+                    await item
+        return texts(several.value), [type(error) for error in streamed.value.exceptions]
+
+    assert run(main) == (["one of two"], [TaskTimeoutError])
 
 
 def test_an_error_of_the_block_cancels_the_tasks(run: Run) -> None:

@@ -313,7 +313,8 @@ def test_several_coroutines_can_share_an_as_completed(run: Run, gate: Gate) -> N
 
         async def take() -> None:
             async for ref in coming:
-                seen.append(await ref)
+                value = await ref
+                seen.append(value)
 
         takers = [asyncio.create_task(take()) for _ in range(3)]
         await asyncio.sleep(0)
