@@ -51,7 +51,7 @@ from tests.kernel.rig import QUICK, Rig, Toy, ToyService, run_on, until
 from tests.kernel.test_scopes import Desk, DeskService, let
 
 LOOPS = pytest.mark.parametrize("kind", ["grpc-asyncio", "grpc-uvloop"])
-SHORT = replace(QUICK, session_timeout=0.5)
+SHORT = replace(QUICK, ping_after=0.1, session_timeout=0.5)  # a link looks at the time so often
 NOWHERE = "tcp:127.0.0.1:0"
 
 
