@@ -13,6 +13,7 @@ from raylite._kernel.arena import Arena
 from raylite._kernel.host import Host
 from raylite._kernel.network import Network
 from raylite._kernel.service import Service
+from raylite._machines.epochs import Epochs
 from raylite._machines.leases import Leases
 from raylite._machines.memory import Memory
 from raylite._machines.nodes import Nodes as Membership
@@ -112,6 +113,7 @@ def build_raylet(
     pool.arena_size = arena.capacity
     incarnation = int.from_bytes(network.incarnation[:8], "little")
     lent = Leases(total)
+    epochs = Epochs()
 
     def view() -> NodeView:
         return NodeView(
@@ -119,7 +121,7 @@ def build_raylet(
             sum(lent.waiting().values()),
         )  # fmt: skip
 
-    cluster = ClusterService(network, gcs_address, view, pool)
+    cluster = ClusterService(network, gcs_address, view, pool, epochs)
     picker = Picker(
         NodeKey(node_id), network.seams.random("picker").random, settings.infeasible_grace
     )
@@ -158,10 +160,10 @@ def build_raylet(
         settings=written(system) if is_head else "",
     )
     logs = LogService(network, pool, cluster, source, ip, log_files)
-    membership = MemberService(network, gcs_address, row, leases, pool)
+    membership = MemberService(network, gcs_address, row, leases, pool, epochs)
     membership.compare = cluster.compare
     pool.joined = membership.joined
-    fences = FenceService(network, gcs_address, leases, transfers.out_of_reach)
+    fences = FenceService(network, gcs_address, leases, epochs, transfers.out_of_reach)
     host = Host(
         network, pool, leases, fences, objects, copies, transfers, membership, cluster, logs,
         *further,

@@ -14,10 +14,12 @@ from raylite._kernel.link import Link
 from raylite._kernel.network import Network
 from raylite._kernel.seams import now
 from raylite._kernel.service import Service, every
+from raylite._machines.epochs import Epochs
 from raylite._machines.refusals import PATIENCE, Refusals, Tell
 from raylite._protocol import gcs
 from raylite._services.raylet.leases import LeaseService
 from raylite._services.raylet.pool import Member, PoolService
+from raylite._types.address import shown
 from raylite._wire.messages import gcs as msg
 from raylite.exceptions import (
     AuthenticationError,
@@ -25,6 +27,7 @@ from raylite.exceptions import (
     PeerLostError,
     RayError,
     RaySystemError,
+    UnavailableError,
 )
 
 logger = logging.getLogger(__name__)
@@ -34,11 +37,26 @@ COMPARE = 30.0  # seconds within which what was lost is found, as long as nodes 
 _ENDED_KEPT = 1000  # ends of workers to be told, while there is no GCS to tell them to
 
 
+_REFUSED = (
+    "the cluster does not let this node in any more: %s. If its head was started anew, run `raylite "
+    "stop` here and join again; if this node's token was revoked, run `raylite token rotate "
+    "--token-file=FILE` here. The node asks for %g s"
+)
+_STALE = (
+    "an earlier GCS answers in the place of the cluster's: %s. End it; if the cluster's tables were put "
+    "back from a copy, run `raylite stop` here and join again. The node asks for %g s"
+)
+
+
 class NodeFenced(RaySystemError):
     """The cluster took this node for dead: what runs here is of use to nobody, so it ends.
 
     The fork server of a node that was started begins anew then, as another node.
     """
+
+
+class StaleGcsError(UnavailableError):
+    """Where the GCS should be, one answers that another has replaced."""
 
 
 class MemberService(Service):
@@ -58,13 +76,15 @@ class MemberService(Service):
         row: msg.RegisterNode,
         leases: LeaseService,
         pool: PoolService,
+        epochs: Epochs,
     ) -> None:
         self._network = network
         self._gcs_address = gcs_address
         self._row = row
         self._leases = leases
         self._pool = pool
-        self._registered: tuple[Link, msg.Epoch | None] | None = None
+        self._epochs = epochs
+        self._registered: tuple[Link, msg.Epoch] | None = None
         self._told: dict[bytes, msg.Worker] = {}
         self._ended: deque[msg.Worker] = deque(maxlen=_ENDED_KEPT)
         self._left: dict[bytes, None] = {}  # jobs whose driver has ended here
@@ -97,7 +117,7 @@ class MemberService(Service):
         try:
             await self._beat(self._network.connect(self._gcs_address))
             self._refusals.accepted()
-        except AuthenticationError as error:
+        except (AuthenticationError, StaleGcsError) as error:
             self._refused(error)
         except PeerLostError as error:
             if not (error.confirmed or self._row.head):
@@ -113,28 +133,27 @@ class MemberService(Service):
         finally:
             self._is_beating = False
 
-    def _refused(self, error: AuthenticationError) -> None:
+    def _refused(self, error: AuthenticationError | StaleGcsError) -> None:
+        is_stale = isinstance(error, StaleGcsError)
         for effect in self._refusals.refused(now()):
             if isinstance(effect, Tell):
-                logger.warning(
-                    "the cluster does not let this node in any more: %s. If its head was started anew, "
-                    "run `raylite stop` here and join again; if this node's token was revoked, run "
-                    "`raylite token rotate --token-file=FILE` here. The node asks for %g s",
-                    error, effect.seconds,
-                )  # fmt: skip
+                logger.warning(_STALE if is_stale else _REFUSED, error, effect.seconds)
             else:
+                what = "has been another for" if is_stale else "has refused it for"
                 raise RaySystemError(
-                    f"this node ends, for its cluster has refused it for {effect.seconds:.0f} s: {error}"
+                    f"this node ends, for its cluster {what} {effect.seconds:.0f} s: {error}"
                 ) from error
 
     async def _beat(self, link: Link) -> None:
         is_known, is_due = False, now() >= self._compare_at
-        if self._registered is not None:
-            is_known = await self._sync(link) and self._registered[0] is link
+        if self._epochs.number:
+            is_known = await self._sync(link)
         if not is_known:
             self._registered = None  # if this fails, the next beat does it
             registered = await gcs.Nodes(link).register(self._row)
-            self._registered = link, registered.epoch
+            epoch = registered.epoch or msg.Epoch()
+            self._epochs.registered(epoch.cluster_id, epoch.number)
+            self._registered = link, epoch
             self.joined.set()
         self._report(link, complete=is_due or not is_known)
         if is_due or not is_known:
@@ -147,14 +166,24 @@ class MemberService(Service):
             self._left.pop(job_id, None)
 
     async def _sync(self, link: Link) -> bool:
-        """Give a sign of life; whether the GCS knows this node as it was registered."""
+        """Give a sign of life; whether the GCS knows this node as it was registered on this link.
+
+        Raises:
+            StaleGcsError: It is a GCS that another has replaced: this node is not to register with it.
+        """
         row, available = self._row, self._leases.leases.available().left()
         lag, self._lag = self._lag, 0.0
         beat = msg.Heartbeat(row.node_id, row.incarnation, available, lag)
         synced = await gcs.Nodes(link).sync(beat)
         self._beat_seconds = synced.beat or BEAT
-        known = self._registered
-        return not synced.register_again and known is not None and known[1] == synced.epoch
+        epoch = synced.epoch or msg.Epoch()
+        if self._epochs.is_replaced(epoch.cluster_id, epoch.number):
+            reason = (
+                f"it is life {epoch.number} of the GCS, and life {self._epochs.number} is known"
+            )
+            link.confirm_dead(reason)  # the next beat dials anew, and may find the latest
+            raise StaleGcsError(f"{shown(self._gcs_address)}: {reason}")
+        return not synced.register_again and self._registered == (link, epoch)
 
     def _report(self, link: Link, *, complete: bool) -> None:
         row = self._row

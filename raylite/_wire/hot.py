@@ -345,6 +345,8 @@ class Fence(msgspec.Struct, array_like=True, frozen=True, gc=False):
     node: bytes
     holder: bytes
     leases: tuple[bytes, ...]
+    cluster: bytes = b""  # whose GCS hands it on, and which life of that
+    epoch: int = 0
 
 
 class Fenced(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import anyio
 import pytest
+from msgspec.structs import replace
 
 from raylite._kernel.arena import HeapArena
 from raylite._kernel.host import Host
@@ -22,7 +23,7 @@ from raylite._services.raylet.pool import OutputListener, SourceListener
 from raylite._types import board
 from raylite._wire import hot
 from raylite._wire.messages import gcs as msg, raylet as raylet_msg
-from raylite.exceptions import AuthenticationError, RaySystemError
+from raylite.exceptions import AuthenticationError, RaySystemError, UnavailableError
 from raylite.testing.loop import SimLoop
 from raylite.testing.sim import World
 from tests.services.rig import simulated
@@ -350,3 +351,98 @@ async def test_a_node_that_was_taken_for_dead_ends_and_a_head_goes_on() -> None:
                 with pytest.raises(RaySystemError, match="has taken it for dead"):
                     await task
         site.arena.close()
+
+
+async def epoch_of(site: Site) -> msg.Epoch:
+    network = site.network("client")
+    epoch = (await gcs.Nodes(network.connect("gcs")).list(msg.ListNodes())).epoch
+    await network.close()
+    assert epoch is not None
+    return epoch
+
+
+@simulated
+async def test_a_gcs_that_was_replaced_cannot_have_leases_ended() -> None:
+    site = Site()
+    async with site.node():
+        async with site.gcs():
+            await anyio.sleep(2)
+            old = await epoch_of(site)
+        async with site.gcs():
+            await anyio.sleep(2)
+            latest = await epoch_of(site)
+            assert (old.number, latest.number) == (1, 2)
+            late = site.network("late")
+            fences = raylet.Fences(late.connect("raylet"))
+            fence = hot.Fence(site.raylet.node_id, b"holder", (b"lease",))
+            for epoch in (msg.Epoch(), old, msg.Epoch(9, b"another cluster")):
+                named = replace(fence, cluster=epoch.cluster_id, epoch=epoch.number)
+                with pytest.raises(UnavailableError, match="obeys life 2"):
+                    await fences.revoke(named)
+            named = replace(fence, cluster=latest.cluster_id, epoch=latest.number)
+            assert await fences.revoke(named) == hot.Fenced()
+            await late.close()
+
+
+@simulated
+async def test_what_an_earlier_gcs_says_in_the_place_of_the_latest_is_not_believed() -> None:
+    site = Site()
+    async with site.node():
+        async with site.gcs():
+            network = site.network("driver")
+            await network.listen("driver")
+            config = hot.JobConfig("space")
+            attachment = await attach_driver(
+                network, "raylet", "gcs", site.arena, b"d", cpus=1, entrypoint="x", config=config
+            )
+        kept, old = site.storage, MemoryStorage()
+        assert isinstance(kept, MemoryStorage)
+        old._tables = {name: dict(rows) for name, rows in kept._tables.items()}
+        for _ in range(2):
+            async with site.gcs():
+                await anyio.sleep(5)
+        site.storage = old
+        async with site.gcs():
+            await anyio.sleep(2)
+            assert (await epoch_of(site)).number == 2  # and there was a third
+            client = site.network("client")
+            await gcs.Jobs(client.connect("gcs")).finish(msg.FinishJob(attachment.job))
+            await client.close()
+            await anyio.sleep(20)
+            _, _, (job,) = await site.rows()
+            assert job.finished
+            assert [*site.raylet.cluster.drivers] == [attachment.job]
+        site.storage = kept
+        async with site.gcs():
+            await anyio.sleep(10)
+            (node,), _, (job,) = await site.rows()
+            assert (node.alive, job.finished) == (True, False)
+            assert [*site.raylet.cluster.drivers] == [attachment.job]
+        attachment.core.close()
+        await attachment.detach()
+
+
+def test_a_node_whose_cluster_an_earlier_gcs_has_taken_over_says_so_and_ends(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def outlive() -> None:
+        site = Site()
+        async with site.gcs():
+            pass
+        old = MemoryStorage()
+        assert isinstance(site.storage, MemoryStorage)
+        old._tables = {name: dict(rows) for name, rows in site.storage._tables.items()}
+        async with site.gcs():
+            pass
+        with pytest.raises(RaySystemError, match=r"another for 60 s: .*it is life 2 of the GCS"):
+            async with site.node(is_head=False):
+                async with site.gcs():
+                    await anyio.sleep(5)
+                site.storage = old
+                async with site.gcs():
+                    await anyio.sleep(100)
+        site.arena.close()
+
+    SimLoop().run(outlive())
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len([text for text in told if "an earlier GCS answers" in text]) == 1

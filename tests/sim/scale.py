@@ -291,6 +291,9 @@ def rows_in(body: bytes) -> int:
         if body[position] == 0x10:  # `complete`
             position += 2
             continue
+        if body[position] == 0x1A:  # `epoch`
+            position += 2 + body[position + 1]
+            continue
         assert body[position] == 0x0A
         position, shift, length = position + 1, 0, 0
         while True:

@@ -34,7 +34,11 @@ class JobService(Service, serves=(gcs.Jobs,)):
         self._storage = storage
         self._epoch = epoch
         self._table = Table(storage, "jobs", msg.Job.parse, lambda row: row.finished)
-        self._news = TableNews(self._table, lambda row: bytes(msg.JobEvent([row])))
+        self._news = TableNews(
+            self._table,
+            lambda row: bytes(msg.JobEvent([row])),
+            lambda: bytes(msg.JobEvent(epoch=epoch.message)),
+        )
         self._last = 0
         self._links: dict[bytes, Link] = {}
         self._gone: dict[bytes, None] = {}  # jobs whose driver is, and whose row does not say so

@@ -20,16 +20,16 @@ class TableNews(Bulletin, Generic[R]):
     Args:
         table: The table, not loaded yet.
         encode: Makes the message that says one row.
+        first: Makes what the first message begins with.
         is_told: Which rows are told of.
-        first: What the first message begins with.
     """
 
     def __init__(
         self,
         table: Table[R],
         encode: Callable[[R], bytes],
+        first: Callable[[], bytes],
         is_told: Callable[[R], bool] = lambda row: True,
-        first: bytes = b"",
     ) -> None:
         super().__init__(self._all, self._changes, LONGEST)
         self._encode = encode
@@ -48,7 +48,7 @@ class TableNews(Bulletin, Generic[R]):
         self.changed()
 
     def _all(self) -> bytes:
-        return b"".join([self._first, *self._rows.values()])
+        return b"".join([self._first(), *self._rows.values()])
 
     def _changes(self) -> bytes:
         changed, self._changed = self._changed, []

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 
+import msgspec
+
 from raylite._kernel.codec import Encoded
 from raylite._kernel.link import Link
 from raylite._kernel.seams import now, wall
@@ -57,7 +59,7 @@ class NodeService(Service, serves=(gcs.Nodes,)):
         self._news = TableNews(
             self._table,
             lambda row: bytes(msg.NodeEvent([row])),
-            first=bytes(msg.NodeEvent(complete=True)),
+            lambda: bytes(msg.NodeEvent(complete=True, epoch=epoch.message)),
         )
         self._available: dict[bytes, dict[str, float]] = {}  # by heartbeat, so not worth keeping
         self._reasons: dict[bytes, str] = {}
@@ -129,6 +131,8 @@ class NodeService(Service, serves=(gcs.Nodes,)):
             return hot.Fenced(death=row.death_reason or "it died")
         if link is None or link.is_ended:
             raise UnavailableError(f"node {fence.node.hex()} cannot be told now: ask again")
+        epoch = self._epoch.message
+        fence = msgspec.structs.replace(fence, cluster=epoch.cluster_id, epoch=epoch.number)
         return await raylet.Fences(link).revoke(fence)
 
     @handles(gcs.Nodes.list)

@@ -32,7 +32,10 @@ class WorkerService(Service, serves=(gcs.Workers,)):
         self._nodes = nodes
         self._table = Table(storage, "workers", msg.Worker.parse, lambda row: not row.alive)
         self._news = TableNews(
-            self._table, lambda row: bytes(msg.WorkerEvent([row])), lambda row: not row.alive
+            self._table,
+            lambda row: bytes(msg.WorkerEvent([row])),
+            lambda: bytes(msg.WorkerEvent(epoch=epoch.message)),
+            lambda row: not row.alive,
         )
         # By node: those that live, and some that do not yet, or no more; their rows tell.
         self._listed: dict[bytes, dict[bytes, None]] = {}

@@ -11,6 +11,7 @@ from raylite._kernel.link import Link
 from raylite._kernel.network import Network
 from raylite._kernel.seams import now
 from raylite._kernel.service import Service
+from raylite._machines.epochs import Epochs
 from raylite._machines.views import ResourceViews, ViewPublisher
 from raylite._protocol import gcs, raylet, views as wire
 from raylite._services.raylet.pool import PoolService
@@ -18,7 +19,7 @@ from raylite._types.marks import mark_of, mark_of_node
 from raylite._types.strategies import NodeKey, NodeView, Shapes
 from raylite._wire import hot
 from raylite._wire.messages import gcs as msg
-from raylite.exceptions import AuthenticationError, RayError
+from raylite.exceptions import AuthenticationError, RayError, UnavailableError
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class ClusterService(Service):
         gcs_address: Where the GCS is.
         view: Says what this node is like now.
         pool: This node's processes.
+        epochs: Which GCS is believed.
     """
 
     def __init__(
@@ -53,11 +55,13 @@ class ClusterService(Service):
         gcs_address: str,
         view: Callable[[], NodeView],
         pool: PoolService,
+        epochs: Epochs,
     ) -> None:
         self._network = network
         self._gcs = gcs_address
         self._view = view
         self._pool = pool
+        self._epochs = epochs
         self._views = ResourceViews()
         self._raylets: dict[NodeKey, tuple[int, str]] = {}  # incarnation and address
         self._early: dict[NodeKey, list[hot.ViewDelta]] = {}  # of nodes not yet known to be members
@@ -136,7 +140,9 @@ class ClusterService(Service):
     async def _watch_nodes(self) -> None:
         nodes = gcs.Nodes(self._network.connect(self._gcs))
         events: AsyncIterator[msg.NodeEvent] = nodes.watch(msg.WatchNodes())
+        epoch = None
         async for event in events:
+            self._believe(epoch := event.epoch or epoch)
             if event.complete:
                 self._take_all(event.nodes)
                 continue
@@ -145,6 +151,12 @@ class ClusterService(Service):
                     self._joined(row)
                 else:
                     self._ended(row)
+
+    def _believe(self, epoch: msg.Epoch | None) -> None:
+        """Refuse to hear news of a GCS that another has replaced."""
+        if epoch is not None and not self._epochs.obeys(epoch.cluster_id, epoch.number):
+            latest = self._epochs.number
+            raise UnavailableError(f"life {epoch.number} of it speaks, and life {latest} is known")
 
     def _take_all(self, listed: Sequence[msg.Node]) -> None:
         """Know exactly these nodes: the living, and as dead those that are remembered."""
@@ -172,14 +184,18 @@ class ClusterService(Service):
     async def _watch_workers(self) -> None:
         workers = gcs.Workers(self._network.connect(self._gcs))
         events: AsyncIterator[msg.WorkerEvent] = workers.watch(msg.WatchWorkers())
+        epoch = None
         async for event in events:
+            self._believe(epoch := event.epoch or epoch)
             for row in event.workers:
                 self._process_died(row.worker_id, row.address, row.exit_cause)
 
     async def _watch_jobs(self) -> None:
         jobs = gcs.Jobs(self._network.connect(self._gcs))
         events: AsyncIterator[msg.JobEvent] = jobs.watch(msg.WatchJobs())
+        epoch = None
         async for event in events:
+            self._believe(epoch := event.epoch or epoch)
             for row in event.jobs:
                 self._take_job(row)
 
@@ -216,10 +232,14 @@ class ClusterService(Service):
         publisher = self._publisher
         publisher.resume(0 if is_new else publisher.version - 1)
         if jobs := [*{**self.drivers, **dict.fromkeys(self._pool.jobs())}]:
-            for job in (await gcs.Jobs(link).ended(msg.AskEnded(jobs))).jobs:
+            ended = await gcs.Jobs(link).ended(msg.AskEnded(jobs))
+            self._believe(ended.epoch)
+            for job in ended.jobs:
                 self._take_job(job)
         if guests := [guest.id for guest in self._pool.guests()]:
-            for worker in (await gcs.Workers(link).ended(msg.AskEnded(guests))).workers:
+            dead = await gcs.Workers(link).ended(msg.AskEnded(guests))
+            self._believe(dead.epoch)
+            for worker in dead.workers:
                 self._network.confirm_dead(worker.address, worker.exit_cause)
                 self._process_died(worker.worker_id, worker.address, worker.exit_cause)
 

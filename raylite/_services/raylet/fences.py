@@ -11,11 +11,13 @@ from msgspec import Struct
 
 from raylite._kernel.network import Network
 from raylite._kernel.service import Service, handles
+from raylite._machines.epochs import Epochs
 from raylite._protocol import gcs, raylet
 from raylite._services.raylet.leases import LeaseService
 from raylite._types.keys import LeaseID
 from raylite._types.strategies import NodeKey
 from raylite._wire import hot
+from raylite.exceptions import UnavailableError
 
 _CAUSE = "the owner of its task could not be reached, and had it ended"
 
@@ -35,6 +37,7 @@ class FenceService(Service, serves=(raylet.Fences,)):
         network: The raylet's.
         gcs_address: Who is asked.
         leases: What may have to end.
+        epochs: Which GCS may have it end.
         on_asked: Told of each node that a process here cannot reach.
     """
 
@@ -43,11 +46,13 @@ class FenceService(Service, serves=(raylet.Fences,)):
         network: Network,
         gcs_address: str,
         leases: LeaseService,
+        epochs: Epochs,
         on_asked: Callable[[NodeKey], None],
     ) -> None:
         self._network = network
         self._gcs = gcs_address
         self._leases = leases
+        self._epochs = epochs
         self._on_asked = on_asked
         self._revocations: list[_Revocation] = []
         leases.on_lost.append(self._lost)
@@ -59,6 +64,11 @@ class FenceService(Service, serves=(raylet.Fences,)):
 
     @handles(raylet.Fences.revoke)
     async def revoke(self, fence: hot.Fence) -> hot.Fenced:
+        if not self._epochs.obeys(fence.cluster, fence.epoch):
+            raise UnavailableError(
+                f"life {fence.epoch} of the GCS cannot have leases ended: this node obeys life "
+                f"{self._epochs.number}, ask that one"
+            )
         leases = [LeaseID(lease) for lease in fence.leases]
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         revocation = _Revocation(dict.fromkeys(leases), done, [])

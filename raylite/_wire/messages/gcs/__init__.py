@@ -258,6 +258,10 @@ default_message_pool.register_message("raylite.gcs", "JobAdded", JobAdded)
 class JobEvent(betterproto2.Message):
     jobs: "list[Job]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
 
+    epoch: "Epoch | None" = betterproto2.field(
+        2, betterproto2.TYPE_MESSAGE, optional=True
+    )
+
 
 default_message_pool.register_message("raylite.gcs", "JobEvent", JobEvent)
 
@@ -490,6 +494,13 @@ class NodeEvent(betterproto2.Message):
 
     complete: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
 
+    epoch: "Epoch | None" = betterproto2.field(
+        3, betterproto2.TYPE_MESSAGE, optional=True
+    )
+    """
+    in the first, as in other events
+    """
+
 
 default_message_pool.register_message("raylite.gcs", "NodeEvent", NodeEvent)
 
@@ -715,6 +726,10 @@ class WorkerEvent(betterproto2.Message):
 
     workers: "list[Worker]" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, repeated=True
+    )
+
+    epoch: "Epoch | None" = betterproto2.field(
+        2, betterproto2.TYPE_MESSAGE, optional=True
     )
 
 
