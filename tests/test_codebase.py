@@ -92,7 +92,7 @@ LONG_MODULES: dict[str, str] = {
     "raylite/_remote.py": "a third of it says to type checkers what one method takes",
     "raylite/_runtime/node.py": "all that the processes of a node say to each other, and what of it",
     "raylite/_runtime/forkserver.py": "one process, without imports that would start threads",
-    "raylite/_services/worker/core.py": "one facade: what threads ask and what the loop does for it",
+    "raylite/_services/worker/core.py": "one facade: all that threads of the program ask, and wait for",
     "raylite/_services/worker/objects.py": "references, entries and all kinds of waiters for them",
     "raylite/_services/worker/execute.py": "one queue of tasks, from the loop's side and the thread's",
     "raylite/_services/worker/runner.py": "one thread: a task from its job to its result, whatever it does",

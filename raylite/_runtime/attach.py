@@ -67,7 +67,7 @@ class ProcessService(Service, serves=(raylet.Process,)):
         self._network.confirm_dead(death.address, death.cause)
         self._owner.process_died(death.address)  # from here on nobody begins to view them
         if self.core is not None:
-            self.core.drain()  # and those who had begun are counted
+            self.core.handover.drain()  # and those who had begun are counted
         self._viewed[death.id] = viewed
         self._check_views()
 
@@ -102,7 +102,7 @@ class ProcessService(Service, serves=(raylet.Process,)):
         for id, entries in list(self._viewed.items()):
             if any(entry.views or entry.submitted for entry in entries):
                 continue
-            if self.core is not None and self.core.is_writing(id):
+            if self.core is not None and self.core.writing.has(id):
                 continue
             del self._viewed[id]
             if not self._raylet.is_ended:

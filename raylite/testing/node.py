@@ -43,7 +43,7 @@ from raylite._services.worker.streams import NONE
 from raylite._types import board
 from raylite._types.marks import mark_of_node
 from raylite._wire import hot, pickling
-from raylite._wire.hot import Form, Value
+from raylite._wire.hot import Value
 from raylite.exceptions import LinkError, RayError
 from raylite.testing.sim import SimNetwork, World
 
@@ -300,8 +300,8 @@ class SimProcess:
         if pickled.size <= hot.INLINE_LIMIT:
             return core.put_pickled(pickled)
         id = core.new_object_id()
-        allocation = await core.allocate(id, core.id, pickled.size)
-        return core.keep(id, core.write(core.id, allocation, pickled), pickled)
+        room = await core.writing.allocate(id, core.id, pickled.size)
+        return core.keep(id, core.writing.write(id, room, pickled), pickled)
 
     async def get(self, refs: Sequence[ObjectRef[Any]], *, is_task: bool = False) -> list[Any]:
         """Wait for values and return them, or raise the first error."""
@@ -765,20 +765,20 @@ class _Stored:
             if size > hot.INLINE_LIMIT:
                 id = arena_key(task, index)
                 try:
-                    self._room[id] = await self._core.allocate(id, owner, size)
+                    self._room[id] = await self._core.writing.allocate(id, owner, size)
                 except BaseException:  # as in `Core.store_result`: nobody will hear of it
-                    self._core.owner.free_value(id, Value(Form.ARENA))
+                    self._core.writing.discard(id)
                     raise
 
     async def store_soon(self, id: bytes, owner: bytes, pickled: pickling.Pickled) -> Value:
-        room = await self._core.allocate(id, owner, pickled.size)
-        return self._core.write(owner, room, pickled)
+        room = await self._core.writing.allocate(id, owner, pickled.size)
+        return self._core.writing.write(id, room, pickled)
 
     def pause(self, gate: Gate) -> None:
         raise AssertionError("no thread runs here that could wait")
 
     def store_result(self, id: bytes, owner: bytes, pickled: pickling.Pickled) -> Value:
-        return self._core.write(owner, self._room.pop(id), pickled)
+        return self._core.writing.write(id, self._room.pop(id), pickled)
 
 
 class _BlockedTask:

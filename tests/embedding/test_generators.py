@@ -100,7 +100,7 @@ def kept() -> int:
     assert place is not None
 
     async def look() -> int:
-        place.core.drain()
+        place.core.handover.drain()
         return len(place.core.owner.refs.table) + len(streams().table)
 
     return place.core.run(look)

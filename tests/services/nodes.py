@@ -71,7 +71,7 @@ class Driver:
         node.arena.write(offset, pickled.layout())
         stored = Value(Form.ARENA, b"", offset, pickled.size, (), b"", node.raylet.node_id)
         ref = self.core.keep(id, stored, pickled)
-        self.core.drain()  # as whatever passes the reference on does
+        self.core.handover.drain()  # as whatever passes the reference on does
         return ref
 
     def ref(self, ref: ObjectRef[bytes]) -> ObjectRef[bytes]:

@@ -40,7 +40,7 @@ async def test_a_worker_stays_as_long_as_a_driver_of_another_node_needs_what_it_
     assert await driver.get(refs) == [f"value {n}" for n in range(4)]
     assert len(far.workers.all()) == 4
     refs.clear()
-    driver.core.drain()
+    driver.core.handover.drain()
     await asyncio.sleep(5)
     assert len(far.workers.all()) < 4
     await cluster.stop()

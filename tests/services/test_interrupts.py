@@ -71,7 +71,7 @@ class Owner:
         self._draw = random.Random(seed)
         self.executor = QueueExecutor(loop)
         network = SimpleNamespace(departures=SimpleNamespace(hold=lambda: None, flush=lambda: None))
-        core: Any = SimpleNamespace(drain=lambda: None, network=network)
+        core: Any = SimpleNamespace(handover=SimpleNamespace(drain=lambda: None), network=network)
         service: Any = self
         self.executor.serve(service, core)
         self.cancelled: set[bytes] = set()

@@ -319,4 +319,4 @@ async def test_a_put_on_a_node_that_is_dead_says_so() -> None:
         nodes.world.kill(driver.node.network.address)
         for _ in range(2):  # when the link is lost, and afterwards
             with pytest.raises(LocalRayletDiedError):
-                await driver.core.allocate(driver.core.new_object_id(), driver.core.id, MB)
+                await driver.core.writing.allocate(driver.core.new_object_id(), driver.core.id, MB)

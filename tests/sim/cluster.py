@@ -386,7 +386,7 @@ async def _until_nothing(cluster: SimCluster, tables: Tables, ledger: ClusterLed
         ledger.kept.clear()
         for process in cluster.processes():
             with cluster.world.at(process.name):
-                process.core.drain()
+                process.core.handover.drain()
         found = [*unsettled(cluster, tables, ledger.losses)]
         for node in cluster.nodes.values():
             found += [f"V9: {node.name}: {what}" for what in left(node)]

@@ -119,7 +119,7 @@ async def _rest(cluster: SimCluster, tables: Tables, losses: Losses) -> None:
     """Wait until the tables are true and nothing is left of the work."""
     for _ in range(int(REST / 0.5)):
         for process in cluster.processes():
-            process.core.drain()
+            process.core.handover.drain()
         found = list(unsettled(cluster, tables, losses))
         for node in cluster.nodes.values():
             found += [f"{node.name}: {what}" for what in left(node)]

@@ -135,7 +135,7 @@ class Reader:
     async def _cancel(self, gen: Any) -> None:
         was_over = gen._arrivals.stream.is_ended
         gen._cancel(force=self.draw.random() < 0.3, recursive=True)
-        self.driver.core.drain()
+        self.driver.core.handover.drain()
         if was_over:
             return
         with pytest.raises(TaskCancelledError):
@@ -191,7 +191,7 @@ async def _simulate(seed: int) -> int:
 async def _rest(node: SimNode) -> None:
     for _ in range(80):
         for process in node.processes():
-            process.core.drain()
+            process.core.handover.drain()
         found = list(left(node))
         for process in node.processes():
             streams: Streams = process.core.submitter.streams

@@ -248,7 +248,7 @@ async def _until_nothing(node: SimNode, ledger: Ledger) -> None:
     while True:
         ledger.kept.clear()
         for process in node.processes():
-            process.core.drain()  # the ends of small values wait until their process does something
+            process.core.handover.drain()  # the ends of small values wait until their process does something
         if not (found := list(left(node))):
             return
         if loop.time() > deadline:

@@ -8,7 +8,6 @@ happens on the loop thread, in the services.
 import asyncio
 import itertools
 import threading
-from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -20,11 +19,11 @@ from raylite._kernel.arena import Arena
 from raylite._kernel.link import Link
 from raylite._kernel.network import Network
 from raylite._kernel.threads import acquire, await_on, refuse_to_wait_for, run_on, settled
-from raylite._protocol import raylet
 from raylite._services.worker import blocking
 from raylite._services.worker.awaited import Awaited
 from raylite._services.worker.copies import GET, Bringing, Copies
 from raylite._services.worker.exports import Exports
+from raylite._services.worker.handover import Handover
 from raylite._services.worker.locations import LocationService
 from raylite._services.worker.objects import (
     Blocked,
@@ -43,16 +42,15 @@ from raylite._services.worker.owner import OwnerService, error_of
 from raylite._services.worker.producer import Gate, ThreadGate
 from raylite._services.worker.ready import has_ready, never, split
 from raylite._services.worker.submit import SubmitService
+from raylite._services.worker.writing import Writing
 from raylite._types.cancellation import CancelOutcome
 from raylite._types.keys import ObjectKey, TaskKey
 from raylite._wire import hot, pickling
 from raylite._wire.hot import Contained, Form, Value
 from raylite.exceptions import (
     GetTimeoutError,
-    LinkError,
     RayError,
     RaySystemError,
-    raylet_died,
 )
 
 P = ParamSpec("P")
@@ -97,26 +95,25 @@ class Core:
         self.id = id
         self.job: bytes = job
         self.loop = loop
-        self._call_soon = wake or loop.call_soon_threadsafe
         self.network = network
         self.address: str = network.address
         self.owner = owner
         self.submitter = submit
+        self.handover: Handover = Handover(loop, network, owner, submit, wake)
         self.raylet_link = raylet_link
         self._arena = arena
         self._locations = locations
-        self.copies: Copies = Copies(owner, raylet_link, arena, self._later)
+        self.copies: Copies = Copies(owner, raylet_link, arena, self.handover.do_if_open)
         self.node: bytes = b""
-        self._objects = raylet.Objects(raylet_link)
-        self._outbox: deque[Any] = deque()
+        #: Of large values, into the arena.
+        self.writing: Writing = Writing(owner, raylet_link, arena, self.handover.do)
         #: Called with the `Drop` of a reference that died. The loop is woken for it by an alert only.
-        self.dropped: Callable[[Drop], object] = self._outbox.append
-        self._is_woken = False
-        owner.hear_drops = self.drain
+        self.dropped: Callable[[Drop], object] = self.handover.append
+        owner.hear_drops = self.handover.drain
         owner.alarm = (
-            partial(loop.call_soon_threadsafe, self._alerted)  # C code, see `Drop`
+            partial(loop.call_soon_threadsafe, self.handover.alerted)  # C code, see `Drop`
             if wake is None
-            else lambda _: wake(self.drain)
+            else lambda _: wake(self.handover.drain)
         )
         random = network.seams.random("ids")
         self._task_numbers = itertools.count(random.getrandbits(64))
@@ -127,8 +124,6 @@ class Core:
         self.join(job, self.config)
         self._definition_numbers = itertools.count(1)
         self._pinned: list[Entry] = []
-        self._writing: Counter[bytes] = Counter()
-        self.is_closed: bool = False
         #: Called, on the blocking thread, before and after it waits: a worker lends its CPU.
         self.on_block: Callable[[], None] | None = None
         self.on_unblock: Callable[[], None] | None = None
@@ -150,9 +145,14 @@ class Core:
         self._task_suffix = b"\xff" * 12 + job
         self._put_prefix = self._put_prefix[:8] + self._task_suffix
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the loop has ended, or is about to: nothing can be asked of it."""
+        return self.handover.is_closed
+
     def settle(self, node: bytes) -> None:
         """Belong to a node: a process learns its id when it has attached."""
-        self.node = self.copies.node = self._locations.node = node
+        self.node = self.copies.node = self.writing.node = self._locations.node = node
 
     # ---- tasks ---------------------------------------------------------------------------
 
@@ -178,18 +178,19 @@ class Core:
 
     def limit(self, task: bytes, seconds: float, until: float | None) -> None:
         """Let a task that is enqueued next end within so many seconds, and by a time of the loop's."""
-        self._outbox.append((self.submitter.limit, TaskKey(task), seconds, until))
+        self.handover.append((self.submitter.limit, TaskKey(task), seconds, until))
 
     def enqueue(self, task: OwnedTask) -> None:
         """Send a task on its way; the loop takes it from here."""
-        self._outbox.append(task)
-        if not self._is_woken:
-            self._wake()
+        handover = self.handover
+        handover.append(task)
+        if not handover.is_woken:
+            handover.wake()
 
     def cancel(self, entry: Entry, *, force: bool, recursive: bool) -> "Future[CancelOutcome]":
         """Cancel the task that makes an object; the future has the outcome when it has ended."""
         outcome: Future[CancelOutcome] = Future()
-        self._do(self.submitter.canceller.cancel, entry, force, recursive, outcome)
+        self.handover.do(self.submitter.canceller.cancel, entry, force, recursive, outcome)
         return outcome
 
     # ---- objects -------------------------------------------------------------------------
@@ -223,52 +224,29 @@ class Core:
                 value.form, value.data, value.offset, value.size, contained, b"", value.node
             )
         ref: ObjectRef[Any] = ObjectRef(entry)
-        self._outbox.append((self._added, entry, inner))
-        if len(self._outbox) > _PUTS_BEFORE_WAKING and not self._is_woken:
-            self._wake()
+        handover = self.handover
+        handover.append((self._added, entry, inner))
+        if len(handover) > _PUTS_BEFORE_WAKING and not handover.is_woken:
+            handover.wake()
         return ref
 
     def store_result(self, id: bytes, owner: bytes, pickled: pickling.Pickled) -> Value:
         """Write a large value into the arena; waits for room."""
         try:
-            return self.write(owner, self.run(self.allocate, id, owner, pickled.size), pickled)
+            room = self.run(self.writing.allocate, id, owner, pickled.size)
+            return self.writing.write(id, room, pickled)
         except BaseException:  # interrupted: nobody will hear of the object
-            self._do(self.owner.free_value, id, Value(Form.ARENA))
+            self.writing.discard(id)
             raise
 
     async def store_soon(self, id: bytes, owner: bytes, pickled: pickling.Pickled) -> Value:
         """The same, on another loop than this process's own; meanwhile, that does other things."""
         try:
-            room = await await_on(self.loop, self.allocate, id, owner, pickled.size)
-            return self.write(owner, room, pickled)
+            room = await self.ask(self.writing.allocate, id, owner, pickled.size)
+            return self.writing.write(id, room, pickled)
         except BaseException:
-            self._do(self.owner.free_value, id, Value(Form.ARENA))
+            self.writing.discard(id)
             raise
-
-    async def allocate(self, id: bytes, owner: bytes, size: int) -> hot.Allocation:
-        """Get room in the arena; waits for it, and raises ObjectStoreFullError in the end.
-
-        Unless it raises, `write` has to follow.
-        """
-        self._writing[owner] += 1
-        try:
-            return await self._objects.allocate(hot.Allocate(id, size, owner))
-        except BaseException as error:
-            self._written(owner)
-            if isinstance(error, LinkError) and self.raylet_link.is_ended:
-                raise raylet_died(error) from error
-            raise
-
-    def write(self, owner: bytes, allocation: hot.Allocation, pickled: pickling.Pickled) -> Value:
-        try:
-            self._arena.write(allocation.offset, pickled.layout())
-        finally:
-            self._do(self._written, owner)
-        return Value(Form.ARENA, b"", allocation.offset, pickled.size, (), b"", self.node)
-
-    def is_writing(self, owner: bytes) -> bool:
-        """Whether a value of this owner's is being written into the arena here."""
-        return owner in self._writing
 
     def interrupted(self) -> None:
         """The task was interrupted, perhaps where it told the loop something: mend that.
@@ -276,8 +254,8 @@ class Core:
         Called on its thread, before it begins another task.
         """
         if self.on_unblock is not None:
-            self._outbox.append((self.on_unblock,))
-        self._wake()
+            self.handover.append((self.on_unblock,))
+        self.handover.wake()
 
     def find(self, id: bytes) -> Entry | None:
         return self.owner.find(id)
@@ -295,7 +273,7 @@ class Core:
                 return known
             if owner and (entry.submitted or entry.contained):
                 ref: ObjectRef[Any] = ObjectRef(entry)
-                self._do(self._added_local, entry)
+                self.handover.do(self._added_local, entry)
                 return ref
         if asyncio._get_running_loop() is self.loop:
             return self._restored(Contained(id, owner))
@@ -303,7 +281,7 @@ class Core:
 
     def hold(self, entries: tuple[Entry, ...]) -> None:
         """Hold these for a result that contains them, before the task's own references die."""
-        self._outbox.append((self._held, entries))
+        self.handover.append((self._held, entries))
 
     def load(self, entry: Entry) -> Any:
         """Unpickle a value that is there, or raise its error."""
@@ -324,9 +302,9 @@ class Core:
         assert entry is not None
         if value.node != self.node and self.copies.is_away(value):
             return pickling.load_value(self._brought([entry])[entry])
-        self._outbox.append((self._added_view, entry))
+        self.handover.append((self._added_view, entry))
         if entry.value is not value:  # its owner died in this moment: the bytes may be reused
-            self._outbox.append((self._dropped_view, entry))
+            self.handover.append((self._dropped_view, entry))
             assert entry.value is not None
             raise error_of(entry.value, entry)
         view = self._arena.view(value.offset, value.size, _view_dropper(self, entry))
@@ -375,7 +353,7 @@ class Core:
         """Errors of these were read: before the loop hears of a reference's end, it hears of that."""
         for entry in entries:
             if entry.is_error and not entry.owner:
-                self._outbox.append((self.owner.errors.read, entry.id))
+                self.handover.append((self.owner.errors.read, entry.id))
 
     def await_all(self, entries: list[Entry], timeout: float | None) -> None:
         """Block this thread until all of these have values or errors."""
@@ -417,11 +395,11 @@ class Core:
         assert isinstance(gate, ThreadGate)
         if acquire(gate.lock, _PATIENCE):
             return
-        self._do(self.on_block)
+        self.handover.do(self.on_block)
         try:
             acquire(gate.lock)
         finally:
-            self._do(self.on_unblock)
+            self.handover.do(self.on_unblock)
 
     def bring(self, entry: Entry) -> Bringing | None:
         """Have an object brought to this node if it lies on another."""
@@ -443,7 +421,7 @@ class Core:
         is_task = self.on_block is not None and threading.get_ident() == self.task_thread
         bringings = [self.copies.bring(group, GET) for group in groups]
         if is_task:
-            self._do(self.on_block)
+            self.handover.do(self.on_block)
         try:
             if left is not None and left <= 0:
                 self.run(self.copies.settle)
@@ -457,7 +435,7 @@ class Core:
             for bringing in bringings:
                 bringing.cancel()
             if is_task:
-                self._do(self.on_unblock)
+                self.handover.do(self.on_unblock)
         return bringings
 
     # ---- what entries ask of their process -----------------------------------------------
@@ -471,25 +449,25 @@ class Core:
 
     def _awaiting(self, is_awaiting: bool) -> None:
         if self.on_awaiting is not None:
-            self._do(self.on_awaiting, is_awaiting)
+            self.handover.do(self.on_awaiting, is_awaiting)
 
     def watch(self, entry: Entry, waiter: Waiter) -> None:
-        self._do(self._watched, entry, waiter)
+        self.handover.do(self._watched, entry, waiter)
 
     def watch_all(self, entries: list[Entry], waiter: Waiter) -> None:
         """Have a waiter told of each of these values."""
-        self._do(self._watched_all, entries, waiter)
+        self.handover.do(self._watched_all, entries, waiter)
 
     def need(self, entry: Entry) -> None:
         """Ask the owner of a borrowed object for its value, or where that is."""
-        self._do(self.owner.need, entry)
+        self.handover.do(self.owner.need, entry)
 
     def unwatch(self, entry: Entry, waiter: Waiter) -> None:
-        self._do(self._unwatched, [entry], waiter)
+        self.handover.do(self._unwatched, [entry], waiter)
 
     def pin_for_ever(self, entry: Entry) -> None:
         """A reference left the runtime's sight (pickled by hand): never free its object."""
-        self._do(self._pinned_for_ever, entry)
+        self.handover.do(self._pinned_for_ever, entry)
 
     # ---- the loop's side -----------------------------------------------------------------
 
@@ -513,7 +491,7 @@ class Core:
             raise RaySystemError(
                 "the session that this belongs to has ended, or is another process's"
             )
-        self._wake()
+        self.handover.wake()
 
     def mind_the_loop(self) -> None:
         """Say what is wrong with blocking this thread, if it runs an event loop.
@@ -536,7 +514,7 @@ class Core:
 
     def close(self) -> None:
         """Ask nothing more of the loop, which is about to end."""
-        self.is_closed = True
+        self.handover.is_closed = True
         Core.has_ended = True
         self.owner.expect_no_drop()
         self.submitter.streams.expect_no_drop()
@@ -544,73 +522,15 @@ class Core:
     def forked(self) -> None:
         """Forget the loop, which runs in the process that this one was just forked from."""
         self.close()
-        self._is_woken = True
-        self._call_soon = _refuse
-        self._outbox = deque(maxlen=0)
+        self.handover.forked()
 
     async def flush(self) -> None:
         """Do all that was asked for, and wait (a second a peer at most) until it has arrived."""
-        self.drain()
+        self.handover.drain()
         for link in self.network.links:
             with suppress(TimeoutError):
                 async with asyncio.timeout(1.0):
                     await link.wait_received()
-
-    def drain(self) -> None:
-        """Do what the threads have asked for, in order; tasks in batches."""
-        self._is_woken = False
-        departures = self.network.departures
-        departures.hold()
-        try:
-            self._empty(self._outbox)
-        finally:
-            departures.flush()
-
-    def _empty(self, outbox: deque[Any]) -> None:
-        tasks = []
-        for _ in range(len(outbox)):
-            item = outbox.popleft()
-            kind = type(item)
-            if kind is OwnedTask:
-                tasks.append(item)
-                continue
-            if tasks:
-                self.submitter.submit(tasks)
-                tasks = []
-            if kind is Drop:
-                effects = self.owner.refs.dropped_local(item.entry)
-                if effects:
-                    self.owner.perform(effects)
-            elif kind is tuple:
-                item[0](*item[1:])
-            else:
-                item.dropped()  # a `GeneratorDrop`
-        if tasks:
-            self.submitter.submit(tasks)
-        if outbox and not self._is_woken:
-            self._is_woken = True
-            self.loop.call_soon(self.drain)
-
-    def _alerted(self, alert: object = None) -> None:
-        self.drain()
-
-    def _wake(self) -> None:
-        self._is_woken = True
-        try:
-            self._call_soon(self.drain)
-        except RuntimeError:  # the loop was closed: this process is shutting down
-            self.is_closed = True
-
-    def _do(self, *action: Any) -> None:
-        self._outbox.append(action)
-        if not self._is_woken:
-            self._wake()
-
-    def _later(self, *action: Any) -> None:
-        """Do something soon, if there is a loop still: for what dies at any time."""
-        self._outbox.append(action)
-        if not self._is_woken and not self.is_closed:
-            self._wake()
 
     def _added(self, entry: Entry, inner: tuple[Entry, ...]) -> None:
         self.owner.refs.add(entry)
@@ -630,12 +550,6 @@ class Core:
 
     def _added_view(self, entry: Entry) -> None:
         entry.views += 1
-
-    def _written(self, owner: bytes) -> None:
-        self._writing[owner] -= 1
-        if not self._writing[owner]:
-            del self._writing[owner]
-            self.owner.on_viewless()
 
     def _dropped_view(self, entry: Entry) -> None:
         self.owner.perform(self.owner.refs.dropped_view(entry))
@@ -700,19 +614,19 @@ class Core:
 
     def begin_wait(self, entries: list[Entry], waiter: Blocked, *, is_task: bool) -> None:
         """Have a waiter told of these values; a worker's task lends its CPU while it waits."""
-        self._do(self._watch_all, entries, waiter, self.on_block if is_task else None)
+        self.handover.do(self._watch_all, entries, waiter, self.on_block if is_task else None)
 
     def end_wait(self, entries: list[Entry], waiter: Blocked, *, is_task: bool) -> None:
         """The wait is over, one way or another."""
         if waiter.count > 0 or len(entries) > 1:  # some entry may know the waiter still
-            self._do(self._unwatched, entries, waiter)
+            self.handover.do(self._unwatched, entries, waiter)
         if is_task and not waiter.is_woken and self.on_unblock is not None:
-            self._do(self.on_unblock)
+            self.handover.do(self.on_unblock)
 
     def end_fetching(self, entries: list[Entry], waiter: Fetching) -> None:
         """This one no longer waits for what it has had fetched, which goes on."""
         if waiter.is_fetching:
-            self._do(self.copies.forget, entries, waiter)
+            self.handover.do(self.copies.forget, entries, waiter)
 
     async def _look(self, entries: list[Entry], waiter: BlockedThread) -> None:
         """Let a waiter see what has arrived already."""
@@ -735,10 +649,6 @@ async def _no_explanation(entry: Entry) -> hot.Explanation:
     return hot.Explanation(hot.TaskState.UNKNOWN, "nobody knows")
 
 
-def _refuse(callback: Callable[[], None]) -> None:
-    raise RuntimeError("the loop runs in another process")
-
-
 def timed_out() -> GetTimeoutError:
     """What `get` raises when time has run out."""
     return GetTimeoutError("Get timed out: some object(s) not ready.")
@@ -746,6 +656,6 @@ def timed_out() -> GetTimeoutError:
 
 def _view_dropper(core: Core, entry: Entry) -> Callable[[], None]:
     def dropped() -> None:
-        core._later(core._dropped_view, entry)
+        core.handover.do_if_open(core._dropped_view, entry)
 
     return dropped

@@ -198,7 +198,7 @@ class ExecuteService(Service, serves=(worker.Execute,)):
         return self._executor.runs(hot.Cancel(task.id, task.attempt, False, False))
 
     def _cancel_children(self, cancel: hot.Cancel) -> None:
-        self._keeper.drain()  # what it has started just now is known then
+        self._keeper.handover.drain()  # what it has started just now is known then
         self._keeper.submitter.cancel_children(cancel.task, cancel.attempt, force=cancel.force)
 
     async def _die_with(self, cancel: hot.Cancel) -> None:
@@ -451,7 +451,7 @@ class QueueExecutor:
         ended, self._ended = self._ended, []  # first, so that their last items are not missed
         producing = self._producing
         if (ended or producing) and self._service is not None and self._core is not None:
-            self._core.drain()  # what the tasks let go of, before saying what they kept
+            self._core.handover.drain()  # what the tasks let go of, before saying what they kept
             departures = self._core.network.departures
             departures.hold()
             try:

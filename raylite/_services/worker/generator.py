@@ -85,12 +85,12 @@ class ObjectRefGenerator(Generic[T]):
         its worker, a cancel, an argument that is an error. From now on the task is no more held
         back by what is unread, unless it has a limit of its own.
         """
-        self._core._do(self._arrivals.awaited)
+        self._core.handover.do(self._arrivals.awaited)
         return self._end
 
     def _let_end(self) -> None:
         """Let the task get to its end though nobody may read any more."""
-        self._core._do(self._arrivals.unlimited)
+        self._core.handover.do(self._arrivals.unlimited)
 
     def next_ready(self) -> bool:
         """Return whether the next item is there; False also when there is none."""
@@ -183,10 +183,10 @@ class ObjectRefGenerator(Generic[T]):
         ref: ObjectRef[T] = ObjectRef(entry)
         if arrivals.wants_news and not arrivals.is_noted:
             arrivals.is_noted = True
-            self._core._do(arrivals.read)
+            self._core.handover.do(arrivals.read)
         value = entry.value
         if value is None or value.node or value.contained:
-            self._core._do(self._core.owner.expect_drop, entry)
+            self._core.handover.do(self._core.owner.expect_drop, entry)
         return ref
 
     async def _arrival(self, pending: Entry) -> None:
@@ -216,6 +216,6 @@ def stream(core: Core, task: OwnedTask, limit: int, per_yield: int, is_dynamic: 
     else:
         arrivals = Arrivals(task.id, end, limit, per_yield)
         made = ObjectRefGenerator(core, arrivals)
-    core._do(core.submitter.streams.open, arrivals)
+    core.handover.do(core.submitter.streams.open, arrivals)
     core.enqueue(task)
     return made

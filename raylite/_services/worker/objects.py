@@ -29,7 +29,9 @@ class Keeper(Protocol):
     """What an entry needs of its process: see `Core`."""
 
     address: str
-    is_closed: bool
+
+    @property
+    def is_closed(self) -> bool: ...
 
     @property
     def dropped(self) -> "Callable[[Drop], object]": ...
