@@ -50,6 +50,12 @@ def _spin(name: str, *inputs: Any) -> str:
     return name
 
 
+def _wait_deafly(name: str) -> None:
+    """Wait in C code, where a thread cannot be interrupted."""
+    event(begun, name).set()
+    event(go_on, name).wait()
+
+
 def _spin_stubbornly(name: str) -> str:
     try:
         _spin(name)
@@ -105,6 +111,7 @@ def _unpickle_slowly(name: str) -> str:
 
 
 spin: Any = ray.remote(_spin)
+wait_deafly: Any = ray.remote(_wait_deafly)
 stubborn: Any = ray.remote(_spin_stubbornly)
 failing: Any = ray.remote(_spin_and_fail)
 getter, waiter, starter = (ray.remote(num_cpus=0)(f) for f in (_get, _wait, _start))
@@ -255,10 +262,11 @@ async def test_the_outcome_can_be_awaited_on_any_loop() -> None:
 
 
 def test_by_force_a_worker_that_is_a_thread_leaves() -> None:
-    ref = started(spin, "a")
+    ref = started(wait_deafly, "a")
     assert cancel(ref, force=True) is CancelOutcome.WHILE_RUNNING
     with pytest.raises(TaskCancelledError, match="force=True"):
         ray.get(ref, timeout=SOON)
+    event(go_on, "a").set()  # its thread goes when it can
     assert ray.get([echo.remote(n) for n in range(4)], timeout=SOON) == [0, 1, 2, 3]
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from contextlib import suppress
 
 import pytest
 from redis.asyncio import Redis
@@ -44,6 +45,26 @@ async def test_a_gcs_that_is_started_again_on_its_node_has_the_tables_at_once(
     await new.put("t", b"k", b"new")
     await asyncio.gather(old.close(), new.close())
     assert not caplog.records
+
+
+async def test_a_watch_ends_though_redis_py_lost_its_cancellation(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raylite._services.gcs.storage.redis.RENEW", 0.0)
+    storage = await RedisStorage.open(redis_server.url, "c", "node")
+    has_begun = asyncio.Event()
+
+    async def renew() -> None:
+        has_begun.set()
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(storage._tenure, "renew", renew)
+    watching = asyncio.ensure_future(storage.watch())
+    await has_begun.wait()
+    watching.cancel()
+    await asyncio.wait([watching])
+    await storage.close()
 
 
 @pytest.fixture

@@ -91,7 +91,11 @@ class RedisStorage(Storage):
         return self._group.commits
 
     async def watch(self) -> None:
-        while True:
+        task = asyncio.current_task()
+        assert task is not None
+        # A cancellation can be lost on the way: redis-py has `wait_for`, which in Python 3.11 returns
+        # instead if what it waited for has come in the same moment (bpo-37658).
+        while not task.cancelling():
             await asyncio.sleep(RENEW)
             try:
                 with self._explained():
