@@ -17,7 +17,8 @@ in ``tests/kernel/test_grpc.py`` that fails without its cure.
 7. Its server knows TCP only, and its TLS begins before anybody has counted the connection. Sockets
    are bound and accepted here (`listener`).
 8. h2 and hyperframe are slow, and their control frames free: see `GrpcWire` and `Connection`.
-9. It serves whoever dials a port. Processes of a node may share one: see `relay`.
+9. It serves whoever dials a port. Processes of a node may share one: see `relay`. And what a process
+   cannot reach, another may: see `detour`.
 
 An h2 event that grpclib does not know raises inside ``data_received``; `Connection` ignores it.
 """
@@ -26,17 +27,15 @@ import asyncio
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from grpclib.client import Handler as ClientHandler
-from grpclib.config import Configuration
 from grpclib.const import Cardinality, Handler, Status
-from grpclib.encoding.base import CodecBase
 from grpclib.exceptions import GRPCError, StreamTerminatedError
-from grpclib.server import Handler as ServerHandler, Server, Stream as ServerStream
+from grpclib.server import Stream as ServerStream
 from h2.config import H2Configuration
 from h2.exceptions import ProtocolError as H2Error
 
@@ -61,9 +60,10 @@ from raylite._kernel.listener import tune
 from raylite._kernel.network import Network
 from raylite._kernel.newcomers import Newcomers, is_newcomer
 from raylite._kernel.reception import Reception, Rules
-from raylite._kernel.relay import FOR, SCOPE, TO, reached, relay
+from raylite._kernel.relay import FOR, ONWARD, SCOPE, TO, carried, reached, relay
 from raylite._kernel.revocation import cut_revoked, look_again
 from raylite._kernel.seams import Seams
+from raylite._kernel.server import CONFIG, LinkServer
 from raylite._kernel.service import Service
 from raylite._kernel.tls import TIMES as TLS_TIMES, Tls
 from raylite._kernel.token import Token
@@ -73,20 +73,7 @@ from raylite.exceptions import CertificateError
 
 PATH = "/raylite.Link/Open"
 
-_CONFIG = Configuration()
 _BROKE_OFF = (ConnectionResetError, ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
-
-
-class PacketCodec(CodecBase):
-    """Packets are encoded above; grpclib carries them as they are. They are protobuf messages."""
-
-    __content_subtype__ = "proto"
-
-    def encode(self, message: Any, message_type: Any) -> bytes:
-        return bytes(message)
-
-    def decode(self, data: bytes, message_type: Any) -> bytes:
-        return data
 
 
 class GrpcNetwork(Network):
@@ -117,7 +104,7 @@ class GrpcNetwork(Network):
     ) -> None:
         super().__init__(seams, config)
         self.metadata: dict[str, str] = {} if token is None else {METADATA: SCHEME}
-        self.server: _Server = _Server(self)
+        self.server: LinkServer = LinkServer(self)
         self._keyring = Keyring(token) if isinstance(token, Token) else token
         self._tls = tls
         if self._keyring is not None and self._keyring.is_kept:
@@ -165,8 +152,17 @@ class GrpcNetwork(Network):
         self.address: str = self.address or listening
         return listening
 
-    async def dial(self, address: str, events: WireEvents, *, relays: str = "") -> Wire:
-        """Open a wire; `relays` is the scope of the one whom it is for, if that is not this process."""
+    async def dial(
+        self, address: str, events: WireEvents, *, relays: str = "", onward: str = ""
+    ) -> Wire:
+        """Open a wire.
+
+        Args:
+            address: Where to.
+            events: Who hears it.
+            relays: The scope of the one whom it is for, if that is not this process.
+            onward: Where the one who is dialled is to carry it, see `detour`.
+        """
         place = place_to_dial(address, self.node)
         transport, connection = await self._connect(place)
         terminated = Terminated()
@@ -187,8 +183,11 @@ class GrpcNetwork(Network):
                 headers.append((TO, name))
             if relays:
                 headers += [(FOR, "another node"), (SCOPE, relays)]
+            if onward:
+                headers.append((ONWARD, onward))
             await stream.send_request(headers, _processor=connection.processor)
             wire = GrpcWire(connection, stream, events)
+            wire.is_local = wire.is_local and not onward
             terminated.wire = wire
             if self._keyring is None:
                 wire.start()
@@ -205,6 +204,9 @@ class GrpcNetwork(Network):
             transport.abort()
             raise
         return wire
+
+    async def dial_through(self, way: str, address: str, events: WireEvents) -> Wire:
+        return await self.dial(way, events, onward=address)
 
     async def close(self) -> None:
         """Say goodbye on every link, stop accepting, and leave no connection behind."""
@@ -250,15 +252,17 @@ class GrpcNetwork(Network):
         wire.is_local = wire.is_local and FOR not in told
         wire.scope = _scope(str(told.get(SCOPE, SCOPES[-1])))
         name = str(told.get(TO) or self.front)
-        is_ours = not name or name in self._reception.names
+        is_ours, onward = not name or name in self._reception.names, str(told.get(ONWARD, ""))
 
         def accept(wire: GrpcWire) -> None:
             if is_new and self._newcomers is not None and wire.scope != SCOPES[0]:
                 self._newcomers.accepted(wire)
-            elif is_ours:
-                self.accepted(wire)
-            else:
+            elif not is_ours:
                 self._pass_on(stream, name, wire)
+            elif onward:
+                self._carry(stream, onward, wire)
+            else:
+                self.accepted(wire)
 
         try:
             await stream.send_initial_metadata()
@@ -299,6 +303,16 @@ class GrpcNetwork(Network):
         dial = partial(self.dial, relays=wire.scope)
         reach = partial(reached, dial, self.relays, name, self.config.connect_timeout)
         self._scope.start(relay(wire, stream, reach), f"relay to {name}")
+
+    def _carry(self, stream: "ServerStream[bytes, bytes]", address: str, wire: GrpcWire) -> None:
+        """A member has opened a wire that is meant for a process which it does not reach."""
+        wire.pause_reading()
+
+        def dial(way: str, onward: str) -> Coroutine[Any, Any, Wire]:
+            return self.dial(way, Deaf(), relays=wire.scope, onward=onward)
+
+        reach = partial(carried, self.detours, address, wire, dial, self.config.carry_timeout)
+        self._scope.start(relay(wire, stream, reach), f"carry to {address}")
 
     # ---- connections -------------------------------------------------------------------------
 
@@ -352,7 +366,7 @@ class GrpcNetwork(Network):
             normalize_inbound_headers=False,
             normalize_outbound_headers=False,
         )
-        return Connection(self, ClientHandler(), _CONFIG.__for_client__(), config)
+        return Connection(self, ClientHandler(), CONFIG.__for_client__(), config)
 
     def connection_made(self, connection: Connection) -> None:
         """Keep every connection, opened by either side, until it is lost."""
@@ -373,28 +387,3 @@ class GrpcNetwork(Network):
 def _scope(told: str) -> str:
     """Return what a relay says of whom it speaks for; the least if that makes no sense."""
     return told if told in SCOPES else SCOPES[0]
-
-
-class _Server(Server):
-    """grpclib's server, on connections of ours that somebody else accepts."""
-
-    def __init__(self, network: GrpcNetwork) -> None:
-        super().__init__([network], codec=PacketCodec(), config=_CONFIG)
-        self._network = network
-
-    def connection(self) -> Connection:
-        """Return what a connection that was accepted is served by."""
-        self.__gc_step__()
-        handler = ServerHandler(
-            self._mapping, self._codec, self._status_details_codec, self.__dispatch__
-        )
-        self._handlers.add(handler)
-        return Connection(self._network, handler, self._config, self._h2_config)
-
-    async def shut(self, seconds: float) -> None:
-        """Cancel what still serves a request, and wait for it, so long at most."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                for handler in list(self._handlers):
-                    handler.close()
-                    await handler.wait_closed()

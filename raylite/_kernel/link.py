@@ -74,6 +74,9 @@ class LinkConfig(Struct, frozen=True):
             cannot be reached; the session goes on.
         session_timeout: How long the session waits for a new wire.
         connect_timeout: How long one attempt to open a wire may take.
+        detour: How long there is no wire until others are asked to carry one, see `detour`.
+        carry_timeout: How long somebody who carries it may take to reach the next.
+        direct_again: How often the direct way is tried while there is such a wire.
         redial_first: The pause before the first attempt to dial again; later ones double it.
         redial_last: The longest such pause.
         outbox_limit: What may wait to be sent before a post is refused and a call waits.
@@ -88,6 +91,9 @@ class LinkConfig(Struct, frozen=True):
     unreachable: float = 20.0
     session_timeout: float = 60.0
     connect_timeout: float = 5.0
+    detour: float = 4.0
+    carry_timeout: float = 2.0
+    direct_again: float = 20.0
     redial_first: float = 0.02
     redial_last: float = 2.0
     outbox_limit: int = 64 * 1024 * 1024
@@ -432,6 +438,11 @@ class Link:
     def is_attached(self) -> bool:
         """Whether there is a wire at this moment."""
         return self._wire is not None
+
+    @property
+    def without_wire(self) -> float:
+        """For how many seconds there has been no wire."""
+        return 0.0 if self._wire is not None else self._loop.time() - self._lost_at
 
     def attach(self, wire: Wire, peer_received: int) -> None:
         """Go on over a new wire, sending again what the peer has not received."""

@@ -11,22 +11,22 @@ another. Two processes that dial one another at the same time have two links, ea
 import asyncio
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from functools import partial
 
+from raylite._kernel.detour import Detours, NoDetours
+from raylite._kernel.dialling import Opening
 from raylite._kernel.interface import SCOPES, allows
 from raylite._kernel.link import Departures, Destination, Link, LinkConfig
 from raylite._kernel.opening import (
     ID_SIZE,
     Hello,
-    Refused,
     Welcome,
     aside,
     decoded,
     only_frame,
     read_hello,
-    read_refused,
-    read_welcome,
     refuse,
 )
 from raylite._kernel.packet import VERSION, Kind
@@ -35,7 +35,8 @@ from raylite._kernel.seams import Seams
 from raylite._kernel.service import Service
 from raylite._kernel.wire import Deaf, Wire, WireEvents
 from raylite._types.address import shown
-from raylite.exceptions import LinkClosedError, LinkError, PeerLostError, ProtocolError, RayError
+from raylite._types.marks import mark_of
+from raylite.exceptions import LinkClosedError, LinkError, ProtocolError, RayError
 
 
 class Network(ABC):
@@ -49,6 +50,7 @@ class Network(ABC):
         self.address = ""
         self.node = ""  # the mark of this process's node, in addresses that name one
         self.departures: Departures = Departures()
+        self.detours: Detours = NoDetours()
         #: Told of each link that has had no wire for `LinkConfig.unreachable`: once an outage.
         self.on_unreachable: list[Callable[[Link], None]] = []
         self._destinations: dict[int, Destination] = {}
@@ -56,6 +58,7 @@ class Network(ABC):
         self._sessions: dict[bytes, Link] = {}  # those that a peer began
         self._scope = Scope("network")
         self._greetings: dict[_Greeting, None] = {}
+        self._carried: dict[Link, str] = {}  # on a detour, and the mark of the node it leads to
         self._is_closed = False
 
     def host(self, *services: Service) -> None:
@@ -127,6 +130,10 @@ class Network(ABC):
     async def dial(self, address: str, events: WireEvents) -> Wire:
         """Open a wire; an OSError means: not now, and a `LinkError`: never."""
 
+    async def dial_through(self, way: str, address: str, events: WireEvents) -> Wire:
+        """Open a wire by way of a process that may reach an address; an OSError means: it does not."""
+        raise ConnectionError(f"{shown(way)} cannot be asked to carry anything")
+
     async def close(self) -> None:
         """Say goodbye on every link and stop accepting."""
         self._is_closed = True
@@ -194,31 +201,73 @@ class Network(ABC):
         return link
 
     async def _keep_wired(self, link: Link, address: str) -> None:
-        """Dial until there is a wire, and again whenever it breaks, for as long as the link lives."""
-        delay = self.config.redial_first
-        for attempt in itertools.count(1):
+        """Dial until there is a wire, and again whenever it breaks, for as long as the link lives.
+
+        And while the wire is a detour: until it is no more.
+        """
+        config, attempts = self.config, itertools.count(1)
+        delay, is_direct = config.redial_first, True
+        while True:
             try:
-                async with asyncio.timeout(self.config.connect_timeout):
-                    await self._open_wire(link, address, attempt)
-                delay = self.config.redial_first
-                await link.wait_detached()
+                is_direct = await self._reach(link, address, attempts)
+                delay = config.redial_first
             except TimeoutError:
-                link.last_failure = f"no answer within {self.config.connect_timeout:g} s"
+                link.last_failure = f"no answer within {config.connect_timeout:g} s"
             except OSError as error:
                 link.last_failure = error.strerror or str(error)
             except LinkError as error:
                 link.finish(error)
             except Exception as error:
                 link.finish(LinkError(f"{address} cannot be dialled: {error!r}"))
+            if link.is_attached:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(None if is_direct else config.direct_again):
+                        await link.wait_detached()
+                if link.is_attached:
+                    continue
             if link.is_ended:
                 return
             await asyncio.sleep(delay * self._random.uniform(0.5, 1.5))
-            delay = min(delay * 2, self.config.redial_last)
+            delay = min(delay * 2, config.redial_last)
 
-    async def _open_wire(self, link: Link, address: str, attempt: int) -> None:
+    async def _reach(self, link: Link, address: str, attempts: Iterator[int]) -> bool:
+        """Dial once, and then by detours if that has been in vain for long; return whether it was direct.
+
+        The link is attached then, or has ended. Where a node is known to need them, they come first.
+        """
+        mark = mark_of(address)
+        if mark in self._carried.values() and not link.is_attached:
+            if await self._detour(link, address, attempts):
+                return False
+        try:
+            async with asyncio.timeout(self.config.connect_timeout):
+                await self._open_wire(link, partial(self.dial, address), next(attempts))
+        except OSError:
+            if link.is_attached or link.without_wire < self.config.detour:
+                raise
+            if not await self._detour(link, address, attempts):
+                raise
+            self._carried[link] = mark
+            return False
+        self._carried.pop(link, None)
+        return True
+
+    async def _detour(self, link: Link, address: str, attempts: Iterator[int]) -> bool:
+        """Dial by way of others; say whether one of them could."""
+        for way in self.detours.ways(address):
+            through = partial(self.dial_through, way, address)
+            with suppress(OSError, RayError):
+                async with asyncio.timeout(self.config.connect_timeout):
+                    await self._open_wire(link, through, next(attempts))
+                return True
+        return False
+
+    async def _open_wire(
+        self, link: Link, dial: Callable[[WireEvents], Awaitable[Wire]], attempt: int
+    ) -> None:
         """Dial once; returns when the link is attached or has ended."""
-        opening = _Opening(link)
-        wire = await self.dial(address, opening)
+        opening = Opening(link)
+        wire = await dial(opening)
         try:
             opening.begin(wire)
             received, resumes = link.session.received, link.peer_incarnation
@@ -238,81 +287,11 @@ class Network(ABC):
             listener(link)
 
     def _forget(self, link: Link) -> None:
+        self._carried.pop(link, None)
         if self._sessions.get(link.session_id) is link:
             del self._sessions[link.session_id]
         if self._links.get(link.peer) is link:
             del self._links[link.peer]
-
-
-class _Opening:
-    """A dialled wire until its hello is answered. `done` says why it failed, if it did."""
-
-    def __init__(self, link: Link) -> None:
-        self.done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._link = link
-        self._wire: Wire | None = None
-
-    def begin(self, wire: Wire) -> None:
-        self._wire = wire
-        if self._link.is_ended:
-            self._give_up("the link has ended")
-
-    def packet(self, data: bytes | memoryview) -> None:
-        try:
-            frame = only_frame(data)
-            if self._wire is None:
-                raise ProtocolError(f"a {frame.kind.name} frame before the hello")
-            if frame.kind is Kind.WELCOME:
-                self._welcomed(self._wire, decoded(read_welcome, frame.body))
-            elif frame.kind is Kind.REFUSED:
-                self._refused(decoded(read_refused, frame.body))
-            else:
-                raise ProtocolError(f"a {frame.kind.name} frame before the session opened")
-        except ProtocolError as error:
-            self.malformed(error)
-
-    def arriving(self) -> None: ...
-
-    def malformed(self, error: LinkError) -> None:
-        self._link.finish(error)
-        self._give_up(str(error))
-
-    def broken(self, reason: str) -> None:
-        self._end(reason)
-
-    def writable(self) -> None: ...
-
-    def _welcomed(self, wire: Wire, welcome: Welcome) -> None:
-        link = self._link
-        if not welcome.makes_sense():
-            raise ProtocolError("a welcome that makes no sense")
-        if link.is_ended:
-            self._give_up("the link has ended")
-        elif link.peer_incarnation not in (b"", welcome.incarnation):
-            link.confirm_dead("another process answers in its place")
-            self._give_up("another process")
-        else:
-            link.peer_incarnation = welcome.incarnation
-            self._end("")
-            link.attach(wire, welcome.received)
-
-    def _refused(self, refused: Refused) -> None:
-        error: RayError = ProtocolError(f"{shown(self._link.peer)} {refused.reason}")
-        if refused.is_gone:
-            told = f"{shown(self._link.peer)}: {refused.reason}"
-            error = PeerLostError(told, confirmed=True, reason=refused.reason)
-        self._link.finish(error)
-        self._give_up(refused.reason)
-
-    def _give_up(self, reason: str) -> None:
-        if self._wire is not None:
-            self._wire.events = Deaf()
-            self._wire.abort(reason)
-        self._end(reason)
-
-    def _end(self, failure: str) -> None:
-        if not self.done.done():
-            self.done.set_result(failure)
 
 
 class _Greeting:

@@ -18,13 +18,17 @@ from grpclib.exceptions import StreamTerminatedError
 from grpclib.server import Stream as ServerStream
 from h2.exceptions import ProtocolError as H2Error
 
+from raylite._kernel.detour import Detours
 from raylite._kernel.grpcwire import GrpcWire
+from raylite._kernel.interface import allows
 from raylite._kernel.wire import Deaf, Wire, WireEvents
-from raylite.exceptions import LinkError
+from raylite._types.address import shown
+from raylite.exceptions import LinkError, RayError
 
 TO = "raylite-to"  # in a request: the name of the socket that it is for
 FOR = "raylite-for"  # and of a relay: that its unix socket leads out of the machine
 SCOPE = "raylite-scope"  # and of a relay: what the asker may do, by the token that it has proven
+ONWARD = "raylite-onward"  # in a request: the address that it is to be carried to, see `detour`
 NUDGE = 1.0  # seconds after which a frame that takes longer is announced to the other end
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9_-]{1,16})?")
@@ -52,6 +56,40 @@ async def reached(
         raise ConnectionError(f"{name} does not answer on its node: {error}") from error
     assert isinstance(wire, GrpcWire)
     return wire
+
+
+async def carried(
+    detours: Detours,
+    address: str,
+    asker: GrpcWire,
+    dial: Callable[[str, str], Awaitable[Wire]],
+    seconds: float,
+) -> GrpcWire:
+    """Return a wire to an address, for a member that cannot reach it.
+
+    Args:
+        detours: This process's.
+        address: What is asked for.
+        asker: Who asks: a process of this node, for which others are asked; or one that has asked those.
+        dial: Opens a wire to an address; or to the second one, by way of the first.
+        seconds: How long each attempt may take.
+
+    Raises:
+        ConnectionError: There is none; the message says why.
+    """
+    if not (allows(asker.scope, "node") and detours.carries(address)):
+        raise ConnectionError(f"{shown(address)} is not reached from here")
+    ways = [(way, address) for way in detours.ways(address)] if asker.is_local else [(address, "")]
+    for way, onward in ways:
+        try:
+            async with asyncio.timeout(seconds):
+                wire = await dial(way, onward)
+        except (OSError, RayError):
+            continue
+        if isinstance(wire, GrpcWire):
+            return wire
+        wire.abort("it cannot be handed on")
+    raise ConnectionError(f"{shown(address)} is not reached from here either")
 
 
 async def relay(

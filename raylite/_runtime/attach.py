@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from msgspec import Struct
 
 from raylite._kernel.arena import Arena
+from raylite._kernel.detour import ByRaylet
 from raylite._kernel.host import Host
 from raylite._kernel.link import Link
 from raylite._kernel.network import Network
@@ -255,6 +256,7 @@ def _assemble(
     *more: Service,
 ) -> Attachment:
     loop = asyncio.get_running_loop()
+    network.detours = ByRaylet(raylet_address, network.address)
     link = network.connect(raylet_address)
     locations = LocationService(network.address, link)
     owner = OwnerService(network, locations)

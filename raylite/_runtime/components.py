@@ -29,6 +29,7 @@ from raylite._services.gcs.views import ViewService
 from raylite._services.gcs.workers import WorkerService
 from raylite._services.raylet.cluster import ClusterService
 from raylite._services.raylet.copies import CopyService
+from raylite._services.raylet.detours import RayletDetours
 from raylite._services.raylet.fences import FenceService
 from raylite._services.raylet.leases import LeaseService
 from raylite._services.raylet.logs import LogFiles, LogService
@@ -163,6 +164,7 @@ def build_raylet(
     membership = MemberService(network, gcs_address, row, leases, pool, epochs)
     membership.compare = cluster.compare
     pool.joined = membership.joined
+    network.detours = RayletDetours(network, cluster)
     fences = FenceService(network, gcs_address, leases, epochs, transfers.out_of_reach)
     host = Host(
         network, pool, leases, fences, objects, copies, transfers, membership, cluster, logs,

@@ -77,14 +77,16 @@ class CuttableNetwork(GrpcNetwork):
         super().__init__(**options)
         self._cuts = cuts
 
-    async def dial(self, address: str, events: WireEvents, *, relays: str = "") -> Wire:
+    async def dial(
+        self, address: str, events: WireEvents, *, relays: str = "", onward: str = ""
+    ) -> Wire:
         mark = mark_of(address)
         if mark in ("", self.node):
-            return await super().dial(address, events, relays=relays)
+            return await super().dial(address, events, relays=relays, onward=onward)
         if not self._cuts.passes(self.node, mark):
             await asyncio.get_running_loop().create_future()  # nobody answers; the dialler gives up
         wire = _CutWire(partial(self._cuts.passes, self.node, mark), events)
-        wire.inner = await super().dial(address, wire, relays=relays)
+        wire.inner = await super().dial(address, wire, relays=relays, onward=onward)
         return wire
 
 

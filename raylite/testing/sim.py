@@ -12,8 +12,9 @@ host's name can be given, a machine's stands for all its hosts.
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import pairwise
 from typing import TypeVar
 
 from raylite._kernel.link import LinkConfig
@@ -93,7 +94,8 @@ class World:
         ways = [(one, other)] if one_way else [(one, other), (other, one)]
         self._cuts.update(dict.fromkeys(ways, silently or one_way))
         for wire in list(self._wires):
-            if any(_is_at(wire.host, a) and _is_at(wire.peer.host, b) for a, b in ways):
+            legs = list(pairwise(wire.path))
+            if any(_is_at(x, a) and _is_at(y, b) for a, b in ways for x, y in legs):
                 if silently or one_way:
                     wire.is_blocked = True
                 else:
@@ -119,6 +121,8 @@ class World:
             if machine_of(wire.host) == machine:
                 wire.is_blocked = True
                 wire.mute(0.0)
+            elif any(machine_of(host) == machine for host in wire.path):
+                wire.is_blocked = True
         self._off[machine] = None
 
     def power_on(self, machine: str) -> None:
@@ -141,6 +145,8 @@ class World:
             for wire in list(self._wires):
                 if wire.host == network.name:
                     wire.mute(linger)
+                elif network.name in wire.path[1:-1]:
+                    wire.abort("the one that carried it died")
 
     def is_cut(self, one: str, other: str) -> bool:
         """Whether a wire between two hosts cannot be made."""
@@ -156,12 +162,13 @@ class World:
         """Return how long a packet takes between two hosts, in the mean."""
         return self.delays.get((machine_of(one), machine_of(other)), self.delay)
 
-    def join(self, one: str, other: str) -> "SimWire":
-        """Make a wire between two hosts; returns the end of the first."""
+    def join(self, one: str, other: str, through: Sequence[str] = ()) -> "SimWire":
+        """Make a wire between two hosts, which others may carry; returns the end of the first."""
         self._wires_made += 1
+        path = (one, *through, other)
         ends = [
-            SimWire(self, host, self.random(f"wire {self._wires_made} from {host}"))
-            for host in (one, other)
+            SimWire(self, way, self.random(f"wire {self._wires_made} from {way[0]}"))
+            for way in (path, path[::-1])
         ]
         for end, peer in zip(ends, reversed(ends), strict=True):
             end.peer = peer
@@ -222,6 +229,46 @@ class SimNetwork(Network):
             peer.accepted(wire.peer)
         return wire
 
+    async def dial_through(self, way: str, address: str, events: WireEvents) -> Wire:
+        """Reach an address as `GrpcNetwork` does: those who carry are asked by the same rules."""
+        carriers = await self._carriers(way, address, self)
+        names = [carrier.name for carrier in carriers]
+        peer = self.world.networks.get(address)
+        if peer is None or any(
+            self.world.is_cut(*leg) for leg in pairwise([self.name, *names, peer.name])
+        ):
+            raise ConnectionRefusedError(f"nobody answers at {address}")
+        wire = self.world.join(self.name, peer.name, names)
+        wire.events = events
+        with self.world.at(peer.name):
+            peer.accepted(wire.peer)
+        return wire
+
+    async def _carriers(self, way: str, address: str, asker: "SimNetwork") -> "list[SimNetwork]":
+        """Return those who carry a wire that is asked for at `way`, up to the last, who reaches the address."""
+        carrier = await self._hop(asker, way)
+        if not carrier.detours.carries(address):
+            raise ConnectionError(f"{carrier.name} carries nothing to {address}")
+        if machine_of(carrier.name) != machine_of(asker.name):
+            await self._hop(carrier, address)
+            return [carrier]
+        for further in carrier.detours.ways(address):
+            with suppress(OSError):
+                return [carrier, *await self._carriers(further, address, carrier)]
+        raise ConnectionError(f"nobody carries to {address}")
+
+    async def _hop(self, one: "SimNetwork", address: str) -> "SimNetwork":
+        """Return who is reached at an address, from one process."""
+        await asyncio.sleep(self.world.mean_delay(one.name, address))
+        peer = self.world.networks.get(address)
+        there = address if peer is None else peer.name
+        if one.is_dead or self.world.is_silent(one.name, there):
+            await asyncio.sleep(self.config.carry_timeout)
+            raise TimeoutError
+        if peer is None or self.world.is_cut(one.name, there):
+            raise ConnectionRefusedError(f"nobody answers at {address}")
+        return peer
+
     async def close(self) -> None:
         """Say goodbye on every link and give the address up."""
         if self.world.networks.get(self.address) is self:
@@ -234,9 +281,9 @@ class SimWire(MemoryWire):
 
     peer: "SimWire"
 
-    def __init__(self, world: World, host: str, random: random.Random) -> None:
+    def __init__(self, world: World, path: Sequence[str], random: random.Random) -> None:
         super().__init__()
-        self.host = host
+        self.host, self.path = path[0], path
         self.is_blocked = False
         self._world = world
         self._random = random
@@ -250,7 +297,7 @@ class SimWire(MemoryWire):
         self._flying.append(item)
         with self._world.at(BETWEEN):
             at = self._loop.time()
-            if delay := self._world.mean_delay(self.host, self.peer.host):
+            if delay := sum(self._world.mean_delay(*leg) for leg in pairwise(self.path)):
                 at += self._random.expovariate(1 / delay)
             self._last = max(self._last, at)
             self._loop.call_at(self._last, self._land)

@@ -1,6 +1,7 @@
 """Two nodes cannot reach each other, and the GCS reaches both: nothing hangs, and nothing runs twice."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -8,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from raylite._kernel.link import Link, LinkConfig
 from raylite.exceptions import WorkerCrashedError
 from raylite.testing.loop import SimLoop
 from raylite.testing.node import KILLED, SimDriver, TaskContext
-from raylite.testing.sim import World
+from raylite.testing.sim import SimWire, World, machine_of
 from raylite.testing.simcluster import SimCluster
 from tests.sim.ledger import moment
 
@@ -53,6 +55,20 @@ class Scene:
     def cut(self, one: str = "n1", other: str = "n2") -> None:
         self.cluster.world.cut(one, other, silently=True)
 
+    def links(self) -> list[Link]:
+        """What the driver's process and its raylet have dialled, and what is on `n2`."""
+        networks = list(self.cluster.world.networks.values())
+        return [
+            link
+            for network in networks
+            for link in network._links.values()
+            if {machine_of(network.name), machine_of(link.peer)} == {"n1", "n2"}
+        ]
+
+    def is_carried(self, link: Link) -> bool:
+        wire = link._wire
+        return isinstance(wire, SimWire) and len(wire.path) > 2
+
     def heal(self) -> None:
         self.cluster.world.heal("n1", "n2")
 
@@ -72,6 +88,14 @@ async def _where(task: TaskContext) -> str:
     return task.worker
 
 
+def read(task: TaskContext, refs: list[Any]) -> Awaitable[str]:
+    return _read(task, refs)
+
+
+async def _read(task: TaskContext, refs: list[Any]) -> str:
+    return str((await task.get(refs))[0])
+
+
 def make(task: TaskContext) -> Awaitable[bytes]:
     return _make()
 
@@ -81,8 +105,10 @@ async def _make() -> bytes:
 
 
 @asynccontextmanager
-async def scene() -> AsyncIterator[Scene]:
-    cluster = SimCluster(World(5))
+async def scene(*, detours: bool = False, seed: int = 5) -> AsyncIterator[Scene]:
+    """A cluster in which nobody carries what others cannot send, or one in which all do."""
+    links = LinkConfig() if detours else LinkConfig(detour=math.inf)
+    cluster = SimCluster(World(seed), links=links)
     await cluster.gcs.start()
     await cluster.add("n0", is_head=True, cpus=0)
     here = await cluster.add("n1", cpus=0)
@@ -256,3 +282,93 @@ async def test_what_was_wished_for_while_a_fence_was_asked_for_is_not_forgotten(
         at.heal()
         for each in (ref, other):
             assert (await outcome(at, each)).startswith("n2/")
+
+
+# ---- and others carry what they cannot send each other -------------------------------------
+
+
+@simulated
+async def test_what_two_nodes_cannot_send_each_other_is_carried_by_a_third() -> None:
+    async with scene(detours=True) as at:
+        resting = at.driver.submit(rest, 200.0, max_retries=0)
+        await at.begun()
+        at.cut()
+        await asyncio.sleep(15.0)
+        for link in at.links():
+            assert link.is_attached
+        assert (await outcome(at, resting)).startswith("n2/")  # it never began anew
+        assert len(at.runs) == 1
+
+
+@simulated
+async def test_a_borrower_reads_what_an_owner_out_of_reach_makes_long_after() -> None:
+    async with scene(detours=True) as at:
+        await at.cluster.add("n3", cpus=1)
+        at.driver.submit(make)
+        later = at.driver.submit(rest, 0.0)
+        await outcome(at, later)
+        at.runs.clear()
+        source = at.driver.submit(rest, 150.0)  # on one of them; the reader on the other
+        await at.begun()
+        reader = at.driver.submit(read, [source])
+        at.cut()
+        at.cut("n1", "n3")
+        at.cut("n2", "n3")
+        assert await outcome(at, reader) == await outcome(at, source)
+
+
+@simulated
+async def test_tasks_and_objects_pass_during_a_cut_as_before() -> None:
+    async with scene(detours=True) as at:
+        assert len(await outcome(at, at.driver.submit(make))) == LARGE
+        at.cut()
+        await asyncio.sleep(20.0)
+        began = moment()
+        for _ in range(3):
+            assert (await outcome(at, at.driver.submit(where))).startswith("n2/")
+            assert len(await outcome(at, at.driver.submit(make))) == LARGE
+            await asyncio.sleep(1.0)
+        assert moment() - began < 4.0
+
+
+@simulated
+async def test_the_direct_way_is_taken_when_it_is_there_again() -> None:
+    async with scene(detours=True) as at:
+        await outcome(at, at.driver.submit(where))
+        links = at.links()
+        at.cut()
+        await asyncio.sleep(30.0)
+        assert all(at.is_carried(link) for link in links)
+        at.heal()
+        await asyncio.sleep(30.0)
+        assert [link for link in links if link.is_ended or at.is_carried(link)] == []
+        assert (await outcome(at, at.driver.submit(where))).startswith("n2/")
+
+
+@simulated
+async def test_the_one_that_carries_may_die_and_another_does() -> None:
+    async with scene(detours=True) as at:
+        third = await at.cluster.add("n3", cpus=0)
+        resting = at.driver.submit(rest, 200.0, max_retries=0)
+        await at.begun()
+        at.cut("n0", "n2")  # so it is not the head that carries
+        at.cut()
+        await asyncio.sleep(20.0)
+        assert all(at.is_carried(link) for link in at.links())
+        at.cluster.kill(third)
+        await asyncio.sleep(1.0)
+        await at.cluster.add("n4", cpus=0)
+        assert (await outcome(at, resting)).startswith("n2/")
+        assert len(at.runs) == 1
+
+
+@simulated
+async def test_a_node_that_nobody_reaches_is_dead_as_soon_as_ever() -> None:
+    async with scene(detours=True) as at:
+        ref = at.driver.submit(rest, LONG, max_retries=1)
+        await at.begun()
+        await at.cluster.add("n3", cpus=1)
+        began = moment()
+        at.cluster.power_off(at.cluster.nodes["n2"])
+        assert (await outcome(at, ref)).startswith("n3/")
+        assert moment() - began < 15.0

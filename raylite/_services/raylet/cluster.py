@@ -64,6 +64,7 @@ class ClusterService(Service):
         self._epochs = epochs
         self._views = ResourceViews()
         self._raylets: dict[NodeKey, tuple[int, str]] = {}  # incarnation and address
+        self.head = ""  # where the head's raylet is, if it is another's
         self._early: dict[NodeKey, list[hot.ViewDelta]] = {}  # of nodes not yet known to be members
         self._publisher = ViewPublisher(view())
         self.local: NodeKey = view().node
@@ -98,6 +99,10 @@ class ClusterService(Service):
         """Return where another node's raylet is; None if the node is dead, or not known yet."""
         known = self._raylets.get(node)
         return known[1] if known is not None else None
+
+    def raylets(self) -> list[str]:
+        """Return where the raylets of the other nodes are."""
+        return [address for _, address in self._raylets.values()]
 
     def node_at(self, address: str) -> NodeKey | None:
         """Return the other node whose raylet has this address."""
@@ -270,6 +275,8 @@ class ClusterService(Service):
         if known is not None and known[0] != row.incarnation:
             self._died(node, "it was replaced by a new incarnation")
         self._raylets[node] = row.incarnation, row.address
+        if row.head:
+            self.head = row.address
         self._views.joined(node, row.incarnation, now())
         if known is None or known[0] != row.incarnation:
             for listener in self.on_node_joined:

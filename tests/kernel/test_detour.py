@@ -1,0 +1,214 @@
+"""Detours: a peer that cannot be dialled is reached by way of another, over real sockets.
+
+What two nodes do with them is in `tests/sim/test_pairs.py`.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import pytest
+from msgspec.structs import replace
+
+from raylite._kernel.detour import ByRaylet
+from raylite._kernel.grpc import GrpcNetwork
+from raylite._kernel.grpcwire import GrpcWire
+from raylite._kernel.host import Host
+from raylite._kernel.interface import SCOPES
+from raylite._kernel.keyring import Keyring
+from raylite._kernel.link import Link
+from raylite._kernel.token import Token, new_token
+from raylite._kernel.wire import Deaf, Wire, WireEvents
+from raylite.exceptions import AuthenticationError, PeerLostError
+from tests.kernel.membership import cluster_token
+from tests.kernel.rig import MIB, QUICK, Rig, Toy, ToyService, run_on, until
+from tests.kernel.test_scopes import Desk, DeskService, let
+
+QUICKLY = replace(QUICK, detour=0.0, direct_again=0.05, carry_timeout=1.0)
+LOOPS = pytest.mark.parametrize("kind", ["grpc-tcp", "grpc-tls"])
+
+
+class Static:
+    """Ways that a test has given, to what it says."""
+
+    def __init__(self, *ways: str, carries: Sequence[str] = ()) -> None:
+        self._ways, self._carries = ways, carries
+
+    def ways(self, address: str) -> Sequence[str]:
+        return self._ways
+
+    def carries(self, address: str) -> bool:
+        return address in self._carries
+
+
+class Cut(GrpcNetwork):
+    """Reaches everybody but some."""
+
+    blocked: Sequence[str] = ()
+
+    async def dial(
+        self, address: str, events: WireEvents, *, relays: str = "", onward: str = ""
+    ) -> Wire:
+        if address in self.blocked:
+            raise ConnectionRefusedError("nothing passes")
+        return await super().dial(address, events, relays=relays, onward=onward)
+
+
+def made(rig: Rig, *tokens: Token, config: Any = QUICKLY) -> Cut:
+    tls = rig.network("any")._tls  # type: ignore[attr-defined]
+    return Cut(config=config, token=Keyring(*(tokens or (cluster_token(),))), tls=tls)
+
+
+def carried(link: Link, third: GrpcNetwork) -> bool:
+    """Whether the link's wire is one of those that a third process hands on."""
+    assert isinstance(link._wire, GrpcWire)
+    port = link._wire._transport.get_extra_info("peername")[1]
+    return third.address.endswith(f":{port}")
+
+
+@asynccontextmanager
+async def parted(rig: Rig, config: Any = QUICKLY) -> AsyncIterator[tuple[Cut, GrpcNetwork, str]]:
+    """A process that reaches a third, and not the address that is given; the third does."""
+    there = rig.address("there")
+    here, third = made(rig, config=config), made(rig)
+    await third.listen(rig.address("third"))
+    here.blocked = [there]
+    here.detours, third.detours = Static(third.address), Static(carries=[there])
+    try:
+        yield here, third, there
+    finally:
+        await here.close()
+        await third.close()
+
+
+@LOOPS
+def test_a_third_carries_what_does_not_pass(kind: str) -> None:
+    async def scenario(rig: Rig) -> None:
+        async with rig.serving(ToyService()) as served, parted(rig) as (here, third, there):
+            link = here.connect(there)
+            assert await Toy(link).echo(bytes(MIB)) == bytes(MIB)
+            assert carried(link, third)
+            assert third.links == []  # it sees two connections, and no session
+            [other] = served.links
+            wires = [link._wire, other._wire]
+            assert [wire is not None and wire.is_local for wire in wires] == [False, False]
+
+    run_on(kind, scenario)
+
+
+@LOOPS
+def test_the_session_goes_on_when_the_direct_way_is_there_again(kind: str) -> None:
+    async def scenario(rig: Rig) -> None:
+        service = ToyService()
+        async with rig.serving(service) as served, parted(rig) as (here, third, there):
+            link = here.connect(there)
+            await link.wait_attached()
+            began = link.session_id
+            for number in range(400):
+                Toy(link).note(number)
+                if number == 200:
+                    here.blocked = []
+                await anyio.sleep(0.001)
+            await until(lambda: link.is_attached and not carried(link, third))
+            here.blocked = [there]  # and the reverse
+            link.abort_wire("cut")
+            for number in range(400, 500):
+                Toy(link).note(number)
+                await anyio.sleep(0.001)
+            await until(lambda: link.is_attached and carried(link, third))
+            await link.wait_received()
+            await until(lambda: len(service.notes) == 500)
+            assert service.notes == list(range(500))  # once each, in order
+            assert [each.session_id for each in served.links] == [began]
+
+    run_on(kind, scenario)
+
+
+@LOOPS
+def test_a_new_link_to_a_node_that_is_reached_by_a_detour_is_at_once(kind: str) -> None:
+    async def scenario(rig: Rig) -> None:
+        config = replace(QUICKLY, detour=0.3, direct_again=60.0)
+        async with rig.serving(ToyService()), parted(rig, config) as (here, _, there):
+            link = here.connect(there)
+            await link.wait_attached()
+            here._links.clear()  # as another process of that node would be dialled
+            dialled: list[str] = []
+            dial = here._open_wire
+
+            async def counted(link: Link, opener: Any, attempt: int) -> None:
+                dialled.append(opener.func.__name__)
+                await dial(link, opener, attempt)
+
+            here._open_wire = counted  # type: ignore[method-assign, assignment]
+            other = here.connect(there)
+            await other.wait_attached()
+            assert dialled == ["dial_through"]
+            other.close()
+            link.close()
+
+    run_on(kind, scenario)
+
+
+@LOOPS
+def test_a_process_has_its_raylet_ask_others(kind: str) -> None:
+    async def scenario(rig: Rig) -> None:
+        node, own, there = new_token("node"), f"unix:{rig.folder}/own", rig.address("there")
+        serving = rig.network("there")
+        serving._keyring = Keyring(cluster_token(), node)  # type: ignore[attr-defined]
+        await serving.listen(there)
+        host = Host(serving, DeskService(), grace=0.1)
+        running = host.start("host")
+        third, raylet = made(rig), made(rig, cluster_token(), node)
+        await third.listen(rig.address("third"))
+        await raylet.listen(own)
+        raylet.blocked = [there]
+        raylet.detours = Static("tcp:127.0.0.1:1", third.address, carries=[there])
+        third.detours = Static(carries=[there])
+        for token, allowed in ((cluster_token(), True), (node, False)):
+            worker = made(rig, token)
+            worker.blocked = [there]
+            worker.detours = Static(own)
+            desk = Desk(worker.connect(there))
+            assert await let(desk, "sit")
+            assert await let(desk, "rule") is allowed  # its own scope counts, not the carriers'
+            await worker.close()
+        host.stop()
+        await running
+        for each in (third, raylet):
+            await each.close()
+
+    run_on(kind, scenario)
+
+
+@LOOPS
+def test_what_is_not_carried_is_refused(kind: str) -> None:
+    async def scenario(rig: Rig) -> None:
+        config = replace(QUICKLY, session_timeout=0.5)
+        service = ToyService()
+        async with rig.serving(service), parted(rig, config) as (here, third, there):
+            third.detours = Static(carries=["tcp:127.0.0.1:1"])
+            with pytest.raises(PeerLostError, match="nothing passes"):
+                await Toy(here.connect(there)).echo(b"")
+            third.detours, reader = Static(carries=[there]), new_token(SCOPES[0])
+            third._keyring = Keyring(cluster_token(), reader)
+            lesser = made(rig, reader, config=config)
+            lesser.detours, lesser.blocked = here.detours, here.blocked
+            with pytest.raises(PeerLostError, match="nothing passes"):
+                await Toy(lesser.connect(there)).echo(b"")
+            stranger = made(rig, new_token(), config=config)
+            with pytest.raises(AuthenticationError):
+                await stranger.dial_through(third.address, there, Deaf())
+            await lesser.close()
+            await stranger.close()
+            assert service.handled == []
+
+    run_on(kind, scenario)
+
+
+def test_a_process_asks_its_raylet_for_other_nodes_only() -> None:
+    own = "tcp:10.0.0.1:7;aa=unix:/tmp/w.sock"
+    detours = ByRaylet("unix:/tmp/raylet.sock", own)
+    assert detours.ways("tcp:10.0.0.2:7;bb=unix:/tmp/w.sock") == ("unix:/tmp/raylet.sock",)
+    assert detours.ways(own) == detours.ways("tcp:10.0.0.2:7") == ()  # the GCS has no mark
+    assert not detours.carries("tcp:10.0.0.2:7;bb=unix:/tmp/w.sock")
