@@ -200,7 +200,7 @@ class Connection(H2Protocol):
         if self._has_heard:
             return str(error or "the connection was lost")
         return (
-            f"closed without a word ({error or 'no reason given'}): it has ended, refuses too many "
+            f"closed without a word{f' ({error})' if error else ''}: it has ended, refuses too many "
             "connections, expects TLS, or does not accept this process's certificate"
         )
 

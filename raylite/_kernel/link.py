@@ -207,7 +207,7 @@ class Link:
         self.scope = SCOPES[-1]  # what the peer may do here
         self.attempt = 0  # of the peer's attempts to dial, the last that was accepted
         self.session: Session = Session(config.window)
-        self.last_failure: str = "nobody has dialled it yet"
+        self.last_failure: str = "no answer yet"
         self.error: RayError | None = None
         self._destinations = destinations
         self._config = config

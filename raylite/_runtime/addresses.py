@@ -19,6 +19,12 @@ FORMS = "HOST:PORT of a head, or the session directory of a node on this machine
 AUTO = "auto"
 """Stands for the cluster that runs on this machine."""
 
+NOT_HERE = (
+    "no cluster runs on this machine: name one with --address, or start one with "
+    "`raylite start --head`"
+)
+"""What a command says that was to find one."""
+
 _UNIX = "unix:"
 _PORTS = range(1, 65536)
 
@@ -43,10 +49,7 @@ def choose(address: str | None, temp_dir: str = "") -> str:
         return resolve(address, temp_dir)
     nodes = records.living(temp_dir)
     if not nodes:
-        raise ConnectionError(
-            "no cluster runs on this machine: name one with --address, or start one with "
-            "`raylite start --head`"
-        )
+        raise ConnectionError(NOT_HERE)
     return nodes[0].gcs
 
 

@@ -1,6 +1,7 @@
 """Where sessions lie: a private directory for each user, and in it one for each session."""
 
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from raylite._runtime.settings import setting
 _LONGEST_NAME = "w0123456789abcdef.sock"  # a worker's
 _ENDED_KEPT = 20  # sessions that have ended, and left logs
 _REMEDY = "temporary directory with --temp-dir, _temp_dir or RAYLITE_TMPDIR"
+_LEAST_ROOM = 1 << 20  # bytes: tables, logs, secrets
 _PATH_LIMIT = 107  # bytes of a unix socket's path, by the size of `sockaddr_un`
 
 
@@ -24,10 +26,16 @@ def choose_temp_dir(given: str = "") -> Path:
     """Return where sessions are made: as given, as the environment says, or the system's.
 
     Raises:
-        ValueError: What is given is a relative path. As in Ray: nodes run in other directories.
+        ValueError: What is given is a relative path, as in Ray: nodes run in other directories. Or it is
+            not UTF-8, and could not be named to them.
     """
     variable, named = ("", given) if given else setting("TMPDIR")
     chosen = Path(named or gettempdir())
+    if not_text := re.findall(r"[\udc80-\udcff]", str(chosen)):
+        raise ValueError(
+            f"the temporary directory {str(chosen)!r} is not UTF-8 (byte {ord(not_text[0]) - 0xDC00:#x}): "
+            f"choose another {_REMEDY}"
+        )
     if not chosen.is_absolute():
         which = f"{variable}={named}" if variable else repr(named)
         raise ValueError(
@@ -66,6 +74,21 @@ def make_session_dir(temp_dir: str = "") -> Path:
         ) from error
     _prune(session.parent)
     return session
+
+
+def check_room(session: str) -> None:
+    """Refuse a disk that is full, on which a node that lasts would end sooner or later, and wordless.
+
+    Raises:
+        OSError: There is no room for what it writes.
+    """
+    disk = os.statvfs(session)
+    free = disk.f_frsize * (disk.f_bavail if os.geteuid() else disk.f_bfree)
+    if disk.f_blocks and free < _LEAST_ROOM:
+        raise OSError(
+            f"the disk of the temporary directory {Path(session).parent.parent} is full ({free} bytes "
+            f"are free): make room there, or choose another {_REMEDY}"
+        )
 
 
 def _reason(temp: Path, error: OSError) -> str:

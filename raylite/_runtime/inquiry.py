@@ -13,6 +13,7 @@ from raylite._protocol.gcs import Certificates, Nodes, Tokens, Views
 from raylite._runtime.launch import NodeProcess
 from raylite._runtime.networks import Keys, network_for, read_keys
 from raylite._runtime.node import NodeConfig
+from raylite._types.address import host_of, is_loopback
 from raylite._wire import hot
 from raylite._wire.messages import gcs as msg, raylet as raylet_msg
 from raylite.exceptions import AuthenticationError, RayError, RaySystemError, reason_of
@@ -203,8 +204,9 @@ async def _asked(
         raise type(error)(told) from error
     except (RayError, TimeoutError) as error:
         reason = reason_of(error) or f"it said nothing for {patience:g} s ({link.last_failure})"
-        raise ConnectionError(
-            f"no cluster answers at {where}: {reason}. Is its head running, and is this its address?"
-        ) from error
+        told = f"no cluster answers at {where}: {reason}. Is its head running, and is this its address?"
+        if keys.tls is None and not is_loopback(host_of(gcs)):
+            told += " If it encrypts, give --ca-fingerprint as well, as its head has printed it."
+        raise ConnectionError(told) from error
     finally:
         await network.close()

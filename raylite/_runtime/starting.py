@@ -34,7 +34,7 @@ from raylite._runtime.listeners import host_port
 from raylite._runtime.local import SessionOptions
 from raylite._runtime.networks import Keys, read_keys
 from raylite._runtime.node import OWN_STORAGE, NodeConfig, clear, own_tls, own_token
-from raylite._services.gcs.storage import vacate_storage
+from raylite._services.gcs.storage import check_storage, vacate_storage
 from raylite._types import system_config
 from raylite._types.address import is_anywhere, is_ip, is_loopback
 from raylite._wire.messages import gcs as msg
@@ -101,7 +101,8 @@ def start_node(options: NodeOptions) -> Started:
         StorageError: The GCS of another head writes the tables that this one is to have.
         RaySystemError: The node could not start; the message says why.
     """
-    if options.address is None:
+    if options.address is None and options.storage:
+        check_storage(options.storage)
         inquiry.run(vacate_storage(options.storage))
     with interrupts.held() as interrupt:
         node = begin_node(options)
@@ -163,6 +164,10 @@ def _head(options: NodeOptions) -> NodeConfig:
 def _member(options: NodeOptions, address: str) -> NodeConfig:
     temp_dir = options.resources.temp_dir
     neighbour = addresses.node_of(address, temp_dir)
+    if address == addresses.AUTO:
+        if neighbour is None:
+            raise ConnectionError(addresses.NOT_HERE)
+        address = neighbour.cluster
     cluster = neighbour.cluster if neighbour is not None else address
     host = LOOPBACK if addresses.session_of(cluster) else addresses.parse(cluster)[0]
     gcs, authority = addresses.resolve(address, temp_dir), ""
@@ -229,6 +234,7 @@ def _session(options: NodeOptions) -> Iterator[str]:
     """Make a session's directory; of a node that does not get to its start, nothing is left."""
     session = str(folders.make_session_dir(options.resources.temp_dir))
     try:
+        folders.check_room(session)
         yield session
     except BaseException:
         clear(NodeConfig(0, 0, session_dir=session))
@@ -261,7 +267,7 @@ def _in_session(config: NodeConfig, session: str) -> NodeConfig:
 
 
 def _check_addresses(ip: str, options: NodeOptions) -> None:
-    for option, given in (("--node-ip-address", ip), ("--bind", options.bind)):
+    for option, given in (("--bind", options.bind), ("--node-ip-address", ip)):
         if given and not is_ip(given):
             raise ValueError(f"{option}={given} is no IP address: give one of this machine's")
     if is_anywhere(ip) or (

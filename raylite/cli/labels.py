@@ -10,8 +10,10 @@ def typed(text: str | None) -> dict[str, str]:
         ValueError: One has no value.
     """
     pairs = [each.partition("=") for each in (text or "").split(",") if each.strip()]
-    if wrong := [name for name, equals, _ in pairs if not equals or not name.strip()]:
-        raise ValueError(f"--labels={text}: {wrong[0]!r} has no value; write key=value,key=value")
+    for name, equals, value in pairs:
+        if not equals or not name.strip():
+            what, part = ("value", name) if name.strip() else ("key", f"{equals}{value}")
+            raise ValueError(f"--labels={text}: {part!r} has no {what}; write key=value,key=value")
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 

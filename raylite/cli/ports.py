@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 LOWEST, HIGHEST = 1024, 65535
+FIRST_OF_WORKERS, LAST_OF_WORKERS = 10002, 19999  # Ray's, where one end of the range is not given
 _ALLOWED = f"a port is 0, for any that is free, or from {LOWEST} to {HIGHEST}"
 
 
@@ -60,7 +61,7 @@ def check_ports(
     for option, port in chosen.items():
         if port in workers:
             raise ValueError(
-                f"{option}={port} is one of the workers' ports, {workers[0]} to {workers[-1]}: "
+                f"{option}={port} is one of the workers' ports, {_listed(workers)}: "
                 "choose another port, or other ports for workers"
             )
     return workers
@@ -72,16 +73,26 @@ def _workers(
     if several is not None:
         if first is not None or last is not None:
             raise ValueError(
-                "--worker-port-list and --min-worker-port or --max-worker-port exclude one another"
+                "--worker-port-list, and a range with --min-worker-port and --max-worker-port, "
+                "exclude one another: leave one out"
             )
         return tuple(sorted(set(several)))
     if first is None and last is None:
         return ()
     if not first and not last:
         return (0,)
-    lowest, highest = first or LOWEST, last or HIGHEST
+    lowest = first or FIRST_OF_WORKERS
+    highest = last or (LAST_OF_WORKERS if lowest <= LAST_OF_WORKERS else HIGHEST)
     if lowest > highest:
+        remedy = "exchange them" if first else f"give the first port, which is {lowest} otherwise"
         raise ValueError(
-            f"--min-worker-port={lowest} is above --max-worker-port={highest}: exchange them"
+            f"--min-worker-port={lowest} is above --max-worker-port={highest}: {remedy}"
         )
     return tuple(range(lowest, highest + 1))
+
+
+def _listed(ports: tuple[int, ...]) -> str:
+    """`ports`, which are in order, as a user has given them: a range, or one by one."""
+    if len(ports) > 1 and ports[-1] - ports[0] == len(ports) - 1:
+        return f"{ports[0]} to {ports[-1]}"
+    return ", ".join(map(str, ports))

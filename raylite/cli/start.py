@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from shlex import quote
 from typing import Any, NoReturn
 
 import click
@@ -16,9 +17,10 @@ from raylite._runtime.given import given
 from raylite._runtime.local import SessionOptions
 from raylite._runtime.node import wait_readable
 from raylite._runtime.starting import LOOPBACK, NodeOptions, Started, start_node
+from raylite._types.address import is_loopback
 from raylite.cli import labels as labels_of, rays
 from raylite.cli.errors import explained
-from raylite.cli.ports import PORT, PORTS, check_ports
+from raylite.cli.ports import FIRST_OF_WORKERS, LAST_OF_WORKERS, PORT, PORTS, check_ports
 from raylite.cli.tls import certificates
 from raylite.exceptions import RaySystemError
 
@@ -32,12 +34,12 @@ To join another node to the cluster, run there
 
 To use it from a Python program on this machine:
     import raylite as ray
-    ray.init()
+    ray.init({chosen})
 
 To see what it does, run
-    raylite status
+    raylite status{option}
 and to end this machine's part of it
-    raylite stop"""
+    raylite stop{option}"""
 
 _ELSEWHERE = """ --token-file=FILE
 where FILE is a copy of this machine's {file}, as secret as that is there."""
@@ -63,8 +65,8 @@ _OF_TABLES = re.compile(
 @click.option(
     "--address",
     metavar="HOST:PORT",
-    help="Join the cluster whose head listens there. On the head's own machine its session "
-    "directory will do as well.",
+    help="Join the cluster whose head listens there. On the machine of one of its nodes the session "
+    "directory of that will do as well, or auto for the node that was started last.",
 )
 @click.option("--port", type=PORT, help=f"The head's port, 0 for any.  [default: {PORT_OF_HEADS}]")
 @click.option(
@@ -109,7 +111,11 @@ _OF_TABLES = re.compile(
     help="Let other nodes reach workers and drivers directly, at ports from this one on, 0 for any.  "
     "[default: by this node's port]",
 )
-@click.option("--max-worker-port", type=PORT, help="The last one.")
+@click.option(
+    "--max-worker-port",
+    type=PORT,
+    help=f"The last one.  [default: {LAST_OF_WORKERS}; with it alone, the first is {FIRST_OF_WORKERS}]",
+)
 @click.option("--worker-port-list", type=PORTS, metavar="PORT,...", help="Those ports, one by one.")
 @click.option(
     "--temp-dir",
@@ -222,9 +228,9 @@ def start(
             click.echo(_READABLE, err=True)
         _warn_of_tables(started)
         if block:
-            _watch(started)
+            _watch(started, temp_dir)
         try:
-            click.echo(_describe(started))
+            click.echo(_describe(started, temp_dir))
             started.node.accept(outlives=True)
         except BaseException:
             started.node.stop()
@@ -270,9 +276,10 @@ def _labels(text: str | None, file: str | None) -> dict[str, str] | None:
     return {**(labels_of.in_file(file) if file else {}), **labels_of.typed(text)}
 
 
-def _describe(started: Started) -> str:
+def _describe(started: Started, temp_dir: str) -> str:
     row, config = started.row, started.node.config
-    address, is_reached = config.cluster, config.ip != LOOPBACK
+    address, is_reached = config.cluster, not is_loopback(config.ip)
+    option = f" --temp-dir={quote(temp_dir)}" if temp_dir else ""
     if credentials.taken(config.tls) is not None:
         address += _OWN_CERTIFICATES
     elif config.tls:
@@ -283,20 +290,22 @@ def _describe(started: Started) -> str:
         if row.head
         else f"part of the cluster at {config.cluster}",
         node=row.node_id.hex()[:12],
-        resources=", ".join(f"{amount:g} {name}" for name, amount in shown.items()),
+        resources=", ".join(f"{amount:g} {name}" for name, amount in shown.items()) or "no CPU",
         address=address,
-        token=_ELSEWHERE.format(file=config.token_file) if is_reached else "",
+        token=_ELSEWHERE.format(file=config.token_file) if is_reached else option,
+        option=option,
+        chosen=f"_temp_dir={temp_dir!r}" if temp_dir else "",
     )
     is_closed = row.head and not is_reached
     return text + (_ONLY_HERE.format(address=config.cluster) if is_closed else "")
 
 
-def _watch(started: Started) -> NoReturn:
+def _watch(started: Started, temp_dir: str) -> NoReturn:
     """Stay until the node ends, or this process is told to bring its end about."""
     node = started.node
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        click.echo(_describe(started))
+        click.echo(_describe(started, temp_dir))
         node.accept(outlives=False)
         while (reason := node.failure()) is None:
             wait_readable(node.fileno(), None)

@@ -63,7 +63,7 @@ def rotate(address: str | None, token_file: str, temp_dir: str) -> None:
     )
 
 
-@token.command()
+@token.command(short_help="Have this machine's nodes forget the old one, or one issued.")
 @_ADDRESS
 @click.option("--id", default="", metavar="ID", help="A token that was issued, instead.")
 @_TEMP_DIR
@@ -75,7 +75,7 @@ def revoke(address: str | None, id: str, temp_dir: str) -> None:
     click.echo(told.format(cluster=done.cluster, new=done.new, old=done.old))
 
 
-@token.command()
+@token.command(short_help="Make a token that allows less, in a new file.")
 @click.argument("file")
 @click.option(
     "--scope",

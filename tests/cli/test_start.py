@@ -1,18 +1,25 @@
 """`raylite start` and its neighbours as typed: what they refuse, and what their help says."""
 
+import os
 import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
 
 import click
 import pytest
 from click.testing import CliRunner
 
+from raylite._runtime.node import NodeConfig
+from raylite._runtime.starting import Started
 from raylite._wire import hot
 from raylite._wire.messages import gcs as msg
 from raylite.cli import main
 from raylite.cli.labels import in_file
+from raylite.cli.start import _describe as describe_start
 from raylite.cli.status import describe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,7 +74,12 @@ def test_a_port_is_0_or_one_that_a_program_may_have(option: str, port: str) -> N
     [
         (["--port=7000", "--node-manager-port=7000"], "both 7000"),
         (["--port=7000", "--min-worker-port=6500", "--max-worker-port=7500"], "workers' ports"),
-        (["--port=7000", "--worker-port-list=7001,7000"], "workers' ports"),
+        (["--port=7000", "--worker-port-list=7005,7000"], "workers' ports, 7000, 7005: choose"),
+        (["--port=7000", "--worker-port-list=7000"], "workers' ports, 7000: choose"),
+        (["--port=11000", "--max-worker-port=12000"], "workers' ports, 10002 to 12000: choose"),
+        (["--port=19999", "--min-worker-port=15000"], "workers' ports, 15000 to 19999: choose"),
+        (["--port=65535", "--min-worker-port=20000"], "workers' ports, 20000 to 65535: choose"),
+        (["--max-worker-port=9000"], "give the first port, which is 10002 otherwise"),
         (["--min-worker-port=3000", "--max-worker-port=2000"], "exchange them"),
         (["--worker-port-list=3000", "--max-worker-port=4000"], "exclude one another"),
         (["--worker-port-list=3000,x"], "'x' is not possible"),
@@ -100,6 +112,10 @@ def test_ports_that_clash_are_refused_by_name(words: list[str], reason: str) -> 
         (["--memory=1e300"], "resource memory is too large"),
         (["--token-file=x"], "--token-file is to join a cluster"),
         (["--labels=zone"], "'zone' has no value"),
+        (["--labels==a"], "'=a' has no key"),
+        (["--bind=localhost"], "--bind=localhost is no IP address"),
+        (["--node-ip-address=localhost"], "--node-ip-address=localhost is no IP address"),
+        (["--storage=/none/x.db"], "the storage /none/x.db cannot be made: /none is no directory"),
         (["--labels=ray.io/zone=a"], "ray.io/zone cannot be set"),
         (["--labels=zone=a b"], "Invalid label value `a b` of zone"),
         (["--object-store-memory=0"], "--object-store-memory"),
@@ -110,6 +126,7 @@ def test_ports_that_clash_are_refused_by_name(words: list[str], reason: str) -> 
             "task_oom_retries of the system config must",
         ),
         (["--temp-dir=here"], "directory 'here' is a relative path: give the whole path"),
+        (["--temp-dir=/tmp/\udcff"], "'/tmp/\\udcff' is not UTF-8 (byte 0xff): choose another"),
         (["--temp-dir=/etc/hostname"], "in the temporary directory /etc/hostname: it is a file"),
         (["--temp-dir=/proc/no"], "in the temporary directory /proc/no: No such file or directory"),
     ],
@@ -119,6 +136,55 @@ def test_what_a_node_cannot_offer_is_refused_before_anything_starts(
     words: list[str], reason: str
 ) -> None:
     assert reason in refused("--head", "--port=0", *words)
+
+
+def started(ip: str, cpus: float, *, head: bool = True) -> Started:
+    """A node as `start_node` returns it, that was never started."""
+    config = NodeConfig(cpus, 0, ip=ip, cluster=f"{ip}:6379", token_file="/x/token", head=head)
+    node: Any = SimpleNamespace(config=config)
+    row = msg.Node(node_id=b"\1" * 28, ip=ip, head=head, resources={"CPU": cpus} if cpus else {})
+    return Started(node, row)
+
+
+@pytest.mark.parametrize("ip", ["127.0.0.1", "127.0.0.2", "::1"])
+def test_who_started_a_head_for_this_machine_alone_is_told_so(ip: str) -> None:
+    told = describe_start(started(ip, 1), "")
+    assert f"raylite start --address={ip}:6379\n" in told
+    assert f"Only this machine reaches {ip}:6379" in told
+    assert "--token-file" not in told
+
+
+def test_the_commands_that_a_start_names_work_where_it_was_told_to_make_its_session() -> None:
+    told = describe_start(started("127.0.0.1", 0), "/my sessions")
+    assert "with no CPU." in told
+    assert "raylite start --address=127.0.0.1:6379 --temp-dir='/my sessions'\n" in told
+    assert "ray.init(_temp_dir='/my sessions')\n" in told
+    assert "raylite status --temp-dir='/my sessions'\n" in told
+    assert "raylite stop --temp-dir='/my sessions'\n" in told
+    elsewhere = describe_start(started("10.0.0.7", 2), "")
+    assert "with 2 CPU." in elsewhere
+    assert "raylite start --address=10.0.0.7:6379 --token-file=FILE\n" in elsewhere
+    assert "ray.init()\n" in elsewhere
+    assert "Only this machine" not in elsewhere
+
+
+def test_a_full_disk_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.statvfs("/tmp")
+
+    def full(_: str) -> SimpleNamespace:
+        return SimpleNamespace(
+            f_frsize=real.f_frsize, f_blocks=real.f_blocks, f_bfree=1, f_bavail=1
+        )
+
+    monkeypatch.setattr(os, "statvfs", full)
+    with TemporaryDirectory() as place:
+        said = refused("--head", "--port=0", f"--temp-dir={place}")
+        assert f"temporary directory {place} is full ({real.f_frsize} bytes are free): make" in said
+        assert list(Path(place, "raylite").iterdir()) == []
+
+
+def test_a_node_that_is_to_join_what_runs_here_is_refused_when_nothing_does() -> None:
+    assert "no cluster runs on this machine" in refused("--address=auto")
 
 
 @pytest.mark.parametrize("command", ["status", "health-check"])

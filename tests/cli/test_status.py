@@ -1,7 +1,12 @@
 """What `raylite status` makes of the cluster's rows."""
 
+import socket
 from datetime import datetime
 
+import pytest
+
+from raylite._runtime.inquiry import list_nodes
+from raylite._runtime.networks import Keys
 from raylite._wire import hot
 from raylite._wire.messages import gcs as msg
 from raylite.cli.status import describe
@@ -22,3 +27,14 @@ def test_who_left_in_order_is_no_failure() -> None:
     assert "its host was lost" in shown
     assert "it was stopped" not in shown
     assert " (no failures)" in "\n".join(describe(NODES[:2], NOTHING, NOW))
+
+
+def test_a_cluster_that_does_not_answer_is_told_of_with_what_may_be_missing() -> None:
+    with pytest.raises(ConnectionError, match=r"Is its head running, and is this its address\?$"):
+        list_nodes("tcp:127.0.0.1:1", Keys(), patience=0.1)
+    with pytest.raises(ConnectionError, match="If it encrypts, give --ca-fingerprint as well"):
+        list_nodes("tcp:localhost:1", Keys(), patience=0.1)  # a name may be another machine's
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        with pytest.raises(ConnectionError, match=r"it said nothing for 0\.1 s \(no answer yet\)"):
+            list_nodes(f"tcp:127.0.0.1:{port}", Keys(), patience=0.1)

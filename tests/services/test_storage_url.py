@@ -10,6 +10,7 @@ from raylite._services.gcs.storage import (
     Storage,
     StorageError,
     StorageUnreachableError,
+    check_storage,
     open_storage,
     wait_for_storage,
 )
@@ -73,6 +74,19 @@ async def test_redis_by_host_port_and_database(redis_server: RedisServer) -> Non
 async def test_another_url_is_refused_with_what_is_allowed(url: str) -> None:
     with pytest.raises(ValueError, match=r"a storage is `memory`, a file .* or `redis://host:port"):
         await open_storage(url)
+
+
+def test_what_can_be_no_file_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    for url in ("memory", "redis://nobody:1", str(tmp_path / "x.db"), f"sqlite://{tmp_path}/x.db"):
+        check_storage(url)
+    with pytest.raises(ValueError, match="'mysql://host' is not a storage: a storage is `memory`"):
+        check_storage("mysql://host")
+    with pytest.raises(StorageError, match="is a directory: name a file in it"):
+        check_storage(str(tmp_path))
+    with pytest.raises(
+        StorageError, match="none is no directory, so make it first, or name another"
+    ):
+        check_storage(f"{tmp_path}/none/x.db")
 
 
 @pytest.mark.asyncio

@@ -8,7 +8,12 @@ from raylite._services.gcs.storage.interface import (
     Write,
 )
 from raylite._services.gcs.storage.memory import MemoryStorage
-from raylite._services.gcs.storage.url import open_storage, vacate_storage, wait_for_storage
+from raylite._services.gcs.storage.url import (
+    check_storage,
+    open_storage,
+    vacate_storage,
+    wait_for_storage,
+)
 
 __all__ = [
     "MemoryStorage",
@@ -17,6 +22,7 @@ __all__ = [
     "StorageTakenError",
     "StorageUnreachableError",
     "Write",
+    "check_storage",
     "open_storage",
     "vacate_storage",
     "wait_for_storage",

@@ -168,7 +168,9 @@ class RedisStorage(Storage):
         try:
             yield
         except (RedisConnectionError, RedisTimeoutError, OSError) as error:
-            raise StorageUnreachableError(f"Redis failed: {error}") from error
+            raise StorageUnreachableError(
+                f"Redis failed: {error} Is it running, and is this where it is?"
+            ) from error
         except RedisError as error:
             raise StorageError(f"Redis failed: {error}") from error
 

@@ -44,11 +44,35 @@ async def open_storage(url: str, node: str = "", place: str = "") -> Storage:
         kind, address, cluster = _redis(url)
         opened: Storage = await kind.open(address, cluster, node, place)
         return opened
+    path = _path(url)
+    storage: Storage = await import_module(f"{_PACKAGE}.sqlite").SqliteStorage.open(path)
+    return storage
+
+
+def check_storage(url: str) -> None:
+    """Refuse, before anything starts, what `open_storage` would refuse for its form or its place.
+
+    Raises:
+        ValueError: The URL is none of those allowed.
+        StorageError: There can be no such file.
+    """
+    if url == "memory" or url.startswith(_REDIS):
+        return
+    path = _path(url)
+    if path.is_dir():
+        raise StorageError(f"the storage {path} is a directory: name a file in it")
+    if not path.parent.is_dir():
+        raise StorageError(
+            f"the storage {path} cannot be made: {path.parent} is no directory, so make it first, or "
+            "name another file"
+        )
+
+
+def _path(url: str) -> Path:
     path = url.removeprefix("sqlite://")
     if "://" in path or not path.strip("/.") or not ("/" in path or "." in path):
         raise ValueError(f"{url!r} is not a storage: {ALLOWED}")
-    storage: Storage = await import_module(f"{_PACKAGE}.sqlite").SqliteStorage.open(Path(path))
-    return storage
+    return Path(path)
 
 
 async def wait_for_storage(attempt: Callable[[], Awaitable[Storage]]) -> Storage:
