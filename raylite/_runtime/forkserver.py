@@ -616,7 +616,7 @@ def _begin_as(start: Start, owner: Channel) -> None:
     }
     os.environb.clear()
     os.environb.update(environment)
-    sys.path[:] = start.config.sys_path
+    sys.path[:] = map(os.fsdecode, start.config.sys_path)
     with suppress(OSError):  # it has been removed
         os.chdir(start.directory)
 

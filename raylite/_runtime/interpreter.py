@@ -41,8 +41,8 @@ class Interpreter:
         roles: Where the functions of the node's processes are, as ``module:attribute``.
     """
 
-    def __init__(self, path: Sequence[str], roles: str = ROLES) -> None:
-        self.path: tuple[str, ...] = tuple(path)
+    def __init__(self, path: Sequence[bytes], roles: str = ROLES) -> None:
+        self.path: tuple[bytes, ...] = tuple(path)
         self.roles: str = roles
         own, theirs = (_above_stdio(end) for end in socket.socketpair(type=socket.SOCK_SEQPACKET))
         self.end: socket.socket | None = own
@@ -80,12 +80,15 @@ class Interpreter:
             self._output = -1
 
 
-def import_path() -> tuple[str, ...]:
-    """`sys.path` for a process that may change its directory: the empty entry means this one."""
-    return tuple(entry or os.getcwd() for entry in sys.path)
+def import_path() -> tuple[bytes, ...]:
+    """`sys.path` for a process that may change its directory: the empty entry means this one.
+
+    As bytes, for the names of files need not be text.
+    """
+    return tuple(os.fsencode(entry or os.getcwd()) for entry in sys.path)
 
 
-def _spawn(arguments: Sequence[str], channel: int, output: int) -> int:
+def _spawn(arguments: Sequence[str | bytes], channel: int, output: int) -> int:
     """Start the process. Its death is not tied to ours by a signal: that would be to this thread's."""
     return os.posix_spawn(
         sys.executable,

@@ -102,7 +102,7 @@ class NodeConfig(Struct, frozen=True):
     system: Mapping[str, Scalar] = field(default_factory=dict)
     temp_dir: str = ""
     session_dir: str = ""
-    sys_path: Sequence[str] = ()
+    sys_path: Sequence[bytes] = ()
     warm: Sequence[str] = ()
     env_vars: Mapping[str, str] = field(default_factory=dict)
     # Ray: workers run at nice 15, which yields to the rest of the machine. Here they are the rest.
@@ -229,7 +229,7 @@ class Start(msgspec.Struct, frozen=True, tag=True):
 
     config: NodeConfig
     owner: int
-    directory: str = ""
+    directory: bytes = b""
     environment: Mapping[str, str] = {}
 
 

@@ -196,7 +196,7 @@ def worker(inherited: Inherited, network_of: NetworkOf = networks.network_of) ->
         """Be what the job wants of its workers, before its first task."""
         place.namespace = job.namespace
         variables.adopt(job.env_vars)
-        sys.path.extend(each for each in job.sys_path if each not in sys.path)
+        sys.path.extend(each for each in map(os.fsdecode, job.sys_path) if each not in sys.path)
 
     teller, variables = _Teller(), Variables(os.environ)
     ip = inherited.config.ip

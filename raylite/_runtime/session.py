@@ -17,10 +17,12 @@ from raylite._runtime import context, interrupts, networks, output, settings
 from raylite._runtime.attach import Attachment, attach_driver
 from raylite._runtime.context import Place
 from raylite._runtime.guest import GuestNode
+from raylite._runtime.interpreter import import_path
 from raylite._runtime.launch import NodeProcess
 from raylite._runtime.local import SessionOptions
 from raylite._runtime.networks import NetworkOf
 from raylite._services.worker.output import OutputService
+from raylite._types.text import sendable
 from raylite._wire import hot
 from raylite._wire.messages import gcs as gcs_msg, raylet as msg
 from raylite.exceptions import (
@@ -129,11 +131,11 @@ class Session:
             id,
             cpus=cpus,
             node_id=bytes.fromhex(self.config.node_id),
-            entrypoint=" ".join(sys.argv) or "python",
+            entrypoint=" ".join(map(sendable, sys.argv)) or "python",
             config=hot.JobConfig(
                 options.namespace,
                 dict(options.env_vars),
-                tuple(entry or os.getcwd() for entry in sys.path),
+                import_path(),
             ),
             output=OutputService(self.printer, settings.deduplicator()),
         )

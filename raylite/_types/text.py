@@ -20,6 +20,11 @@ def refuse_text(what: str, text: str) -> str | None:
     return None
 
 
+def sendable(text: str) -> str:
+    """Return a text that is for people only with what cannot be encoded escaped, so that it can travel."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def show_text(text: str) -> str:
     """Return a text for a message: not too long, and escaped."""
     return repr(text) if len(text) <= _MOST else f"{text[:_MOST]!r}..."

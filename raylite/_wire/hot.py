@@ -106,7 +106,7 @@ class JobConfig(msgspec.Struct, array_like=True, frozen=True):
 
     namespace: str = ""
     env_vars: dict[str, str] = {}  # as written, with references to other variables
-    sys_path: tuple[str, ...] = ()  # where the driver finds modules; a worker looks there as well
+    sys_path: tuple[bytes, ...] = ()  # where the driver finds modules; a worker looks there as well
     environment: bytes = b""  # what tells the env_vars from others of the job; empty for its own
 
 

@@ -92,10 +92,10 @@ def _send(interpreter: Interpreter, message: bytes, end: socket.socket) -> None:
     end.close()  # or nobody would hear the end of the one that has it now
 
 
-def _directory() -> str:
+def _directory() -> bytes:
     with suppress(OSError):
-        return os.getcwd()
-    return ""  # it has been removed
+        return os.getcwdb()
+    return b""  # it has been removed
 
 
 _open: list[Nursery] = []

@@ -195,6 +195,25 @@ def test_workers_find_the_modules_that_the_driver_finds(head: NodeRecord) -> Non
     assert out == "bread\n"
 
 
+def test_names_of_files_need_not_be_text(head: NodeRecord) -> None:
+    with TemporaryDirectory() as folder:
+        place = os.fsencode(folder) + b"/\xff"
+        os.mkdir(place)
+        with open(place + b"/kitchen.py", "w") as module:
+            module.write("def bake(): return 'bread'\n")
+        out = drive_well(f"""
+        os.chdir({place!r})
+        sys.path.insert(0, "")
+        sys.argv.append("\\udcff")
+        import kitchen
+        for address in (None, "local"):
+            ray.init(address)
+            print(ray.get(ray.remote(kitchen.bake).remote()))
+            ray.shutdown()
+        """)
+    assert out == "bread\nbread\n"
+
+
 def test_what_a_connected_drivers_tasks_print_reaches_it(head: NodeRecord) -> None:
     out = drive_well("""
     @ray.remote

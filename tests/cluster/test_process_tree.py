@@ -29,7 +29,9 @@ pytestmark = [pytest.mark.process, pytest.mark.timeout(30)]
 
 ROLES = "toy_roles:ROLES"
 HERE = str(Path(__file__).parent)
-CONFIG = NodeConfig(num_cpus=1, object_store_memory=1 << 24, sys_path=(*sys.path, HERE))
+CONFIG = NodeConfig(
+    num_cpus=1, object_store_memory=1 << 24, sys_path=tuple(map(os.fsencode, [*sys.path, HERE]))
+)
 SOON = 5.0  # generous: it bounds a failure, and a passing test does not wait for it
 
 
@@ -204,7 +206,7 @@ def test_a_worker_starts_afresh(tree: Tree) -> None:
     assert first["title"] == "raylite::IDLE"
     assert first["leads"]
     assert first["sigint"] == "default_int_handler"
-    assert first["path"] == list(CONFIG.sys_path)
+    assert first["path"] == [*map(os.fsdecode, CONFIG.sys_path)]
     assert first["threads"] == 1
     assert first["random"] != second["random"]
 
@@ -375,7 +377,7 @@ def drive(config: NodeConfig, then: str, **options: Any) -> Iterator[subprocess.
     """Run a driver that launches a node, in an interpreter of its own."""
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER.format(then=then), config.temp_dir],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(config.sys_path)},
+        env={**os.environ, "PYTHONPATH": os.fsdecode(b":".join(config.sys_path))},
         stdout=subprocess.PIPE,
         text=True,
         **options,
@@ -445,7 +447,7 @@ os._exit(arena.startswith("/memfd:") and node.arena_fd < 0 and 7)
     closing = "import os, sys; [os.close(fd) for fd in (0, 1, 2)]; exec(sys.argv.pop(1))"
     done = subprocess.run(
         [sys.executable, "-c", closing, program, config.temp_dir],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(config.sys_path)},
+        env={**os.environ, "PYTHONPATH": os.fsdecode(b":".join(config.sys_path))},
         check=False,
     )
     assert done.returncode == 7
@@ -467,7 +469,7 @@ def test_a_node_that_cannot_start_says_why(config: NodeConfig) -> None:
 
 def test_an_interpreter_that_cannot_start_says_why(config: NodeConfig) -> None:
     with pytest.raises(RaySystemError, match="No module named 'raylite'"):
-        launch(replace(config, sys_path=("/nowhere",)), ROLES)
+        launch(replace(config, sys_path=(b"/nowhere",)), ROLES)
 
 
 def test_a_node_that_is_too_slow_is_stopped(config: NodeConfig) -> None:

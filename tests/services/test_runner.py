@@ -17,7 +17,7 @@ def test_a_worker_is_set_up_once_for_a_job_whoever_asks() -> None:
 
     runner = Runner(executor, values, ignore, ignore, ignore, "127.0.0.1", on_config=seen.append)
     for variables in ({"A": "1"}, {"A": "1"}, {"A": "2"}):
-        config = JobConfig("mine", variables, ("/modules",))
+        config = JobConfig("mine", variables, (b"/modules",))
         runner._adopt(config)
         assert runner._config is config  # so that the next task of its sender sees that at once
     assert [each.env_vars for each in seen] == [{"A": "1"}, {"A": "2"}]

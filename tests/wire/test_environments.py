@@ -3,7 +3,7 @@
 from raylite._wire.environments import inherit
 from raylite._wire.hot import JobConfig
 
-JOB = JobConfig("space", {"A": "job"}, ("/path",))
+JOB = JobConfig("space", {"A": "job"}, (b"/path",))
 
 
 def test_a_task_without_variables_of_its_own_has_those_above_it() -> None:
@@ -16,7 +16,7 @@ def test_a_task_without_variables_of_its_own_has_those_above_it() -> None:
 def test_ones_own_variables_win_and_the_others_are_inherited() -> None:
     child = inherit(inherit(JOB, {"A": "a", "B": "b"}), {"B": "c"})
     assert child.env_vars == {"A": "a", "B": "c"}
-    assert (child.namespace, child.sys_path) == ("space", ("/path",))
+    assert (child.namespace, child.sys_path) == ("space", (b"/path",))
 
 
 def test_environments_are_the_same_however_they_came_about() -> None:
