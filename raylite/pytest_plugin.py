@@ -59,6 +59,7 @@ def _raylite_nursery() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def _raylite_session_cluster(request: pytest.FixtureRequest) -> Iterator[Any]:
     cluster = _cluster(request, {}).start()
+    cluster._set_aside()  # a test that does not ask for it has no cluster
     yield cluster
     cluster.stop()
 
@@ -70,7 +71,7 @@ def raylite_shared(_raylite_session_cluster: Any) -> Iterator[Any]:
     What a test leaves in it, tasks under way for one, is there for the next. It is as the settings
     ``raylite_num_cpus`` and ``raylite_workers`` say; the marker has no effect on it.
     """
-    with _raylite_session_cluster.use():
+    with _raylite_session_cluster._taken_up():
         yield _raylite_session_cluster
 
 

@@ -162,6 +162,22 @@ class LocalCluster:
         with import_module("raylite._runtime.context").at(place):
             yield self
 
+    def _set_aside(self) -> None:
+        """Be nobody's cluster until `_taken_up`, as if there were none."""
+        import_module("raylite._runtime.context").leave(self._cluster.place)
+
+    @contextmanager
+    def _taken_up(self) -> Iterator[Self]:
+        """Be the cluster of the whole process for the block, and of no one after it."""
+        context = import_module("raylite._runtime.context")
+        context.enter(self._cluster.place)
+        try:
+            with self.use():
+                yield self
+        finally:
+            if self._running is not None:
+                self._set_aside()
+
     def __enter__(self) -> Self:
         return self.start()
 

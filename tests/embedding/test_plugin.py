@@ -15,6 +15,8 @@ raylite_workers = threads
 asyncio_mode = auto
 """
 TASK = """
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import raylite as ray
 
@@ -70,8 +72,15 @@ def test_doubles(raylite_shared, n):
     assert ray.get(double.remote(n)) == 2 * n
     seen.append(raylite_shared)
     assert set(seen) == {raylite_shared}
+
+def test_has_none():
+    assert not ray.is_initialized()
+
+def test_has_it_in_every_thread(raylite_shared):
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(ray.get, double.remote(5)).result() == 10
 """
-    run(sessions, program).assert_outcomes(passed=3)
+    run(sessions, program).assert_outcomes(passed=5)
 
 
 BOTH = pytest.mark.parametrize("fixture", ["raylite_cluster", "raylite_shared"])
