@@ -342,10 +342,16 @@ def test_small_arguments_that_are_many_are_stored() -> None:
     assert ray.get(task.remote(*[bytes(60_000)] * 300)) == 18_000_000
 
 
-def test_small_results_that_are_many_are_stored() -> None:
-    def many(count: int, size: int) -> list[bytes]:
-        return [bytes(size) for _ in range(count)]
+def _many(count: int, size: int) -> list[bytes]:
+    return [bytes(size) for _ in range(count)]
 
+
+async def _many_soon(count: int, size: int) -> list[bytes]:
+    return _many(count, size)
+
+
+@pytest.mark.parametrize("many", [_many, _many_soon])
+def test_small_results_that_are_many_are_stored(many: Callable[..., Any]) -> None:
     def forms(count: int, size: int) -> set[int]:
         refs = make(many).options(num_returns=count).remote(count, size)
         assert [len(value) for value in ray.get(refs)] == [size] * count

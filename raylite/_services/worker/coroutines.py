@@ -301,7 +301,8 @@ class AsyncRunner(Runner):
         except Exception as error:
             raise self._not_serializable(error, result, index, job) from None
         contained = self._hand_over(pickled, job) if pickled.contained else ()
-        if pickled.size <= hot.INLINE_LIMIT:
+        size = pickled.size
+        if size <= hot.INLINE_LIMIT and (index < 100 or size <= hot.inline_limit(task.returns)):
             return Value(Form.INLINE, pickled.to_bytes(), 0, 0, contained)
         key = arena_key(task, index)
         stored = await self._values.store_soon(key, job.definition.owner, pickled)
