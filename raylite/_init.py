@@ -10,7 +10,7 @@ import os
 import sys
 from importlib import import_module
 
-from raylite._runtime import interrupts
+from raylite._runtime import interrupts, nurseries
 from raylite._runtime.interpreter import Interpreter, import_path
 
 TYPE_CHECKING = False
@@ -151,7 +151,7 @@ def _begin_early(
 
     A wrong guess costs somebody a core for a moment, and nothing else.
     """
-    if _HEAVY in sys.modules or address not in (None, "local"):
+    if _HEAVY in sys.modules or address not in (None, "local") or nurseries.current() is not None:
         return None
     known = os.environ.get
     if address is None:

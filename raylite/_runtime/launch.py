@@ -12,6 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from raylite._kernel import processes
+from raylite._runtime import nurseries
 from raylite._runtime.folders import make_session_dir
 from raylite._runtime.interpreter import ROLES, Interpreter, import_path
 from raylite._runtime.node import (
@@ -330,6 +331,8 @@ def start(
     interpreter: Interpreter | None = None,
 ) -> NodeProcess:
     """Start a node and return at once: `launch` without the wait, which may serve for other work."""
+    if parent is None and interpreter is None and roles == ROLES:
+        parent = nurseries.current()
     if not config.session_dir:
         config = replace(config, session_dir=str(make_session_dir(config.temp_dir)))
     if not config.sys_path:

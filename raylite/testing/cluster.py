@@ -20,11 +20,10 @@ from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from typing import Any, Literal, Self
 
-from raylite._runtime import interrupts
+from raylite._runtime import interrupts, nurseries
 from raylite._runtime.interpreter import Interpreter, import_path
-from raylite.testing import nursery
 from raylite.testing.nodes import STORE, LocalNode, NodeSpec
-from raylite.testing.nursery import Nursery
+from raylite.testing.nursery import ROLES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -96,13 +95,13 @@ class LocalCluster:
 
     def _start_processes(self) -> ProcessCluster:
         with interrupts.held() as interrupt, ExitStack() as unneeded:
-            source: Nursery | Interpreter | None = nursery.current()
-            if source is None:
-                source = Interpreter(import_path(), nursery.ROLES)
-                unneeded.callback(source.close)
+            own: Interpreter | None = None
+            if nurseries.current() is None:
+                own = Interpreter(import_path(), ROLES)
+                unneeded.callback(own.close)
             heavy = import_module("raylite.testing.processes")
             interrupt.raise_if_interrupted()
-            running: ProcessCluster = heavy.ProcessCluster(self._specs, self._namespace, source)
+            running: ProcessCluster = heavy.ProcessCluster(self._specs, self._namespace, own)
             unneeded.pop_all()
             return running
 

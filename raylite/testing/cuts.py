@@ -170,7 +170,9 @@ class _CutWire:
 def network_of(
     config: NodeConfig, *, newcomers: bool = False, cuts: Cuts | None = None
 ) -> GrpcNetwork:
-    """Return a network for a process of a node that may be cut off."""
+    """Return a network for a process of a node that may be cut off, if it says by what."""
+    if cuts is None and CUTS not in config.system:  # what `init` starts in a `Nursery`
+        return networks.network_of(config, newcomers=newcomers)
     cuts = cuts or Cuts(str(config.system[CUTS]))
     return networks.network_of(config, newcomers=newcomers, make=partial(CuttableNetwork, cuts))
 

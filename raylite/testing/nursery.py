@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from raylite._runtime import nurseries
 from raylite._runtime.interpreter import Interpreter, import_path
 
 ROLES = "raylite.testing.cuts:ROLES"
@@ -20,10 +21,11 @@ _LARGEST = 192 * 1024  # of a message that `Channel` takes
 class Nursery:
     """Inside ``with``, clusters of processes start in a third of the time, but for the first.
 
-    What takes the time is an interpreter that imports raylite. Each `LocalCluster` begins one for
-    itself, unless a nursery is open: then its processes are forked from that one, which has imported
-    raylite and nothing of yours. They get this process's environment, directory and `sys.path` as
-    they are when the cluster starts. When the block ends, the clusters that run in it end as well.
+    What takes the time is an interpreter that imports raylite. Each `LocalCluster` and each new
+    cluster of `raylite.init` begins one for itself, unless a nursery is open: then its processes are
+    forked from that one, which has imported raylite and nothing of yours. They get this process's
+    environment, directory and `sys.path` as they are when the cluster starts. When the block ends,
+    the clusters that run in it end as well.
 
     The pytest plugin keeps one for the session.
 
@@ -39,7 +41,7 @@ class Nursery:
         self._starter = os.getpid()
         self._lock = threading.Lock()
         self._interpreter = Interpreter(import_path(), ROLES)
-        _open.append(self)
+        nurseries.kept.append(self)
 
     @property
     def pid(self) -> int:
@@ -75,8 +77,8 @@ class Nursery:
 
     def close(self) -> None:
         """End the process. Calling it again does nothing; nor does it in a forked process."""
-        if self in _open and os.getpid() == self._starter:
-            _open.remove(self)
+        if self in nurseries.kept and os.getpid() == self._starter:
+            nurseries.kept.remove(self)
             self._interpreter.close()
 
     def __enter__(self) -> Self:
@@ -96,14 +98,3 @@ def _directory() -> bytes:
     with suppress(OSError):
         return os.getcwdb()
     return b""  # it has been removed
-
-
-_open: list[Nursery] = []
-
-
-def current() -> Nursery | None:
-    """Return the nursery that was opened last and is open, if this process has one."""
-    return _open[-1] if _open else None
-
-
-os.register_at_fork(after_in_child=_open.clear)

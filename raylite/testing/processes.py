@@ -23,7 +23,6 @@ from raylite._types.marks import mark_of_node
 from raylite.testing import cuts
 from raylite.testing.cuts import CUTS, Cuts
 from raylite.testing.nodes import LocalNode, NodeSpec
-from raylite.testing.nursery import Nursery
 
 
 class ProcessCluster:
@@ -32,11 +31,12 @@ class ProcessCluster:
     Args:
         specs: What the nodes offer, the first one the head.
         namespace: The namespace of the driver's job.
-        source: What all processes are forked from, with the roles of `cuts`.
+        interpreter: One that is to be the head's fork server, with the roles of `cuts`; None to have
+            it forked by the present `Nursery`.
     """
 
     def __init__(
-        self, specs: Iterable[NodeSpec], namespace: str, source: Interpreter | Nursery
+        self, specs: Iterable[NodeSpec], namespace: str, interpreter: Interpreter | None
     ) -> None:
         self._nodes: dict[str, tuple[LocalNode, NodeProcess]] = {}
         self._island = set[str]()  # the nodes that are cut off from the head
@@ -51,10 +51,7 @@ class ProcessCluster:
             config = replace(self._config(head), session_dir=session, gcs_port=0)
             with ExitStack() as failed:
                 failed.callback(self._cuts.close)
-                if isinstance(source, Nursery):
-                    self._head = launch.start(config, parent=source)
-                else:
-                    self._head = launch.start(config, interpreter=source)
+                self._head = launch.start(config, interpreter=interpreter)
                 failed.callback(self._head.stop)
                 interrupt.hurry(self._head.kill)
                 self._head.wait_ready()

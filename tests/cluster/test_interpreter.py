@@ -11,7 +11,7 @@ from raylite._runtime.node import Channel, Ending, NodeConfig, wait_readable
 from raylite.exceptions import RaySystemError
 from tests.api.drivers import drive_well
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.anew]
 
 
 def test_one_that_nobody_takes_is_ended_and_reaped() -> None:

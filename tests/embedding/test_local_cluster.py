@@ -25,6 +25,8 @@ from raylite.util import explain
 
 ROOT = Path(__file__).resolve().parents[2]
 
+pytestmark = pytest.mark.anew
+
 
 @ray.remote
 def square(n: int) -> int:

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import psutil
 import pytest
 
 import raylite as ray
+from raylite.exceptions import LocalRayletDiedError
 from raylite.testing import LocalCluster, Nursery
 from tests.cluster.watching import SOON, Driver, Watch, title, tree
 
@@ -27,6 +29,16 @@ def nursery() -> Iterator[Nursery]:
 @ray.remote
 def surroundings() -> tuple[str, str | None, bool]:
     return os.getcwd(), os.environ.get("GIVEN"), "/nowhere" in sys.path
+
+
+@ray.remote
+def pid() -> int:
+    return os.getpid()
+
+
+@ray.remote
+def rest() -> None:
+    threading.Event().wait()
 
 
 def nodes_of(nursery: Nursery) -> list[int]:
@@ -64,6 +76,22 @@ def test_a_cluster_is_where_this_process_is_when_it_starts(
     monkeypatch.undo()
     with LocalCluster(num_cpus=1):
         assert ray.get(surroundings.remote())[1:] == (None, False)
+
+
+def test_what_init_starts_is_forked_as_well_and_is_a_cluster_like_others(nursery: Nursery) -> None:
+    with ray.init(num_cpus=1):
+        (head,) = nodes_of(nursery)
+        assert title(head) == "raylite: node"
+        assert psutil.Process(ray.get(pid.remote())).ppid() == head
+        with LocalCluster(num_cpus=3):
+            assert len(nodes_of(nursery)) == 2
+            assert ray.cluster_resources()["CPU"] == 3
+        endless = rest.remote()
+        with Watch(head) as watch:
+            watch.signal(signal.SIGKILL)
+            with pytest.raises(LocalRayletDiedError):
+                ray.get(endless)
+    assert tree(nursery.pid) == []
 
 
 def test_an_environment_that_is_too_large_is_refused_in_words(
