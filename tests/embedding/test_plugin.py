@@ -1,8 +1,10 @@
 """The pytest plugin, in sessions of pytest of its own."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -41,30 +43,40 @@ def run(sessions: pytest.Pytester, program: str, *arguments: str) -> pytest.RunR
     return sessions.runpytest_subprocess("-n", "0", *arguments)
 
 
-def test_a_test_gets_a_cluster_and_is_its_driver(sessions: pytest.Pytester) -> None:
-    program = """
+# ---- in one session ----------------------------------------------------------------------
+
+# As files, in the order in which pytest runs them.
+PROGRAMS = {
+    "a_driver": """
 def test_doubles(raylite_cluster):
     assert ray.get(double.remote(2)) == 4
     assert ray.cluster_resources()["CPU"] == 2
 
 def test_is_over():
     assert not ray.is_initialized()
-"""
-    run(sessions, program).assert_outcomes(passed=2)
-
-
-def test_a_marker_has_the_clusters_arguments(sessions: pytest.Pytester) -> None:
-    program = """
+""",
+    "a_marker": """
 @pytest.mark.raylite(nodes=[1, {"num_cpus": 1, "resources": {"disk": 1}}])
 def test_two_nodes(raylite_cluster):
     assert len(raylite_cluster.nodes) == 2
     assert ray.get(double.options(resources={"disk": 1}).remote(3)) == 6
-"""
-    run(sessions, program).assert_outcomes(passed=1)
+""",
+    "a_nameless_marker": """
+@pytest.mark.raylite("threads")
+def test_nothing(raylite_cluster): ...
+""",
+    "a_failure": """
+def test_fails(raylite_cluster):
+    ray.get(double.remote("a" * 10).future().result() / 2)
 
+def test_has_another(raylite_cluster):
+    assert ray.get(double.remote(2)) == 4
+    assert len(ray.nodes()) == 1
 
-def test_a_session_shares_one_cluster(sessions: pytest.Pytester) -> None:
-    program = """
+def test_has_none():
+    assert not ray.is_initialized()
+""",
+    "shared": """
 seen = []
 
 @pytest.mark.parametrize("n", range(3))
@@ -79,33 +91,31 @@ def test_has_none():
 def test_has_it_in_every_thread(raylite_shared):
     with ThreadPoolExecutor(1) as thread:
         assert thread.submit(ray.get, double.remote(5)).result() == 10
+""",
+}
+UNITTEST = """
+import unittest
+
+@pytest.mark.usefixtures("FIXTURE")
+class Doubling(unittest.TestCase):
+    def test_doubles(self):
+        self.assertEqual(ray.get(double.remote(2)), 4)
+
+@pytest.mark.usefixtures("FIXTURE")
+class DoublingAsync(unittest.IsolatedAsyncioTestCase):
+    async def test_doubles(self):
+        self.assertEqual(await double.remote(2), 4)
 """
-    run(sessions, program).assert_outcomes(passed=5)
-
-
-BOTH = pytest.mark.parametrize("fixture", ["raylite_cluster", "raylite_shared"])
-
-
-@BOTH
-@pytest.mark.parametrize("mode", ["auto", "strict"])
-def test_coroutines_of_pytest_asyncio_await_references(
-    sessions: pytest.Pytester, fixture: str, mode: str
-) -> None:
-    program = f"""
+ASYNCIO = """
 @pytest.mark.asyncio
-async def test_once({fixture}):
+async def test_once(FIXTURE):
     assert await double.remote(2) == 4
 
 @pytest.mark.asyncio(loop_scope="session")
-async def test_in_another_loop({fixture}):
+async def test_in_another_loop(FIXTURE):
     assert await double.remote(3) == 6
 """
-    run(sessions, program, "-o", f"asyncio_mode={mode}").assert_outcomes(passed=2)
-
-
-@BOTH
-def test_coroutines_of_anyio_await_references(sessions: pytest.Pytester, fixture: str) -> None:
-    program = f"""
+ANYIO = """
 import anyio
 
 @pytest.fixture
@@ -113,7 +123,7 @@ def anyio_backend():
     return "asyncio"
 
 @pytest.mark.anyio
-async def test_in_a_task_group({fixture}):
+async def test_in_a_task_group(FIXTURE):
     async def check(n):
         assert await double.remote(n) == 2 * n
 
@@ -121,27 +131,98 @@ async def test_in_a_task_group({fixture}):
         for n in range(3):
             group.start_soon(check, n)
 """
-    run(
-        sessions, program, "-p", "no:asyncio", "-o", "asyncio_mode=", "-W", "ignore"
-    ).assert_outcomes(passed=1)
+FIXTURES = "raylite_cluster", "raylite_shared"
+BOTH = pytest.mark.parametrize("fixture", FIXTURES)
+
+
+def for_each_fixture(name: str, program: str) -> dict[str, str]:
+    """A program for each of the fixtures; the shared cluster's is the later one."""
+    return {f"{fixture}_{name}": program.replace("FIXTURE", fixture) for fixture in FIXTURES}
+
+
+Outcomes = dict[str, list[str]]
+
+
+def outcomes(folder: Path, programs: dict[str, str], *arguments: str) -> Outcomes:
+    """Run a session over programs; return, sorted, how the tests of each ended, and said why."""
+    for name, program in programs.items():
+        (folder / f"test_{name}.py").write_text(TASK + program)
+    (folder / "pytest.ini").write_text(SETTINGS)
+    command = [sys.executable, "-m", "pytest", "-n", "0", "--junitxml=ended.xml", *arguments]
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    ended: Outcomes = {name: [] for name in programs}
+    for case in ElementTree.parse(folder / "ended.xml").iter("testcase"):
+        name = case.attrib["classname"].removeprefix("test_").partition(".")[0]
+        ended[name].append(" ".join(f"{each.tag}: {each.text}" for each in case) or "passed")
+    return {name: sorted(each) for name, each in ended.items()}
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
+    """How a session ended that has all programs which the same settings do for."""
+    programs = (
+        PROGRAMS | for_each_fixture("unittest", UNITTEST) | for_each_fixture("asyncio", ASYNCIO)
+    )
+    return outcomes(tmp_path_factory.mktemp("session"), programs)
+
+
+def test_a_test_gets_a_cluster_and_is_its_driver(ended: Outcomes) -> None:
+    assert ended["a_driver"] == ["passed"] * 2
+
+
+def test_a_marker_has_the_clusters_arguments(ended: Outcomes) -> None:
+    assert ended["a_marker"] == ["passed"]
+
+
+def test_a_markers_arguments_have_names(ended: Outcomes) -> None:
+    [error] = ended["a_nameless_marker"]
+    assert error.startswith("error: ")
+    assert "the marker raylite takes arguments by name" in error
+
+
+def test_a_failed_test_leaves_no_cluster_to_the_next(ended: Outcomes) -> None:
+    failure, *others = ended["a_failure"]
+    assert failure.startswith("failure: ")
+    assert "unsupported operand" in failure
+    assert others == ["passed"] * 2
+
+
+def test_a_session_shares_one_cluster(ended: Outcomes) -> None:
+    assert ended["shared"] == ["passed"] * 5
 
 
 @BOTH
-def test_unittests_use_a_fixture_by_name(sessions: pytest.Pytester, fixture: str) -> None:
-    program = f"""
-import unittest
+def test_unittests_use_a_fixture_by_name(ended: Outcomes, fixture: str) -> None:
+    assert ended[f"{fixture}_unittest"] == ["passed"] * 2
 
-@pytest.mark.usefixtures("{fixture}")
-class Doubling(unittest.TestCase):
-    def test_doubles(self):
-        self.assertEqual(ray.get(double.remote(2)), 4)
 
-@pytest.mark.usefixtures("{fixture}")
-class DoublingAsync(unittest.IsolatedAsyncioTestCase):
-    async def test_doubles(self):
-        self.assertEqual(await double.remote(2), 4)
-"""
-    run(sessions, program).assert_outcomes(passed=2)
+@BOTH
+def test_coroutines_of_pytest_asyncio_await_references(ended: Outcomes, fixture: str) -> None:
+    assert ended[f"{fixture}_asyncio"] == ["passed"] * 2
+
+
+# ---- in sessions of their own ------------------------------------------------------------
+
+
+def test_coroutines_of_pytest_asyncio_await_references_in_strict_mode(tmp_path: Path) -> None:
+    programs = for_each_fixture("asyncio", ASYNCIO)
+    ended = outcomes(tmp_path, programs, "-o", "asyncio_mode=strict")
+    assert ended == {name: ["passed"] * 2 for name in programs}
+
+
+def test_coroutines_of_anyio_await_references(tmp_path: Path) -> None:
+    programs = for_each_fixture("anyio", ANYIO)
+    arguments = ("-p", "no:asyncio", "-o", "asyncio_mode=", "-W", "ignore")
+    ended = outcomes(tmp_path, programs, *arguments)
+    assert ended == {name: ["passed"] for name in programs}
 
 
 @pytest.mark.process
@@ -196,21 +277,6 @@ def test_is_one():
     run(sessions, program, "-o", "raylite_workers=processes").assert_outcomes(passed=3)
 
 
-def test_a_failed_test_leaves_no_cluster_to_the_next(sessions: pytest.Pytester) -> None:
-    program = """
-def test_fails(raylite_cluster):
-    ray.get(double.remote("a" * 10).future().result() / 2)
-
-def test_has_another(raylite_cluster):
-    assert ray.get(double.remote(2)) == 4
-    assert len(ray.nodes()) == 1
-
-def test_has_none():
-    assert not ray.is_initialized()
-"""
-    run(sessions, program).assert_outcomes(passed=2, failed=1)
-
-
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
@@ -224,16 +290,6 @@ def test_a_setting_that_cannot_be_is_named(
     done = run(sessions, "def test_nothing(raylite_cluster): ...", *given)
     done.assert_outcomes(errors=1)
     done.stdout.fnmatch_lines([reason])
-
-
-def test_a_markers_arguments_have_names(sessions: pytest.Pytester) -> None:
-    program = """
-@pytest.mark.raylite("threads")
-def test_nothing(raylite_cluster): ...
-"""
-    done = run(sessions, program)
-    done.assert_outcomes(errors=1)
-    done.stdout.fnmatch_lines(["*the marker raylite takes arguments by name*"])
 
 
 def test_the_plugin_loads_nothing_but_itself() -> None:
