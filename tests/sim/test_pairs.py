@@ -96,6 +96,22 @@ async def _read(task: TaskContext, refs: list[Any]) -> str:
     return str((await task.get(refs))[0])
 
 
+def put(task: TaskContext) -> Awaitable[list[Any]]:
+    return _put(task)
+
+
+async def _put(task: TaskContext) -> list[Any]:
+    return [await task.put(bytes(LARGE))]
+
+
+def read_size(task: TaskContext, refs: list[Any]) -> Awaitable[int]:
+    return _read_size(task, refs)
+
+
+async def _read_size(task: TaskContext, refs: list[Any]) -> int:
+    return len((await task.get(refs))[0])
+
+
 def make(task: TaskContext) -> Awaitable[bytes]:
     return _make()
 
@@ -372,3 +388,61 @@ async def test_a_node_that_nobody_reaches_is_dead_as_soon_as_ever() -> None:
         at.cluster.power_off(at.cluster.nodes["n2"])
         assert (await outcome(at, ref)).startswith("n3/")
         assert moment() - began < 15.0
+
+
+# ---- and where nobody can carry, it works again when the cut is over -------------------------
+
+FORGOTTEN = 100.0  # seconds of a cut after which every session has ended
+
+
+@simulated
+async def test_what_an_owner_has_on_a_node_out_of_reach_is_there_after_a_long_cut() -> None:
+    async with scene() as at:
+        ref = at.driver.submit(make)
+        while ref._entry.value is None:
+            await asyncio.sleep(0.1)
+        at.cut()
+        await asyncio.sleep(FORGOTTEN)
+        at.heal()
+        assert len(await outcome(at, ref)) == LARGE
+
+
+@simulated
+async def test_what_is_borrowed_from_a_process_out_of_reach_is_there_after_a_long_cut() -> None:
+    async with scene() as at:
+        [inner] = await outcome(at, at.driver.submit(put))
+        await asyncio.sleep(5.0)  # its lease is given back
+        at.cut()
+        await asyncio.sleep(FORGOTTEN)
+        at.heal()
+        await asyncio.sleep(5.0)
+        assert len(await outcome(at, inner)) == LARGE
+
+
+@simulated
+async def test_a_driver_out_of_reach_for_long_owns_and_runs_there_as_before() -> None:
+    async with scene() as at:
+        await outcome(at, at.driver.submit(where))
+        at.cut()
+        await asyncio.sleep(FORGOTTEN)
+        at.heal()
+        await asyncio.sleep(5.0)
+        mine = await at.driver.put(bytes(LARGE))
+        for _ in range(2):
+            assert await outcome(at, at.driver.submit(read_size, [mine])) == LARGE
+        assert (await outcome(at, at.driver.submit(where))).startswith("n2/")
+
+
+@simulated
+async def test_what_an_owner_out_of_reach_had_goes_when_it_dies_meanwhile() -> None:
+    async with scene() as at:
+        ref = at.driver.submit(make)
+        while ref._entry.value is None:
+            await asyncio.sleep(0.1)
+        memory = at.cluster.nodes["n2"].raylet.objects.memory
+        at.cut()
+        await asyncio.sleep(FORGOTTEN)
+        assert memory.statistics().used >= LARGE
+        at.driver.kill()
+        await asyncio.sleep(5.0)
+        assert not memory.statistics().used

@@ -222,6 +222,7 @@ class ClusterService(Service):
                 del self._told_of[next(iter(self._told_of))]
             self._network.confirm_dead(address, cause)
             self._pool.tell(hot.Death(id, address, cause))
+            self._pool.died_elsewhere(id, cause)
 
     def _apply(self, deltas: Iterable[hot.ViewDelta]) -> bool:
         """Take in views; True if that changed any."""
@@ -297,6 +298,7 @@ class ClusterService(Service):
         death = self._note_dead(node, reason)
         self._network.confirm_dead(address, death.cause)
         self._network.confirm_node_dead(death.mark, death.cause)
+        self._pool.node_died(death.mark, death.cause)
         for member in self._pool.members():
             if not member.link.is_ended:
                 member.process.node_died(death)

@@ -18,7 +18,7 @@ from raylite._types.keys import ObjectKey
 from raylite._types.strategies import NodeKey
 from raylite._wire import hot
 from raylite._wire.hot import OrderKind
-from raylite.exceptions import ObjectLostError, UnavailableError
+from raylite.exceptions import ObjectLostError, PeerLostError, UnavailableError
 
 _GONE_KEPT = 10_000  # addresses of ended processes; one forgotten is dialled in vain for a while
 
@@ -122,8 +122,16 @@ class CopyService(Service, serves=(raylet.Copies, raylet.Relays)):
         link = self._owners.get(address)
         if link is None:
             link = self._owners[address] = self._network.connect(address)
-            link.on_end(lambda link: self.process_gone(address))
+            link.on_end(lambda link: self._owner_left(address, link))
         return link
+
+    def _owner_left(self, address: str, link: Link) -> None:
+        """A session with an owner has ended. If nobody says that it is dead, the next one is asked."""
+        if isinstance(link.error, PeerLostError) and not link.error.confirmed:
+            if self._owners.get(address) is link:
+                del self._owners[address]
+        else:
+            self.process_gone(address)
 
     def process_gone(self, address: str) -> None:
         """A process has ended; if it owned something that is here, that goes."""

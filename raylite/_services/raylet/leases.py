@@ -74,6 +74,7 @@ class LeaseService(Service, serves=(raylet.Leases,)):
         pool.on_lost = self._lost
         pool.on_crowded = self._crowded
         pool.on_gone.append(self._gone)
+        pool.on_parted.append(self._gone)
 
     @property
     def leases(self) -> Leases:

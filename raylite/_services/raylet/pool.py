@@ -15,10 +15,11 @@ from raylite._kernel.service import Service, handles
 from raylite._machines.pool import Crowded, Effect, Fail, Lend, Lost, Pool, Retire, Start
 from raylite._protocol import raylet
 from raylite._types.keys import LeaseID, StartToken, WorkerKey
+from raylite._types.marks import mark_of
 from raylite._wire import hot
 from raylite._wire.hot import LossReason
 from raylite._wire.messages import raylet as msg
-from raylite.exceptions import ProtocolError, UnavailableError
+from raylite.exceptions import PeerLostError, ProtocolError, UnavailableError
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +90,9 @@ class PoolService(Service, serves=(raylet.Pool,)):
         self._workers: dict[bytes, Member] = {}
         self._drivers: dict[bytes, Member] = {}
         self._guests: dict[bytes, Member] = {}  # of other nodes, who hold or want leases here
+        self._parted: dict[
+            bytes, Member
+        ] = {}  # guests out of reach, of whom nobody says that they are dead
         self._by_link: dict[Link, Member] = {}
         self._ids: dict[int, bytes] = {}  # workers by the token they were started with
         self._alarm = Alarm(self._expire)
@@ -98,6 +102,8 @@ class PoolService(Service, serves=(raylet.Pool,)):
         self.on_crowded: Callable[[LeaseID, int], None] = _ignore
         self.on_lost: Callable[[LeaseID, Member, str, bytes, LossReason], None] = _ignore
         self.on_gone: list[Callable[[Member, str], None]] = []
+        #: Told of guests that cannot be reached any more: what they have here stays, but for leases.
+        self.on_parted: list[Callable[[Member, str], None]] = []
         self.on_driver: Callable[[Member], None] = _ignore
         #: Set once this node is in the GCS's table, where drivers look for it.
         self.joined: asyncio.Event | None = None
@@ -159,6 +165,7 @@ class PoolService(Service, serves=(raylet.Pool,)):
             return member
         if not id:
             raise UnavailableError(f"{link.peer} has not registered with this raylet")
+        self._parted.pop(id, None)
         guest = self._guests[id] = self._by_link[link] = Member(
             id, link.peer, 0, link, None, raylet.Process(link), raylet.Holder(link),
             is_guest=True,
@@ -180,7 +187,8 @@ class PoolService(Service, serves=(raylet.Pool,)):
         return list(self._drivers.values())
 
     def guests(self) -> list[Member]:
-        return list(self._guests.values())
+        """Those who have, or had, leases here, and live as far as is known."""
+        return [*self._guests.values(), *self._parted.values()]
 
     def jobs(self) -> list[bytes]:
         """The jobs that workers here are bound to."""
@@ -285,9 +293,26 @@ class PoolService(Service, serves=(raylet.Pool,)):
 
     def _guest_left(self, guest: Member) -> None:
         self._by_link.pop(guest.link, None)
-        if self._guests.get(guest.id) is guest:
-            del self._guests[guest.id]
-            self._gone(guest, "its link has ended")  # what it owned here goes: readers must know
+        if self._guests.get(guest.id) is not guest:
+            return
+        del self._guests[guest.id]
+        error, cause = guest.link.error, "its link has ended"
+        if isinstance(error, PeerLostError) and not error.confirmed:
+            self._parted[guest.id] = guest
+            for listener in self.on_parted:
+                listener(guest, cause)
+        else:
+            self._gone(guest, cause)  # what it owned here goes: readers must know
+
+    def died_elsewhere(self, id: bytes, cause: str) -> None:
+        """A process of another node is dead; if it was a guest out of reach, what it has here goes."""
+        if (guest := self._parted.pop(id, None)) is not None:
+            self._gone(guest, cause)
+
+    def node_died(self, mark: str, cause: str) -> None:
+        """Another node is dead, and so are the guests that came from there."""
+        for guest in [each for each in self._parted.values() if mark_of(each.address) == mark]:
+            self.died_elsewhere(guest.id, cause)
 
     def _gone(self, member: Member, cause: str) -> None:
         self._network.confirm_dead(member.address, cause)
