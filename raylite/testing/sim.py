@@ -12,8 +12,10 @@ host's name can be given, a machine's stands for all its hosts.
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from contextvars import Token
+from functools import lru_cache
 from itertools import pairwise
 from typing import TypeVar
 
@@ -30,6 +32,7 @@ RESENT = 0.2  # seconds until an unanswered SYN is sent again, then twice as man
 BETWEEN = ""  # the place between all machines, where the world's own clock is read
 
 
+@lru_cache(4096)
 def machine_of(host: str) -> str:
     """Return the machine that a host runs on; also of an address, which begins with its host."""
     return host.partition("/")[0].partition(".")[0]
@@ -73,14 +76,9 @@ class World:
 
         return Seams(random=lambda name: self.random(f"{host} {life}/{name}"), to_thread=to_thread)
 
-    @contextmanager
-    def at(self, host: str) -> Iterator[None]:
+    def at(self, host: str) -> "_At":
         """Do something as a host does: by the clock of its machine."""
-        token = CLOCK.set(self.clocks.get(machine_of(host)))
-        try:
-            yield
-        finally:
-            CLOCK.reset(token)
+        return _At(self.clocks.get(machine_of(host)))
 
     def cut(self, one: str, other: str, *, silently: bool = False, one_way: bool = False) -> None:
         """Break the wires between two hosts and refuse new ones.
@@ -178,6 +176,21 @@ class World:
     def parted(self, wire: "SimWire") -> None:
         """An end of a wire is broken."""
         self._wires.pop(wire, None)
+
+
+class _At:
+    """A block by somebody's clock. Every packet enters several, so it is no generator."""
+
+    __slots__ = ("_clock", "_token")
+
+    def __init__(self, clock: Clock | None) -> None:
+        self._clock = clock
+
+    def __enter__(self) -> None:
+        self._token: Token[Clock | None] = CLOCK.set(self._clock)
+
+    def __exit__(self, *_: object) -> None:
+        CLOCK.reset(self._token)
 
 
 def _is_at(host: str, name: str) -> bool:
@@ -284,6 +297,7 @@ class SimWire(MemoryWire):
     def __init__(self, world: World, path: Sequence[str], random: random.Random) -> None:
         super().__init__()
         self.host, self.path = path[0], path
+        self._legs = [(machine_of(one), machine_of(other)) for one, other in pairwise(path)]
         self.is_blocked = False
         self._world = world
         self._random = random
@@ -297,7 +311,8 @@ class SimWire(MemoryWire):
         self._flying.append(item)
         with self._world.at(BETWEEN):
             at = self._loop.time()
-            if delay := sum(self._world.mean_delay(*leg) for leg in pairwise(self.path)):
+            delays, usual = self._world.delays, self._world.delay
+            if delay := sum([delays.get(leg, usual) for leg in self._legs]):
                 at += self._random.expovariate(1 / delay)
             self._last = max(self._last, at)
             self._loop.call_at(self._last, self._land)

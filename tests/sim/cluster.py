@@ -285,9 +285,9 @@ class Faults:
         return one, other
 
 
-def simulate(seed: int) -> Outcome:
+def simulate(seed: int, *, traced: bool = True) -> Outcome:
     """Run a seed. Raises `Wrong`, or whatever else went wrong, with the seed in a note."""
-    loop = SimLoop()
+    loop = SimLoop(traced=traced)
     log: list[str] = []
     unhandled: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda loop, context: unhandled.append(context))

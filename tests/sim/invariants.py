@@ -5,8 +5,9 @@ V14 are checked here, while it runs and when it has come to rest.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from raylite._services.gcs.storage import Write
 from raylite._services.gcs.storage.record import unseal
@@ -131,6 +132,24 @@ class ClusterLedger(Ledger):
         )
 
 
+# A run looks at each table hundreds of times, and most rows are as they were.
+
+
+@lru_cache(1000)
+def _node(key: bytes, record: bytes) -> msg.Node:
+    return msg.Node.parse(unseal("nodes", key, record))
+
+
+@lru_cache(1000)
+def _job(key: bytes, record: bytes) -> msg.Job:
+    return msg.Job.parse(unseal("jobs", key, record))
+
+
+@lru_cache(1000)
+def _worker(key: bytes, record: bytes) -> msg.Worker:
+    return msg.Worker.parse(unseal("workers", key, record))
+
+
 class Tables:
     """The GCS's tables as its disk has them, and what their changes say."""
 
@@ -143,17 +162,16 @@ class Tables:
         cluster.gcs.disk.on_write.append(self._written)
 
     def nodes(self) -> list[msg.Node]:
-        return [msg.Node.parse(row) for row in self._rows("nodes")]
+        return [_node(*row) for row in self._rows("nodes")]
 
     def jobs(self) -> list[msg.Job]:
-        return [msg.Job.parse(row) for row in self._rows("jobs")]
+        return [_job(*row) for row in self._rows("jobs")]
 
     def workers(self) -> list[msg.Worker]:
-        return [msg.Worker.parse(row) for row in self._rows("workers")]
+        return [_worker(*row) for row in self._rows("workers")]
 
-    def _rows(self, table: str) -> Iterator[bytes]:
-        for key, record in self._cluster.gcs.disk.tables.get(table, {}).items():
-            yield unseal(table, key, record)
+    def _rows(self, table: str) -> Iterable[tuple[bytes, bytes]]:
+        return self._cluster.gcs.disk.tables.get(table, {}).items()
 
     def _written(self, writes: Sequence[Write]) -> None:
         for write in writes:
