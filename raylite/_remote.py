@@ -383,8 +383,9 @@ class RemoteFunction(Generic[F, R]):
         Quick calls travel together as one task, of some 20 ms. Each still has a reference, and an
         error, of its own. If their worker dies, each is tried again by itself (together, if they
         want other resources than CPUs, or a strategy), and only the one behind it fails. Calls with
-        references among their arguments are tasks of their own, and so are all with
-        ``retry_exceptions``, ``max_retries=0`` or ``max_calls``.
+        references among their arguments are tasks of their own, and so are all of an ``async def``,
+        or with ``retry_exceptions``, ``max_retries=0``, ``max_calls``, ``timeout`` or ``deadline``.
+        To cancel one is to cancel its task: all of that which have not ended.
 
         Args:
             *iterables: Where arguments come from. An error there is raised after the references of

@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Future
 from itertools import chain, islice
 from queue import SimpleQueue
-from typing import Any, Concatenate, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
 
 from raylite._options import TaskOptions, validate_task_options
 from raylite._remote import Given, RemoteFunction
@@ -24,6 +24,7 @@ from raylite._runtime import auto, session
 from raylite._runtime.context import Origin, Place
 from raylite._services.worker.copies import Bringing
 from raylite._services.worker.objects import Entry, ObjectRef
+from raylite._types.keywords import DecoratorKeywords
 from raylite._types.signature import yields
 from raylite._wire import pickling
 from raylite.exceptions import RayError, RaySystemError, RayTaskError
@@ -69,7 +70,9 @@ class Executor(concurrent.futures.Executor):
         ['A', 'B']
     """
 
-    def __init__(self, max_workers: int | None = None, **options: Any) -> None:
+    def __init__(
+        self, max_workers: int | None = None, **options: Unpack[DecoratorKeywords]
+    ) -> None:
         if max_workers is not None and not isinstance(max_workers, int):
             raise TypeError(f"max_workers must be a whole number or None, not {max_workers!r}")
         if max_workers is not None and max_workers <= 0:
@@ -78,7 +81,7 @@ class Executor(concurrent.futures.Executor):
         if options.get("num_returns") not in (None, 1):
             raise ValueError("a call of an executor has one result: num_returns has to be 1")
         self._max_workers = max_workers
-        self._options = options
+        self._options: dict[str, Any] = {**options}
         self._sender: _Sender | None = None
         self._lock = threading.Lock()
         self._is_shut_down = False

@@ -302,9 +302,9 @@ def test_impossible_arguments_are_refused(wrong: int) -> None:
     with pytest.raises(ValueError, match="max_workers must be greater than 0"):
         Executor(max_workers=wrong)
     with pytest.raises(ValueError, match="num_returns"):
-        Executor(num_returns=2)
+        Executor(num_returns=2)  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="num_cpu"):
-        Executor(num_cpu=1)
+        Executor(num_cpu=1)  # type: ignore[call-arg]
 
 
 # --- What the cluster adds ---

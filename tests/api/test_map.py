@@ -47,7 +47,19 @@ def pass_gate(n: int) -> int:
     return n
 
 
+BUSY = threading.Event()
+
+
+def spin_at_gate(n: int) -> int:
+    if n:
+        BUSY.set()
+        while not GATE.wait(0.002):
+            pass
+    return n
+
+
 gated = ray.remote(pass_gate)
+spinning = ray.remote(spin_at_gate)
 
 
 @pytest.fixture
@@ -293,6 +305,18 @@ def test_a_map_that_is_let_go_of_cancels_what_was_begun_ahead(gate: threading.Ev
     for ref in gated.map(itertools.count()):
         assert ray.get(ref) == 0
         break
+
+
+def test_to_cancel_a_call_is_to_cancel_what_has_not_ended_of_its_task(
+    gate: threading.Event,
+) -> None:
+    first, second, third = spinning.map(range(3), chunksize=3)
+    assert BUSY.wait(20)
+    ray.cancel(third)
+    for ref in (second, third):
+        with pytest.raises(TaskCancelledError):
+            ray.get(ref)
+    assert ray.get(first) == 0
 
 
 def test_options_hold_for_a_map_and_its_function_is_sent_once() -> None:

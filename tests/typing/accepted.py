@@ -211,6 +211,7 @@ with Executor(num_cpus=2) as executor:
     assert_type(executor.submit(fetch, "x"), Future[bytes])
     assert_type(list(executor.map(double, [1, 2])), list[int])
 standard: concurrent.futures.Executor = executor
+Executor(4, timeout=2, max_retries=0, max_calls=1, runtime_env={"env_vars": {"A": "b"}})
 
 # Options keep the types.
 assert_type(weigh.options(num_cpus=2, name="heavy").remote(1, "kg"), ObjectRef[int])

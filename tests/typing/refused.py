@@ -114,3 +114,6 @@ with Executor() as executor:
     executor.submit(weigh, 1, one)  # refused
     executor.submit(count, 1)  # refused
     future: Future[str] = executor.submit(double, 1)  # refused
+Executor(num_cpu=1)  # refused
+Executor(timeout="1")  # refused
+Executor("2")  # refused
