@@ -10,7 +10,7 @@
     │   ├── ActorDiedError                  for good
     │   └── ActorUnavailableError           for now
     ├── WorkerCrashedError, NodeDiedError, OutOfMemoryError
-    ├── LocalRayletDiedError (GcsUnavailableError)
+    ├── LocalRayletDiedError (GcsUnavailableError, SessionEndedError)
     ├── RaySystemError
     │   ├── StreamingGeneratorReplayInconsistentError
     │   ├── RayChannelError, RayCgraphCapacityExceeded, RayDirectTransportError
@@ -497,6 +497,16 @@ class GcsUnavailableError(LocalRayletDiedError):
             "The cluster's GCS has ended, and its tables with it: start another cluster by init()."
         )
         return f"{told} {self.cause}".rstrip()
+
+
+class SessionEndedError(LocalRayletDiedError):
+    """This program has ended its session, by `shutdown` or with its end, before a value was there."""
+
+    def __str__(self) -> str:
+        return (
+            "This program ended its session, by shutdown() or with its own end, before the value was "
+            "there: get what you need before that."
+        )
 
 
 class NodeDiedError(RayError):
@@ -1020,6 +1030,8 @@ GCS_ENDED = "the node's gcs process"
 def raylet_died(error: BaseException | None) -> LocalRayletDiedError:
     """Return what is raised when the link to the own raylet has ended with an error."""
     reason = reason_of(error)
+    if isinstance(error, LinkClosedError):
+        return SessionEndedError(reason)
     return (GcsUnavailableError if GCS_ENDED in reason else LocalRayletDiedError)(reason)
 
 

@@ -600,6 +600,7 @@ def test_texts(error: RayError, text: str) -> None:
     [
         (WorkerCrashedError(), "The worker died unexpectedly while executing this task."),
         (exceptions.LocalRayletDiedError(), "The task's local raylet died."),
+        (exceptions.SessionEndedError("why"), "This program ended its session, by shutdown()"),
         (exceptions.GcsUnavailableError("why"), "The cluster's GCS has ended, and its tables with"),
         (exceptions.TaskPlacementGroupRemoved(), "The placement group corresponding to this task"),
         (exceptions.ActorPlacementGroupRemoved(), "The placement group corresponding to this Act"),

@@ -20,7 +20,13 @@ import pytest
 
 import raylite as ray
 from raylite._runtime import beginnings, context
-from raylite.exceptions import GetTimeoutError, ObjectLostError, RayError, RaySystemError
+from raylite.exceptions import (
+    GetTimeoutError,
+    ObjectLostError,
+    RayError,
+    RaySystemError,
+    SessionEndedError,
+)
 from tests.api.drivers import PREAMBLE, ROOT, drive, drive_well, eventually
 
 pytestmark = pytest.mark.process
@@ -266,7 +272,7 @@ def test_references_of_an_earlier_session_are_refused() -> None:
     assert (len(ready), rest) == (1, refs[:1])
 
 
-def test_tasks_under_way_do_not_hold_shutdown_up() -> None:
+def test_tasks_under_way_do_not_hold_shutdown_up_and_who_waits_for_them_is_told() -> None:
     @ray.remote
     def forever() -> None:
         threading.Event().wait()
@@ -274,8 +280,12 @@ def test_tasks_under_way_do_not_hold_shutdown_up() -> None:
     ray.init(num_cpus=2)
     refs = [forever.remote() for _ in range(4)]
     assert ray.wait(refs, timeout=0.1)[0] == []
+    futures = [ref.future() for ref in refs]
     ray.shutdown()
     assert not ray.is_initialized()
+    for future in futures:
+        with pytest.raises(SessionEndedError, match=r"ended its session, by shutdown\(\)"):
+            future.result()
 
 
 def at_once(count: int, work: Callable[[int], object]) -> list[object]:

@@ -15,7 +15,13 @@ logger = logging.getLogger("raylite")
 SHOWN = 10  # errors of one moment; the others are counted
 _TASK = 24  # bytes of an object's id: its task's
 _SWITCHES = ("RAYLITE_IGNORE_UNHANDLED_ERRORS", "RAY_IGNORE_UNHANDLED_ERRORS")
-_EXPECTED = ("TaskCancelledError", "LocalRayletDiedError")  # asked for, and told otherwise
+# What was asked for, or is told otherwise.
+_EXPECTED = (
+    "TaskCancelledError",
+    "LocalRayletDiedError",
+    "GcsUnavailableError",
+    "SessionEndedError",
+)
 
 
 class UnhandledErrors:
