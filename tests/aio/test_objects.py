@@ -1,6 +1,7 @@
 """`raylite.aio`: reading, waiting and storing in coroutines."""
 
 import asyncio
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -361,6 +362,30 @@ def test_completions_that_come_while_nobody_looks_wake_the_loop_once() -> None:
     with asyncio.Runner() as runner:
         runner.run(main())
     assert len(wakes) <= 4  # theirs, that of the thread, and at the end the runner's own
+
+
+def test_each_of_many_completions_costs_the_same() -> None:
+    async def calls_of_each(count: int) -> float:
+        """Return how many calls of Python functions an iteration takes."""
+        refs = [echo.remote(n) for n in range(count)]
+        coming = aio.as_completed(refs)
+        await asyncio.to_thread(ray.get, refs)
+        calls = 0
+
+        def count_call(frame: Any, event: str, arg: Any) -> None:
+            nonlocal calls
+            calls += event in ("call", "c_call")
+
+        sys.setprofile(count_call)
+        try:
+            async for _ in coming:
+                pass
+        finally:
+            sys.setprofile(None)
+        return calls / count
+
+    few, many = asyncio.run(calls_of_each(200)), asyncio.run(calls_of_each(4000))
+    assert many <= few + 1
 
 
 def test_a_countdown_wakes_with_the_last_value_only() -> None:
