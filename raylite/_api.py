@@ -447,6 +447,8 @@ def _node_row(row: msg.Node) -> dict[str, Any]:
         "MetricsExportPort": 0,
         "NodeName": row.ip,
         "RuntimeEnvAgentPort": 0,
+        "MetricsAgentPort": 0,
+        "DashboardAgentListenPort": 0,
         "DeathReason": 0 if row.alive else 1 if row.left else 2,  # Ray's NodeDeathInfo.Reason
         "DeathReasonMessage": row.death_reason,
         "Resources": dict(row.resources) if row.alive else {},

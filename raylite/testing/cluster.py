@@ -40,7 +40,8 @@ class LocalCluster:
     the innermost. Several may stand side by side: see `use`. When the block ends, nothing is left.
 
     Args:
-        num_cpus: CPUs that tasks may occupy together, on a cluster of one node.
+        num_cpus: CPUs that tasks may occupy together, on a cluster of one node: 2 if not given. What is
+            given for one node and `nodes` exclude one another.
         nodes: Several nodes instead, the first with this process as its driver: each the number of
             its CPUs, or a dictionary with ``num_cpus``, ``num_gpus``, ``resources``, ``labels``,
             ``object_store_memory``.
@@ -56,26 +57,34 @@ class LocalCluster:
     def __init__(
         self,
         *,
-        num_cpus: float = 2,
+        num_cpus: float | None = None,
         nodes: Sequence[float | Mapping[str, object]] | None = None,
         workers: Workers = "processes",
         resources: Mapping[str, float] | None = None,
-        object_store_memory: int = STORE,
+        object_store_memory: int | None = None,
         namespace: str = "test",
     ) -> None:
         if workers not in ("processes", "threads"):
             raise ValueError(f"workers must be 'processes' or 'threads', not {workers!r}")
         only = {
             "num_cpus": num_cpus,
-            "resources": resources or {},
+            "resources": resources,
             "object_store_memory": object_store_memory,
         }
+        only = {name: value for name, value in only.items() if value is not None}
+        if only and nodes is not None:
+            raise ValueError(
+                f"nodes and {', '.join(only)} exclude one another: say in nodes what each node has, "
+                "like {'num_cpus': 1}"
+            )
         given: object = nodes
         if given is not None and not isinstance(given, list | tuple):
             raise TypeError(
                 f"nodes must be a list with the number of CPUs, or the options, of each, not {nodes!r}"
             )
-        self._specs = [NodeSpec.of(each) for each in ([only] if nodes is None else nodes)]
+        self._specs = [
+            NodeSpec.of(each) for each in ([{"num_cpus": 2, **only}] if nodes is None else nodes)
+        ]
         if not self._specs:
             raise ValueError("a cluster has at least one node")
         self._namespace = namespace

@@ -574,6 +574,7 @@ def test_a_node_is_described_in_rays_form() -> None:
         "NodeManagerHostname": str, "NodeManagerPort": int, "ObjectManagerPort": int,
         "ObjectStoreSocketName": str, "RayletSocketName": str, "MetricsExportPort": int,
         "NodeName": str, "RuntimeEnvAgentPort": int, "DeathReason": int,
+        "MetricsAgentPort": int, "DashboardAgentListenPort": int,
         "DeathReasonMessage": str, "Resources": dict, "Labels": dict,
     }  # fmt: skip
     assert node["NodeManagerAddress"] == node["NodeName"] == "127.0.0.1"

@@ -314,3 +314,12 @@ def test_no_node_outlives_the_test_process(number: int) -> None:
 def test_nodes_that_are_not_listed_are_refused(nodes: Any) -> None:
     with pytest.raises(TypeError, match=r"^nodes must be a list .*, not "):
         LocalCluster(nodes=nodes)
+
+
+def test_what_one_node_has_and_a_list_of_nodes_are_not_given_together() -> None:
+    with pytest.raises(
+        ValueError, match=r"^nodes and num_cpus, resources exclude one another: say"
+    ):
+        LocalCluster(num_cpus=1, resources={"oven": 1}, nodes=[1, 1])
+    with pytest.raises(ValueError, match=r"^nodes and object_store_memory exclude one another"):
+        LocalCluster(object_store_memory=1 << 28, nodes=[1])
