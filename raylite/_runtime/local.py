@@ -50,8 +50,22 @@ def start_node(options: SessionOptions, interpreter: Interpreter | None = None) 
     return launch.start(node_config(options), interpreter=interpreter)
 
 
+_ELSEWHERE = {
+    "memory": "say it with --memory, or _memory of init",
+    "object_store_memory": "say it with --object-store-memory, or object_store_memory of init",
+    "node:__internal_head__": "that is the head's own, so choose another name",
+}
+
+
 def node_config(options: SessionOptions) -> NodeConfig:
-    """Return what makes a node offer what was asked for, the machine's own where nothing was."""
+    """Return what makes a node offer what was asked for, the machine's own where nothing was.
+
+    Raises:
+        ValueError: That is no resource of a name of its own, or more than there is.
+    """
+    for name, remedy in _ELSEWHERE.items():
+        if name in (options.resources or {}):
+            raise ValueError(f"the resource {name!r} cannot be among the resources: {remedy}")
     asked = overrides.resources()
     cpus = asked.pop("CPU", options.num_cpus)
     given = asked.pop("GPU", options.num_gpus)

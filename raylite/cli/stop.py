@@ -21,7 +21,7 @@ from raylite.cli.errors import explained
 @click.option("--temp-dir", default="", metavar="DIR", help="Where the nodes' sessions are.")
 @rays.of_any
 def stop(force: bool, grace_period: float, temp_dir: str) -> None:
-    """End the nodes that `raylite start` began on this machine, yours only.
+    """End the nodes that `raylite start` began on this machine, yours only, and in this --temp-dir.
 
     Other nodes end before heads. Programs that use the cluster are not ended: what they ask of it
     then fails. A cluster that a program started for itself ends with that program.

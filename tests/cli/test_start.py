@@ -99,6 +99,11 @@ def test_ports_that_clash_are_refused_by_name(words: list[str], reason: str) -> 
         (["--resources=[1]"], "--resources must be a JSON object"),
         (['--resources={"CPU": 1}'], "num_cpus"),
         (['--resources={"a": -1}'], "cannot be negative"),
+        (
+            ['--resources={"memory": 1}'],
+            "'memory' cannot be among the resources: say it with --mem",
+        ),
+        (['--resources={"node:__internal_head__": 1}'], "the head's own, so choose another name"),
         (["--num-cpus=-1"], "cannot be negative"),
         (["--num-cpus=many"], "--num-cpus"),
         (['--resources={"a": 1.23456789}'], "resource a cannot go beyond 0.0001"),
