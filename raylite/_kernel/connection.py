@@ -74,6 +74,7 @@ class Connection(H2Protocol):
         self.wire: Reader | None = None
         self.lost: str = ""  # why, once it is
         self.door: Gate | None = None
+        self.is_member = False  # the peer has proven itself, or need not
         self.stream = -1  # whose DATA goes to the wire, not to h2
         self._network = network
         self._loop = asyncio.get_running_loop()
@@ -205,9 +206,22 @@ class Connection(H2Protocol):
         )
 
     def close(self) -> None:
-        """Close once everything was written."""
-        if self._transport is not None:
-            self._transport.close()
+        """Close once everything was written, and hear nothing more.
+
+        For members, what is read is thrown away until the peer has closed, too: if it writes when nobody
+        reads any more, it is told so at once, and what it has not read by then is lost to it.
+        """
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if self.is_member and transport.can_write_eof():  # TLS sees to it by itself
+            transport.set_protocol(_Closing(self))
+            try:
+                transport.write_eof()
+            except OSError:  # the peer has reset it, which this transport has not noticed yet
+                transport.abort()
+        else:
+            transport.close()
 
     def abort(self) -> None:
         """Close at once. (`close()` waits for unsent bytes, however long nobody reads them.)"""
@@ -221,6 +235,16 @@ class Connection(H2Protocol):
     def _give_up(self) -> None:
         if self.wire is None:
             self.abort()
+
+
+class _Closing(asyncio.Protocol):
+    """Hears nothing more of a connection but its end."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def connection_lost(self, error: BaseException | None) -> None:
+        self._connection.connection_lost(error)
 
 
 class _Known(dict[Any, Any]):

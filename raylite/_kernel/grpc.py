@@ -197,6 +197,7 @@ class GrpcNetwork(Network):
                 wire.start()
                 await answering.done
                 wire.token = answering.token.id
+            connection.is_member = True
         except (H2Error, StreamTerminatedError) as error:
             transport.abort()
             raise ConnectionError(f"the connection broke while it was opened: {error}") from error
@@ -255,6 +256,7 @@ class GrpcNetwork(Network):
         is_ours, onward = not name or name in self._reception.names, str(told.get(ONWARD, ""))
 
         def accept(wire: GrpcWire) -> None:
+            connection.is_member = True
             if is_new and self._newcomers is not None and wire.scope != SCOPES[0]:
                 self._newcomers.accepted(wire)
             elif not is_ours:
