@@ -378,7 +378,8 @@ def _not_a_list(refs: object) -> str:
 def nodes() -> list[dict[str, Any]]:
     """Return one dictionary for each node of the cluster, in Ray's form, also for those that died.
 
-    What raylite has not, such as a port for metrics, is 0.
+    What raylite has not, such as a port for metrics, is 0. ``State``, which Ray has not, is ``ALIVE``, ``DEAD``, or ``SUSPECT``
+    of a node that has not been heard for five seconds: such a one is alive, and gets new work only if no other could do it.
 
     Example:
         >>> nodes()[0]["Resources"]["CPU"]  # doctest: +SKIP
@@ -451,6 +452,8 @@ def _node_row(row: msg.Node) -> dict[str, Any]:
         "DashboardAgentListenPort": 0,
         "DeathReason": 0 if row.alive else 1 if row.left else 2,  # Ray's NodeDeathInfo.Reason
         "DeathReasonMessage": row.death_reason,
+        # Ray: has none. A suspect is alive, has not been heard for long, and gets no new work.
+        "State": "DEAD" if not row.alive else "SUSPECT" if row.suspect else "ALIVE",
         "Resources": dict(row.resources) if row.alive else {},
         "Labels": dict(row.labels),
     }

@@ -209,6 +209,15 @@ class GrpcNetwork(Network):
     async def dial_through(self, way: str, address: str, events: WireEvents) -> Wire:
         return await self.dial(way, events, onward=address)
 
+    async def knock(self, address: str) -> None:
+        place, loop = place_to_dial(address, self.node), asyncio.get_running_loop()
+        transport: asyncio.Transport
+        if isinstance(place, UnixAddress):
+            transport, _ = await loop.create_unix_connection(asyncio.Protocol, place.path)
+        else:
+            transport, _ = await loop.create_connection(asyncio.Protocol, place.host, place.port)
+        transport.abort()
+
     async def close(self) -> None:
         """Say goodbye on every link, stop accepting, and leave no connection behind."""
         self._reception.close()

@@ -13,6 +13,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from enum import Enum
 from functools import partial
 
 from raylite._kernel.detour import Detours, NoDetours
@@ -37,6 +38,14 @@ from raylite._kernel.wire import Deaf, Wire, WireEvents
 from raylite._types.address import shown
 from raylite._types.marks import mark_of
 from raylite.exceptions import LinkClosedError, LinkError, ProtocolError, RayError
+
+
+class Probe(Enum):
+    """What is found at an address."""
+
+    REFUSED = "nobody listens there"
+    ANSWERED = "connections are taken: by a process, or by the system for one that stands still"
+    UNKNOWN = "nobody can be reached there, or only who refuses this process; or it is no address"
 
 
 class Network(ABC):
@@ -101,20 +110,34 @@ class Network(ABC):
             if link.peer == address:
                 link.confirm_dead(reason)
 
-    async def is_refused(self, address: str) -> bool:
-        """Try to reach an address: True if nobody listens there, False if that cannot be told.
-
-        It cannot where somebody listens who refuses this process, or is refused; nor of what is no address.
-        """
+    async def probe(self, address: str, seconds: float) -> Probe:
+        """Try to reach an address, and say what is there; it takes twice so many seconds at most."""
         try:
-            async with asyncio.timeout(self.config.connect_timeout):
+            async with asyncio.timeout(seconds):
                 wire = await self.dial(address, Deaf())
         except (ConnectionRefusedError, FileNotFoundError):
-            return True
-        except (OSError, TimeoutError, LinkError, ValueError):
-            return False
+            return Probe.REFUSED
+        except TimeoutError:
+            return await self._knock_within(address, seconds)
+        except (OSError, LinkError, ValueError):
+            return Probe.UNKNOWN
         wire.abort("it was only tried")
-        return False
+        return Probe.ANSWERED
+
+    async def _knock_within(self, address: str, seconds: float) -> Probe:
+        try:
+            async with asyncio.timeout(seconds):
+                await self.knock(address)
+        except (OSError, ValueError):
+            return Probe.UNKNOWN
+        return Probe.ANSWERED
+
+    async def knock(self, address: str) -> None:
+        """Have the system take a connection to an address, whatever the process does; else an OSError.
+
+        To be done only if dialling fails: a process that lives counts it as a stranger's attempt.
+        """
+        raise ConnectionError(f"whether anybody takes connections to {address} cannot be told")
 
     def confirm_node_dead(self, mark: str, reason: str) -> None:
         """Every process whose address bears this mark is known to be gone."""

@@ -1,16 +1,19 @@
-"""Nodes: who is in the cluster, and who has been silent for too long."""
+"""Nodes: who is in the cluster, who may not be any more, and who has been silent for too long."""
 
 from enum import Enum
+from math import inf
 
 from msgspec import Struct
 
 GRACE = 10.0  # seconds of silence after which a node is dead
 DEAD_KEPT = 10_000  # incarnations remembered as dead; older ones are gone for good
 RESTORED = 1.5  # times as long has a member that a GCS that was started again knows of
-SLOW = 3.0  # times as long has one that says that its own loop stands still at times
+SLOW = 3.0  # times as long has one that stands still, or says that its own loop does at times
 LAG = 1.0  # seconds for which it must have stood still
+SUSPECT = 0.5  # of the grace is how long a node may be silent and be trusted
 BEAT, PER_SECOND = 1.0, 1000  # seconds between two signs of life, and how many may come in one
-STALL = 5.0  # seconds without `expire` after which it is not the nodes that were silent
+SWEEP = 0.5  # seconds between two calls of `expire`
+STALL = 1.5  # seconds without one after which it is not the nodes that were silent
 
 
 class NodeJoined(Struct, frozen=True):
@@ -26,6 +29,18 @@ class NodeDied(Struct, frozen=True):
     reason: str
 
 
+class NodeSuspected(Struct, frozen=True):
+    """A member has been silent for half of what makes it dead."""
+
+    node_id: bytes
+
+
+class NodeTrusted(Struct, frozen=True):
+    """A member that was suspected has been heard."""
+
+    node_id: bytes
+
+
 class NodeFenced(Struct, frozen=True):
     """An incarnation that is dead asked to join, and may not; why it is dead."""
 
@@ -33,7 +48,7 @@ class NodeFenced(Struct, frozen=True):
     reason: str
 
 
-Effect = NodeJoined | NodeDied | NodeFenced
+Effect = NodeJoined | NodeDied | NodeSuspected | NodeTrusted | NodeFenced
 
 
 class Standing(Enum):
@@ -48,6 +63,8 @@ class _Member(Struct):
     incarnation: int
     heard_at: float
     patience: float = 1.0  # how many times the grace it may be silent
+    answered_at: float = -inf  # when connections to it were last taken
+    is_suspect: bool = False
 
 
 class Nodes:
@@ -56,6 +73,10 @@ class Nodes:
     What concerns an incarnation that is no member, because it died or was replaced, is ignored. It
     may not join again: the others have given up its processes, so what these say now would be taken
     for the words of strangers, and what they own is lost.
+
+    Args:
+        grace: Seconds of silence after which a node is dead.
+        stall: Seconds without `expire` that are nobody's silence.
     """
 
     def __init__(self, grace: float = GRACE, stall: float = STALL) -> None:
@@ -80,9 +101,9 @@ class Nodes:
 
         A dead incarnation is let in only if it `returns`.
         """
-        standing = self.heard(node_id, incarnation, now)
+        standing = self.standing(node_id, incarnation)
         if standing is Standing.MEMBER:
-            return []
+            return self._heard(node_id, now)
         if (reason := self._dead.get((node_id, incarnation))) is not None:
             if not returns:
                 return [NodeFenced(node_id, reason)]
@@ -93,19 +114,36 @@ class Nodes:
         self._members[node_id] = _Member(incarnation, now)
         return [*effects, NodeJoined(node_id)]
 
-    def heard(self, node_id: bytes, incarnation: int, now: float, lag: float = 0.0) -> Standing:
+    def heard(self, node_id: bytes, incarnation: int, now: float, lag: float = 0.0) -> list[Effect]:
         """A node gave a sign of life, which counts if it is a member's.
 
         Who says that it stood still for `lag` seconds since the last one may do so again, and longer.
         """
+        if not self.is_member(node_id, incarnation):
+            return []
+        self._members[node_id].patience = SLOW if lag >= LAG else 1.0
+        return self._heard(node_id, now)
+
+    def answered(self, node_id: bytes, incarnation: int, now: float) -> None:
+        """Connections to a silent member are taken: it is there, and slow, or stands still.
+
+        To one that is cut off, or has no power, they would not be. It has as long as one that said that it
+        is slow: before the first time that a node stands still it could not.
+        """
+        if self.is_member(node_id, incarnation):
+            self._members[node_id].answered_at = now
+
+    def standing(self, node_id: bytes, incarnation: int) -> Standing:
+        """Return what an incarnation of a node is to the cluster."""
         member = self._members.get(node_id)
         if member is None:
             return Standing.UNKNOWN
-        if member.incarnation != incarnation:
-            return Standing.REPLACED
-        member.heard_at = now
-        member.patience = SLOW if lag >= LAG else 1.0
-        return Standing.MEMBER
+        return Standing.MEMBER if member.incarnation == incarnation else Standing.REPLACED
+
+    @property
+    def grace(self) -> float:
+        """How many seconds a node may be silent."""
+        return self._grace * self.beat / BEAT
 
     @property
     def beat(self) -> float:
@@ -119,22 +157,27 @@ class Nodes:
         return [self._die(node_id, reason)]
 
     def expire(self, now: float) -> list[Effect]:
-        """Declare dead who has been silent for the whole grace.
+        """Declare dead who has been silent for the whole grace, and suspect who has been for half of it.
 
-        To be called often. Who asks only after `stall` seconds stood still meanwhile and has not
-        read what the nodes said: that time is nobody's silence.
+        To be called every `SWEEP` seconds. Who asks only after `stall` seconds stood still meanwhile
+        and has not read what the nodes said: that time is nobody's silence.
         """
         if self._expired_at is not None and now - self._expired_at >= self._stall:
             for member in self._members.values():
-                member.heard_at += now - max(self._expired_at, member.heard_at)
+                slept = now - max(self._expired_at, member.heard_at)
+                member.heard_at += max(slept - SWEEP, 0.0)
         self._expired_at = now
-        grace = self._grace * self.beat / BEAT
-        silent = {
-            id: grace * member.patience
-            for id, member in self._members.items()
-            if now - member.heard_at >= grace * member.patience
-        }
-        return [self._die(id, f"it was silent for {seconds:g} s") for id, seconds in silent.items()]
+        grace, effects = self.grace, list[Effect]()
+        for node_id, member in list(self._members.items()):
+            silence, patience = now - member.heard_at, grace * member.patience
+            if silence >= grace * SLOW and member.answered_at > member.heard_at:
+                effects.append(self._die(node_id, f"it stood still for {grace * SLOW:g} s"))
+            elif silence >= patience and now - member.answered_at >= grace:
+                effects.append(self._die(node_id, f"it was silent for {patience:g} s"))
+            elif silence >= grace * SUSPECT and not member.is_suspect:
+                member.is_suspect = True
+                effects.append(NodeSuspected(node_id))
+        return effects
 
     def silent(self, seconds: float, now: float) -> list[tuple[bytes, int]]:
         """Return the members and incarnations that were last heard so long ago."""
@@ -143,6 +186,19 @@ class Nodes:
             for node_id, member in self._members.items()
             if now - member.heard_at >= seconds
         ]
+
+    def suspects(self) -> list[tuple[bytes, int]]:
+        """Return the members that are suspected, and their incarnations."""
+        return [
+            (node_id, member.incarnation)
+            for node_id, member in self._members.items()
+            if member.is_suspect
+        ]
+
+    def is_suspect(self, node_id: bytes) -> bool:
+        """Whether a node is a member that has been silent for long."""
+        member = self._members.get(node_id)
+        return member is not None and member.is_suspect
 
     def is_member(self, node_id: bytes, incarnation: int) -> bool:
         """Whether this incarnation of a node is in the cluster."""
@@ -156,6 +212,16 @@ class Nodes:
     def members(self) -> list[tuple[bytes, int]]:
         """Return the members and their incarnations, in the order they joined."""
         return [(node_id, member.incarnation) for node_id, member in self._members.items()]
+
+    def check(self) -> None:
+        """Assert what always holds."""
+        for node_id, member in self._members.items():
+            assert (node_id, member.incarnation) not in self._dead, "a member that has died"
+
+    def _heard(self, node_id: bytes, now: float) -> list[Effect]:
+        member = self._members[node_id]
+        member.heard_at, was_suspect, member.is_suspect = now, member.is_suspect, False
+        return [NodeTrusted(node_id)] if was_suspect else []
 
     def _die(self, node_id: bytes, reason: str) -> NodeDied:
         self._note_dead(node_id, self._members.pop(node_id).incarnation, reason)

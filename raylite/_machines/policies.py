@@ -9,6 +9,9 @@ rules are Ray's: available nodes come before feasible ones, and then
 - with SPREAD, the next node after the one chosen last, in the order of their keys.
 - with NodeAffinity, that node; if it is soft and that one will not do, as by default.
 - with NodeLabels, one at random that meets the soft conditions; room counts for more than those.
+
+A node that is *suspect*, for the GCS has not heard it for long, is chosen only if no other is feasible,
+as the node of an affinity that is not soft for one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -133,6 +136,18 @@ class Policies:
         count: int,
         available_only: bool,
     ) -> NodeView | None:
+        if isinstance(affinity := placement.strategy, NodeAffinity):
+            named = next((v for v in fit if v.node == affinity.node), None)
+            may_wait = not (affinity.spill_on_unavailable or affinity.fail_on_unavailable)
+            is_hopeful = named is not None and not (affinity.soft and named.suspect)
+            if is_hopeful and (named in free or may_wait):
+                return named
+            if affinity.fail_on_unavailable:
+                return None
+
+        if trusted := [v for v in fit if not v.suspect]:
+            fit, free = trusted, [v for v in free if not v.suspect]
+
         busy = [] if available_only else fit
         match placement.strategy:
             case SpreadStrategy():
@@ -141,12 +156,6 @@ class Policies:
                 pools = (free, busy)
                 wanted = ([v for v in pool if soft.match(v.labels)] or pool for pool in pools)
                 return self._any(next(filter(None, wanted), []))
-            case NodeAffinity(node, _, spill, fail):
-                named = next((v for v in fit if v.node == node), None)
-                if named is not None and (named in free or not (spill or fail)):
-                    return named
-                if fail:
-                    return None
 
         if "GPU" not in placement.demand and (plain := [v for v in free if "GPU" not in v.total]):
             free = plain

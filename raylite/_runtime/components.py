@@ -57,7 +57,7 @@ def build_gcs(
     """Return the GCS, to be run; the storage, if one is given, is for the caller to close."""
     kept = storage or MemoryStorage()
     epoch = Epoch(kept, network.seams.random("cluster"))
-    nodes = NodeService(Membership(Settings.of(system).silence), kept, epoch, network.is_refused)
+    nodes = NodeService(Membership(Settings.of(system).silence), kept, epoch, network.probe)
     workers = WorkerService(kept, epoch, nodes)
     views = ViewService(nodes)
     jobs, kv = JobService(kept, epoch), KvService(kept)

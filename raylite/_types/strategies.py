@@ -41,6 +41,8 @@ class NodeView(Struct, frozen=True):
     #: What waits there for its turn, and what for a node that could serve it; for people.
     pending: Shapes = ()
     infeasible: Shapes = ()
+    #: The GCS has not heard it for long: it may be dead. Whoever reads the view knows, not the node.
+    suspect: bool = False
 
     @property
     def host(self) -> str:

@@ -84,7 +84,8 @@ def _shape(units: Mapping[str, int]) -> str:
 
 def _node(node: msg.Node) -> str:
     role = "head, " if node.head else ""
-    return f" 1 node_{node.node_id.hex()[:12]} ({role}{node.hostname}, {node.ip})"
+    doubt = ": SUSPECT, it has not been heard for some seconds" if node.suspect else ""
+    return f" 1 node_{node.node_id.hex()[:12]} ({role}{node.hostname}, {node.ip}){doubt}"
 
 
 def _failure(node: msg.Node) -> str:

@@ -89,6 +89,11 @@ class CuttableNetwork(GrpcNetwork):
         wire.inner = await super().dial(address, wire, relays=relays, onward=onward)
         return wire
 
+    async def knock(self, address: str) -> None:
+        if (mark := mark_of(address)) and not self._cuts.passes(self.node, mark):
+            raise ConnectionError("no machine answers there")
+        await super().knock(address)
+
 
 class _CutWire:
     """A wire to another node. One that has lost something breaks when next it could carry something."""

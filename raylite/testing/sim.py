@@ -282,6 +282,13 @@ class SimNetwork(Network):
             raise ConnectionRefusedError(f"nobody answers at {address}")
         return peer
 
+    async def knock(self, address: str) -> None:
+        """Have the machine take a connection."""
+        await asyncio.sleep(self.world.mean_delay(self.name, address))
+        peer = self.world.networks.get(address)
+        if self.is_dead or peer is None or self.world.is_cut(self.name, peer.name):
+            raise ConnectionError(f"no machine answers at {address}")
+
     async def close(self) -> None:
         """Say goodbye on every link and give the address up."""
         if self.world.networks.get(self.address) is self:

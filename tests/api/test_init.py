@@ -576,10 +576,12 @@ def test_a_node_is_described_in_rays_form() -> None:
         "NodeName": str, "RuntimeEnvAgentPort": int, "DeathReason": int,
         "MetricsAgentPort": int, "DashboardAgentListenPort": int,
         "DeathReasonMessage": str, "Resources": dict, "Labels": dict,
+        "State": str,  # which Ray has not
     }  # fmt: skip
     assert node["NodeManagerAddress"] == node["NodeName"] == "127.0.0.1"
     assert node["RayletSocketName"] == here["raylet_socket_name"]
     assert (node["DeathReason"], node["DeathReasonMessage"]) == (0, "")
+    assert node["State"] == "ALIVE"
 
 
 def test_by_default_the_cluster_has_the_cpus_of_this_process() -> None:

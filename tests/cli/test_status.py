@@ -22,6 +22,14 @@ NOTHING = hot.Demand(pending=(), infeasible=())
 NOW = datetime(2026, 1, 1)
 
 
+def test_a_suspect_is_among_the_living_and_said_to_be_one() -> None:
+    silent = msg.Node(node_id=b"d" * 28, ip="10.0.0.4", alive=True, suspect=True)
+    shown = [line for line in describe([*NODES, silent], NOTHING, NOW) if "SUSPECT" in line]
+    assert shown == [
+        " 1 node_646464646464 (, 10.0.0.4): SUSPECT, it has not been heard for some seconds"
+    ]
+
+
 def test_who_left_in_order_is_no_failure() -> None:
     shown = "\n".join(describe(NODES, NOTHING, NOW))
     assert "its host was lost" in shown

@@ -23,6 +23,7 @@ pytestmark = [pytest.mark.process, pytest.mark.fault, pytest.mark.timeout(300)]
 
 LITTLE = ("--num-cpus=2", "--object-store-memory=80000000")
 BLACKOUT = 5.0
+STANDSTILL = 13.0
 PATIENCE = 60.0  # seconds that bound a failure
 
 TASKS = """
@@ -197,12 +198,27 @@ def test_what_two_nodes_cannot_send_each_other_goes_by_way_of_the_head(
     assert living(cluster.record(cluster.head)) == before
 
 
-def test_a_raylet_that_stands_still_is_dead_after_ten_seconds_and_comes_back_as_another(
+def test_a_raylet_that_stands_still_for_thirteen_seconds_lives_also_the_first_time(
     cluster: Cluster,
 ) -> None:
     head = cluster.record(cluster.head)
     raylet, before = component(cluster.others[1], "raylet"), living(head)
-    assert 8.9 <= until_a_death(head, lambda: os.kill(raylet, signal.SIGSTOP)) <= 11.5
+    os.kill(raylet, signal.SIGSTOP)
+    began = time.monotonic()
+    assert eventually(lambda: any(row.suspect for row in nodes(head)))
+    assert 3.5 <= time.monotonic() - began <= 7
+    time.sleep(STANDSTILL - (time.monotonic() - began))
+    os.kill(raylet, signal.SIGCONT)
+    assert eventually(lambda: not any(row.suspect for row in nodes(head)))
+    assert living(head) == before
+
+
+def test_a_raylet_that_stands_still_is_dead_after_thirty_seconds_and_comes_back_as_another(
+    cluster: Cluster,
+) -> None:
+    head = cluster.record(cluster.head)
+    raylet, before = component(cluster.others[1], "raylet"), living(head)
+    assert 28.9 <= until_a_death(head, lambda: os.kill(raylet, signal.SIGSTOP)) <= 31.5
     os.kill(raylet, signal.SIGCONT)
     assert eventually(lambda: len(living(head)) == 3)
     assert len(before - living(head)) == 1

@@ -29,6 +29,7 @@ from raylite._kernel.connection import Connection
 from raylite._kernel.grpc import GrpcNetwork
 from raylite._kernel.grpcwire import Cutter, GrpcWire
 from raylite._kernel.link import LinkConfig
+from raylite._kernel.network import Probe
 from raylite._kernel.packet import Kind, decode_frames, decode_packet, encode_packet
 from raylite._kernel.wire import Wire
 from raylite._wire.messages import Packet
@@ -286,6 +287,32 @@ def test_a_server_that_never_answers_is_given_up_at_the_deadline(kind: str) -> N
                 await Toy(link).echo(b"")
             await until(lambda: not here._connections)  # type: ignore[attr-defined]
         listener.close()
+
+    run_on(kind, scenario)
+
+
+@GRPC
+def test_it_can_be_told_whether_connections_are_taken_though_a_process_stands_still(
+    kind: str,
+) -> None:
+    async def scenario(rig: Rig) -> None:
+        async with rig.pair(ToyService()) as (link, _), rig.client() as here:
+            assert await here.probe(link.peer, 5.0) is Probe.ANSWERED
+            path = path_of(rig.address("still"))
+            sockets = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_INET)
+            sockets[0].bind(path)
+            sockets[1].bind(("127.0.0.1", 0))
+            addresses = f"unix:{path}", f"tcp:127.0.0.1:{sockets[1].getsockname()[1]}"
+            for listener in sockets:
+                listener.listen()  # the system takes connections, and nobody reads them
+            for address in addresses:
+                assert await here.probe(address, 0.1) is Probe.ANSWERED
+            for listener in sockets:
+                listener.close()
+            for address in addresses:
+                assert await here.probe(address, 5.0) is Probe.REFUSED
+            assert await here.probe("nowhere", 5.0) is Probe.UNKNOWN
+            assert not here._connections  # type: ignore[attr-defined]
 
     run_on(kind, scenario)
 

@@ -5,7 +5,16 @@ import math
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from raylite._machines.nodes import Effect, NodeDied, NodeFenced, NodeJoined, Nodes, Standing
+from raylite._machines.nodes import (
+    Effect,
+    NodeDied,
+    NodeFenced,
+    NodeJoined,
+    Nodes,
+    NodeSuspected,
+    NodeTrusted,
+    Standing,
+)
 
 A, B = b"a", b"b"
 
@@ -32,7 +41,7 @@ def test_members_are_listed_in_the_order_they_joined() -> None:
 def test_a_node_silent_for_the_whole_grace_dies_and_says_why() -> None:
     nodes = Nodes(grace=2.5)
     nodes.joined(A, 1, 0.0)
-    assert nodes.expire(2.4) == []
+    assert died(nodes.expire(2.4)) == []
     assert nodes.expire(2.5) == [NodeDied(A, "it was silent for 2.5 s")]
     assert nodes.expire(2.5) == []
     assert nodes.alive() == []
@@ -41,10 +50,10 @@ def test_a_node_silent_for_the_whole_grace_dies_and_says_why() -> None:
 def test_signs_of_life_put_death_off() -> None:
     nodes = Nodes(grace=10, stall=math.inf)
     nodes.joined(A, 1, 0.0)
-    assert nodes.heard(A, 1, 9.0) is Standing.MEMBER
-    assert nodes.expire(18.0) == []
-    nodes.joined(A, 1, 18.0)
-    assert nodes.expire(27.0) == []
+    assert nodes.heard(A, 1, 9.0) == []
+    assert died(nodes.expire(18.0)) == []
+    assert nodes.joined(A, 1, 18.0) == [NodeTrusted(A)]
+    assert died(nodes.expire(27.0)) == []
     assert died(nodes.expire(28.0)) == [A]
 
 
@@ -52,8 +61,9 @@ def test_the_dead_and_the_unknown_are_no_members() -> None:
     nodes = Nodes(grace=1)
     nodes.joined(A, 1, 0.0)
     nodes.expire(1.0)
-    assert nodes.heard(A, 1, 1.0) is Standing.UNKNOWN
-    assert nodes.heard(B, 1, 1.0) is Standing.UNKNOWN
+    for node in (A, B):
+        assert nodes.heard(node, 1, 1.0) == []
+        assert nodes.standing(node, 1) is Standing.UNKNOWN
 
 
 def test_a_new_incarnation_replaces_the_old_one() -> None:
@@ -61,8 +71,8 @@ def test_a_new_incarnation_replaces_the_old_one() -> None:
     nodes.joined(A, 1, 0.0)
     replaced = NodeDied(A, "it was replaced by a new incarnation")
     assert nodes.joined(A, 2, 0.0) == [replaced, NodeJoined(A)]
-    assert nodes.heard(A, 1, 1.0) is Standing.REPLACED
-    assert nodes.heard(A, 2, 1.0) is Standing.MEMBER
+    assert nodes.standing(A, 1) is Standing.REPLACED
+    assert nodes.standing(A, 2) is Standing.MEMBER
     assert not nodes.is_member(A, 1)
     assert nodes.is_member(A, 2)
 
@@ -128,10 +138,10 @@ def test_a_restored_member_has_fifteen_seconds_to_be_heard() -> None:
     nodes.restored(A, 1, 100.0)
     nodes.restored(B, 1, 100.0)
     assert nodes.alive() == [A, B]
-    assert nodes.heard(A, 1, 109.0) is Standing.MEMBER
-    assert nodes.expire(114.0) == []
+    assert nodes.heard(A, 1, 109.0) == []
+    assert died(nodes.expire(114.0)) == []
     assert died(nodes.expire(115.0)) == [B]
-    assert nodes.joined(A, 1, 115.0) == []
+    assert nodes.joined(A, 1, 115.0) == [NodeTrusted(A)]
     assert died(nodes.expire(125.0)) == [A]
 
 
@@ -154,7 +164,7 @@ def test_very_many_nodes_are_heard_less_often_and_have_as_much_longer() -> None:
         assert nodes.beat == max(1.0, (number + 1) / 1000)
     for number in range(1, 2000):
         nodes.heard(b"%d" % number, 1, 5.0)
-    assert nodes.expire(19.0) == []
+    assert died(nodes.expire(19.0)) == []
     assert died(nodes.expire(20.0)) == [b"0"]
 
 
@@ -170,13 +180,77 @@ def test_what_the_watcher_slept_through_is_nobodys_silence() -> None:
     assert died(nodes.expire(44.0)) == [B]
 
 
+def test_a_watcher_that_is_always_late_finds_the_dead_late_but_finds_them() -> None:
+    nodes = Nodes(grace=10)
+    nodes.joined(A, 1, 0.0)
+    nodes.joined(B, 1, 0.0)
+    for moment in range(2, 200, 2):
+        nodes.heard(B, 1, moment - 0.5)
+        if dead := died(nodes.expire(float(moment))):
+            break
+    assert dead == [A]
+    assert 30 < moment < 50  # a quarter of the time counts
+
+
+def test_a_node_is_suspected_after_half_the_grace_and_trusted_when_it_is_heard() -> None:
+    nodes = Nodes(grace=10, stall=math.inf)
+    nodes.joined(A, 1, 0.0)
+    assert nodes.expire(4.9) == []
+    assert nodes.expire(5.0) == [NodeSuspected(A)]
+    assert nodes.expire(5.5) == []  # it is said once
+    assert nodes.suspects() == [(A, 1)]
+    assert nodes.is_suspect(A)
+    assert nodes.heard(A, 2, 6.0) == []  # another incarnation says nothing of this one
+    assert nodes.heard(A, 1, 6.0) == [NodeTrusted(A)]
+    assert nodes.heard(A, 1, 6.5) == []
+    assert not nodes.suspects()
+    assert nodes.expire(11.5) == [NodeSuspected(A)]
+    assert nodes.expire(16.5) == [NodeDied(A, "it was silent for 10 s")]
+    assert not nodes.is_suspect(A)
+
+
+def test_who_comes_to_be_suspected_and_dead_in_one_moment_is_dead() -> None:
+    nodes = Nodes(grace=10, stall=math.inf)
+    nodes.joined(A, 1, 0.0)
+    assert nodes.expire(12.0) == [NodeDied(A, "it was silent for 10 s")]
+
+
+def test_a_node_to_which_connections_are_taken_has_thirty_seconds_the_first_time_too() -> None:
+    nodes = Nodes(grace=10, stall=math.inf)
+    nodes.joined(A, 1, 0.0)
+    for moment in range(4, 28, 3):
+        nodes.answered(A, 1, moment)
+        assert died(nodes.expire(moment + 2)) == []
+    nodes.answered(A, 1, 29.9)
+    assert nodes.expire(30.0) == [NodeDied(A, "it stood still for 30 s")]
+
+
+def test_a_node_that_stood_still_and_then_vanished_has_ten_seconds_from_then() -> None:
+    nodes = Nodes(grace=10, stall=math.inf)
+    nodes.joined(A, 1, 0.0)
+    nodes.answered(A, 1, 4.0)
+    assert died(nodes.expire(13.9)) == []
+    assert nodes.expire(14.0) == [NodeDied(A, "it was silent for 10 s")]
+
+
+def test_what_is_seen_of_another_incarnation_puts_nothing_off() -> None:
+    nodes = Nodes(grace=10, stall=math.inf)
+    nodes.joined(A, 2, 0.0)
+    nodes.answered(A, 1, 9.0)
+    nodes.answered(B, 1, 9.0)
+    assert died(nodes.expire(10.0)) == [A]
+
+
 class NodesModel(RuleBasedStateMachine):
     """Joins, signs of life and ends of two incarnations of two nodes, in any order."""
 
     def __init__(self) -> None:
         super().__init__()
         self.nodes = Nodes(grace=10, stall=math.inf)
-        self.members: dict[bytes, tuple[int, float]] = {}  # and when they are given up
+        self.members: dict[bytes, tuple[int, float]] = {}  # and their patience, in graces
+        self.heard: dict[bytes, float] = {}  # when each member was
+        self.answered: dict[bytes, float] = {}
+        self.suspects: set[bytes] = set()
         self.told: list[bytes] = []
         self.dead: set[tuple[bytes, int]] = set()
         self.now = 0.0
@@ -185,15 +259,20 @@ class NodesModel(RuleBasedStateMachine):
     def join(self, node: bytes, incarnation: int, returns: bool) -> None:
         effects = self.nodes.joined(node, incarnation, self.now, returns=returns)
         known = self.members.get(node, (0, 0))[0]
-        assert bool(effects) == (known != incarnation)
+        if known == incarnation:
+            assert effects == [NodeTrusted(node)] * (node in self.suspects)
+            self.hears(node, self.members[node][1])
+            return
         is_fenced = (node, incarnation) in self.dead and not returns
         assert is_fenced == any(isinstance(effect, NodeFenced) for effect in effects)
         if not is_fenced:
-            if known not in (0, incarnation):
+            if known:
                 self.dead.add((node, known))
             self.dead.discard((node, incarnation))
             self.perform(effects)
-            self.members[node] = (incarnation, self.now + 10)
+            self.members[node] = (incarnation, 1)
+            self.hears(node, 1)
+            self.answered.pop(node, None)
 
     @rule(
         node=st.sampled_from([A, B]),
@@ -202,11 +281,19 @@ class NodesModel(RuleBasedStateMachine):
     )
     def hear(self, node: bytes, incarnation: int, lag: float) -> None:
         is_member = self.members.get(node, (0, 0))[0] == incarnation
-        standing = self.nodes.heard(node, incarnation, self.now, lag)
+        effects = self.nodes.heard(node, incarnation, self.now, lag)
+        assert effects == [NodeTrusted(node)] * (is_member and node in self.suspects)
+        standing = self.nodes.standing(node, incarnation)
         assert (standing is Standing.MEMBER) == is_member
         assert (standing is Standing.UNKNOWN) == (node not in self.members)
         if is_member:
-            self.members[node] = (incarnation, self.now + (10 if lag < 1 else 30))
+            self.hears(node, 1 if lag < 1 else 3)
+
+    @rule(node=st.sampled_from([A, B]), incarnation=st.integers(1, 2))
+    def answer(self, node: bytes, incarnation: int) -> None:
+        self.nodes.answered(node, incarnation, self.now)
+        if self.members.get(node, (0, 0))[0] == incarnation:
+            self.answered[node] = self.now
 
     @rule(node=st.sampled_from([A, B]), incarnation=st.integers(1, 2))
     def leave(self, node: bytes, incarnation: int) -> None:
@@ -214,28 +301,54 @@ class NodesModel(RuleBasedStateMachine):
         effects = self.nodes.left(node, incarnation, "it was stopped")
         assert died(effects) == [node] * is_member
         if is_member:
-            self.dead.add((node, self.members.pop(node)[0]))
+            self.bury(node)
         self.perform(effects)
 
     @rule(seconds=st.integers(1, 6))
     def wait(self, seconds: int) -> None:
         self.now += seconds
-        silent = [node for node, (_, at) in self.members.items() if self.now >= at]
+        silent = [node for node in self.members if self.is_given_up(node)]
+        doubtful = {
+            node for node in self.members if self.now - self.heard[node] >= 5 and node not in silent
+        }
         effects = self.nodes.expire(self.now)
         assert sorted(died(effects)) == sorted(silent)
+        suspected = {effect.node_id for effect in effects if isinstance(effect, NodeSuspected)}
+        assert suspected == doubtful - self.suspects
+        self.suspects |= suspected
         for node in silent:
-            self.dead.add((node, self.members.pop(node)[0]))
+            self.bury(node)
         self.perform(effects)
 
     @rule()
     def restart(self) -> None:
         self.nodes = Nodes(grace=10, stall=math.inf)
+        self.suspects.clear()
+        self.answered.clear()
         for node in self.told:
             incarnation, _ = self.members[node]
             self.nodes.restored(node, incarnation, self.now)
-            self.members[node] = (incarnation, self.now + 15)
+            self.members[node] = (incarnation, 1.5)
+            self.heard[node] = self.now
         for node, incarnation in self.dead:
             self.nodes.restored_dead(node, incarnation, "it had died")
+
+    def hears(self, node: bytes, patience: float) -> None:
+        self.members[node] = (self.members[node][0], patience)
+        self.heard[node] = self.now
+        self.suspects.discard(node)
+
+    def is_given_up(self, node: bytes) -> bool:
+        silence = self.now - self.heard[node]
+        answered = self.answered.get(node, -math.inf)
+        if silence >= 30 and answered > self.heard[node]:
+            return True
+        return silence >= 10 * self.members[node][1] and self.now - answered >= 10
+
+    def bury(self, node: bytes) -> None:
+        self.dead.add((node, self.members.pop(node)[0]))
+        self.suspects.discard(node)
+        self.answered.pop(node, None)
 
     def perform(self, effects: list[Effect]) -> None:
         for effect in effects:
@@ -245,11 +358,14 @@ class NodesModel(RuleBasedStateMachine):
                     self.told.append(node)
                 case NodeDied(node):
                     self.told.remove(node)  # ValueError: died twice
+                    self.suspects.discard(node)
 
     @invariant()
     def who_was_told_is_alive(self) -> None:
+        self.nodes.check()
         assert self.nodes.alive() == self.told
         assert sorted(self.told) == sorted(self.members)
+        assert {node for node, _ in self.nodes.suspects()} == self.suspects
         for node, (incarnation, _) in self.members.items():
             assert self.nodes.is_member(node, incarnation)
 

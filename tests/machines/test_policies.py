@@ -40,6 +40,7 @@ def node(
     zone: str = "",
     draining: bool = False,
     backlog: int = 0,
+    suspect: bool = False,
     **more: float,
 ) -> NodeView:
     return NodeView(
@@ -51,6 +52,7 @@ def node(
         {"zone": zone} if zone else {},
         backlog,
         draining,
+        suspect=suspect,
     )
 
 
@@ -161,6 +163,16 @@ def test_affinity_names_the_node_even_when_it_is_busy() -> None:
 def test_affinity_to_a_node_that_is_gone_too_small_or_draining(b: list[NodeView]) -> None:
     assert chosen(affinity("b"), node("a"), *b) == set()
     assert chosen(affinity("b", soft=True), node("a"), *b) == {"a"}
+
+
+def test_a_suspect_is_chosen_only_if_no_other_will_do() -> None:
+    b, c = node("b", suspect=True), node("c", 0)
+    for placement in (CPU, SPREAD, by_labels(soft="zone=x"), affinity("b", soft=True)):
+        assert chosen(placement, node("a", 0, 0), b, c) == {"c"}  # busy, and yet better
+        assert chosen(placement, node("a", 0, 0), b, c, only=True) == set()
+        assert chosen(placement, node("a", 0, 0), b) == {"b"}
+    assert chosen(affinity("b"), node("a"), b, c) == {"b"}
+    assert chosen(affinity("b", fail=True), node("a"), b, c) == {"b"}
 
 
 def by_labels(hard: str = "", soft: str = "") -> Placement:
@@ -289,6 +301,7 @@ views_drawn = st.lists(
         st.just(4),
         zone=st.sampled_from(["", "x"]),
         draining=st.sampled_from([False, False, True]),
+        suspect=st.booleans(),
         GPU=st.integers(0, 1),
     ),
     max_size=4,
@@ -322,11 +335,14 @@ def test_whatever_is_chosen_is_feasible_and_something_feasible_is_chosen(
     assert choice is None or choice in feasible
     assert choice is not None or not feasible or only
     first = [v for v in feasible if placement.selector.match(v.labels)] or feasible
-    if choice is not None and not named and any(is_available(placement, v) for v in first):
+    trusted = [v for v in first if not v.suspect]
+    assert choice is None or not trusted or not choice.suspect
+    pool = trusted or first
+    if choice is not None and not named and any(is_available(placement, v) for v in pool):
         assert is_available(placement, choice)
 
     for view in views:
-        if view.node == b"a" and policies.prefers_local(placement, view):
+        if view.node == b"a" and not view.suspect and policies.prefers_local(placement, view):
             assert choice == view
 
 

@@ -1,5 +1,6 @@
 """The Node service: who is in the cluster, over restarts of the GCS too."""
 
+import math
 from dataclasses import replace
 
 import anyio
@@ -298,7 +299,7 @@ def test_a_silent_partition_is_declared_after_ten_seconds(seed: int) -> None:
 
 
 @pytest.mark.sim
-@pytest.mark.parametrize(("listens", "earliest", "latest"), [(False, 1, 2.5), (True, 9, 11)])
+@pytest.mark.parametrize(("listens", "earliest", "latest"), [(False, 1, 2.5), (True, 29, 31)])
 def test_a_raylet_that_refuses_connections_is_dead_and_a_silent_one_may_live(
     listens: bool, earliest: float, latest: float
 ) -> None:
@@ -323,6 +324,86 @@ def test_a_raylet_that_refuses_connections_is_dead_and_a_silent_one_may_live(
         return took
 
     assert earliest <= SimLoop().run(main()) <= latest
+
+
+class Standstill(SimNetwork):
+    """A GCS's, to which some addresses take connections and answer nothing."""
+
+    stalled: frozenset[str] = frozenset()
+
+    async def dial(self, address: str, events: WireEvents) -> Wire:
+        if address in self.stalled:
+            await anyio.sleep_forever()
+        return await super().dial(address, events)
+
+
+async def standstill(seconds: float, *, is_cut_at: float = math.inf) -> tuple[float, str]:
+    """Return when, and why, a node dies that falls silent, and whose machine answers for a while."""
+    world = World(1)
+    there, its = Standstill(world, "gcs"), SimNetwork(world, "raylet")
+    await there.listen("gcs")
+    await its.listen("raylet:1")
+    host: Host = build_gcs(there)
+    running = host.start("gcs")
+    raylet = Nodes(its.connect("gcs"))
+    await raylet.register(node(address="raylet:1"))
+    watcher = Nodes(SimNetwork(world, "watcher").connect("gcs"))
+    events = nodes_of(watcher.watch(msg.WatchNodes()))
+    await anext(events)
+    there.stalled = frozenset(["raylet:1"])
+    began, row = now(), None
+    with anyio.move_on_after(is_cut_at):
+        await anyio.sleep(seconds)
+        raylet.heartbeat(msg.Heartbeat(b"n", 1, lag=seconds))
+        await anyio.sleep(0.1)
+        [row] = (await watcher.list(msg.ListNodes())).nodes
+        assert row.alive
+        assert not row.suspect
+        began = now()
+    if row is None:
+        world.cut("raylet", "gcs", silently=True)
+    died = await anext(events)
+    took = now() - began
+    host.stop()
+    await running
+    return took, died.death_reason
+
+
+@pytest.mark.sim
+def test_a_node_that_stands_still_for_less_than_thirty_seconds_lives_and_then_has_thirty() -> None:
+    took, reason = SimLoop().run(standstill(25))
+    assert 30 <= took <= 31
+    assert reason == "it stood still for 30 s"
+
+
+@pytest.mark.sim
+def test_a_node_that_stands_still_and_is_cut_off_then_has_ten_seconds_more() -> None:
+    took, reason = SimLoop().run(standstill(25, is_cut_at=8))
+    assert 14 <= took <= 18
+    assert reason == "it was silent for 10 s"
+
+
+@simulated
+async def test_a_node_that_missed_five_beats_is_a_suspect_until_its_next_one() -> None:
+    async with life(MemoryStorage()) as gcs:
+        raylet, watcher = gcs.client(), gcs.client()
+        await raylet.nodes.register(node())
+        events = aiter(watcher.nodes.watch(msg.WatchNodes()))
+        assert not (await anext(events)).doubts
+        began = now()
+        [doubt] = (await anext(events)).doubts
+        assert 5 <= now() - began <= 5.6
+        assert (doubt.node_id, doubt.incarnation, doubt.suspect) == (b"n", 1, True)
+        late = await anext(aiter(gcs.client().nodes.watch(msg.WatchNodes())))
+        assert late.doubts == [doubt]
+        row = (await rows(raylet))[b"n"]
+        assert (row.alive, row.suspect) == (True, True)
+        raylet.nodes.heartbeat(msg.Heartbeat(b"n", 1))
+        [doubt] = (await anext(events)).doubts
+        assert not doubt.suspect
+        assert not (await rows(raylet))[b"n"].suspect
+        await beat(raylet, 5)
+        assert not (await anext(aiter(gcs.client().nodes.watch(msg.WatchNodes())))).doubts
 
 
 class Locked(SimNetwork):

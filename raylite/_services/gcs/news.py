@@ -39,6 +39,11 @@ class TableNews(Bulletin, Generic[R]):
         self._changed: list[bytes] = []
         table.on_change.append(self._apply)
 
+    def say(self, message: bytes) -> None:
+        """Tell something that no row says. Whoever comes later hears it by what `first` makes."""
+        self._changed.append(message)
+        self.changed()
+
     def _apply(self, change: Change[R]) -> None:
         if change.row is None or not self._is_told(change.row):
             self._rows.pop(change.key, None)

@@ -10,14 +10,18 @@ import msgspec
 
 from raylite._kernel.codec import Encoded
 from raylite._kernel.link import Link
+from raylite._kernel.network import Probe
 from raylite._kernel.seams import now, wall
 from raylite._kernel.service import Service, every, handles
 from raylite._machines.nodes import (
+    SWEEP,
     Effect,
     NodeDied,
     NodeFenced,
     NodeJoined,
     Nodes as Membership,
+    NodeSuspected,
+    NodeTrusted,
     Standing,
 )
 from raylite._protocol import gcs, raylet
@@ -31,8 +35,8 @@ from raylite.exceptions import LinkClosedError, NodeDiedError, PeerLostError, Un
 
 logger = logging.getLogger(__name__)
 
-SWEEP = 0.5  # seconds by which a death may be declared late
-SUSPECT = 1.25  # beats without a heartbeat after which a raylet's listener is tried
+LATE = 1.25  # beats without a heartbeat after which a raylet's listener is tried
+TRYING = 0.25  # of the grace is how long that may take
 TRIES, BETWEEN = 3, 0.1  # refusals in a row that are taken for its end, and the seconds between two
 
 
@@ -48,10 +52,10 @@ class NodeService(Service, serves=(gcs.Nodes,)):
         membership: Membership,
         storage: Storage,
         epoch: Epoch,
-        is_refused: Callable[[str], Awaitable[bool]],
+        probe: Callable[[str, float], Awaitable[Probe]],
     ) -> None:
         self.membership = membership
-        self._is_refused = is_refused
+        self._try = probe
         self._probing: dict[bytes, None] = {}
         self.loaded = asyncio.Event()
         self._epoch = epoch
@@ -59,7 +63,7 @@ class NodeService(Service, serves=(gcs.Nodes,)):
         self._news = TableNews(
             self._table,
             lambda row: bytes(msg.NodeEvent([row])),
-            lambda: bytes(msg.NodeEvent(complete=True, epoch=epoch.message)),
+            self._first_event,
         )
         self._available: dict[bytes, dict[str, float]] = {}  # by heartbeat, so not worth keeping
         self._reasons: dict[bytes, str] = {}
@@ -149,28 +153,28 @@ class NodeService(Service, serves=(gcs.Nodes,)):
     @every(seconds=SWEEP)
     async def sweep(self) -> None:
         self._note(self.membership.expire(now()))
-        for node_id, incarnation in self.membership.silent(self._suspect, now()):
+        for node_id, incarnation in self.membership.silent(LATE * self.membership.beat, now()):
             row = self._table.latest(node_id)
             if row is not None and row.address and node_id not in self._probing:
                 self._probing[node_id] = None
                 self.spawn(self._probe(row.address, node_id, incarnation), "try a silent raylet")
         await self._tell_deaths()
 
-    @property
-    def _suspect(self) -> float:
-        return SUSPECT * self.membership.beat
-
     async def _probe(self, address: str, node_id: bytes, incarnation: int) -> None:
         """Find out whether a silent raylet has ended: the system then refuses connections to it.
 
-        Where nothing answers at all, there is no telling: the raylet has its whole grace.
+        Where it takes them, the raylet is slow, or stands still. Where nothing answers at all, there is no
+        telling: the raylet has its whole grace.
         """
         try:
             for _ in range(TRIES):
-                if not await self._is_refused(address):
+                found = await self._try(address, TRYING * self.membership.grace)
+                if found is Probe.ANSWERED:
+                    self.membership.answered(node_id, incarnation, now())
+                if found is not Probe.REFUSED:
                     return
                 await asyncio.sleep(BETWEEN)
-            if (node_id, incarnation) in self.membership.silent(self._suspect, now()):
+            if (node_id, incarnation) in self.membership.silent(LATE * self.membership.beat, now()):
                 reason = "its raylet has ended: connections to it are refused"
                 self._note(self.membership.left(node_id, incarnation, reason))
                 await self._tell_deaths()
@@ -192,7 +196,8 @@ class NodeService(Service, serves=(gcs.Nodes,)):
             logger.warning("%d dead nodes are not in the table yet: %s", len(dead), error)
 
     def _hear(self, beat: msg.Heartbeat) -> Standing:
-        standing = self.membership.heard(beat.node_id, beat.incarnation, now(), beat.lag)
+        self._note(self.membership.heard(beat.node_id, beat.incarnation, now(), beat.lag))
+        standing = self.membership.standing(beat.node_id, beat.incarnation)
         if standing is Standing.MEMBER:
             self._available[beat.node_id] = dict(beat.available)
         return standing
@@ -224,6 +229,15 @@ class NodeService(Service, serves=(gcs.Nodes,)):
                     logger.info("node %s joined", node_id.hex())
                 case NodeFenced(node_id, reason):
                     raise NodeDiedError(f"node {node_id.hex()} is dead to its cluster: {reason}")
+                case NodeSuspected(node_id) | NodeTrusted(node_id):
+                    is_suspect = isinstance(effect, NodeSuspected)
+                    logger.info(
+                        "node %s is %s", node_id.hex(), "silent" if is_suspect else "heard again"
+                    )
+                    row = self._table.latest(node_id)
+                    if row is not None and row.alive:
+                        doubt = msg.Doubt(node_id, row.incarnation, is_suspect)
+                        self._news.say(bytes(msg.NodeEvent(doubts=[doubt])))
                 case NodeDied(node_id, reason):
                     logger.info("node %s died: %s", node_id.hex(), reason)
                     self._reasons[node_id] = reason
@@ -244,9 +258,15 @@ class NodeService(Service, serves=(gcs.Nodes,)):
         return Change(row.node_id, dead)
 
     def _current(self, row: msg.Node) -> msg.Node:
-        if (available := self._available.get(row.node_id)) is None or not row.alive:
+        if not row.alive:
             return row
-        return replace(row, available=available)
+        available = self._available.get(row.node_id, row.available)
+        return replace(row, available=available, suspect=self.membership.is_suspect(row.node_id))
+
+    def _first_event(self) -> bytes:
+        suspects = self.membership.suspects()
+        doubts = [msg.Doubt(node_id, incarnation, True) for node_id, incarnation in suspects]
+        return bytes(msg.NodeEvent(complete=True, epoch=self._epoch.message, doubts=doubts))
 
 
 def _row(request: msg.RegisterNode) -> msg.Node:

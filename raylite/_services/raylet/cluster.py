@@ -65,6 +65,9 @@ class ClusterService(Service):
         self._views = ResourceViews()
         self._raylets: dict[NodeKey, tuple[int, str]] = {}  # incarnation and address
         self.head = ""  # where the head's raylet is, if it is another's
+        self._suspects: dict[
+            NodeKey, tuple[NodeView, NodeView] | None
+        ] = {}  # as told, and as shown
         self._early: dict[NodeKey, list[hot.ViewDelta]] = {}  # of nodes not yet known to be members
         self._publisher = ViewPublisher(view())
         self.local: NodeKey = view().node
@@ -93,7 +96,19 @@ class ClusterService(Service):
         """The views of all nodes; this one's is exact."""
         if not self._raylets:
             return {self.local: self._view()}
-        return {**self._views.nodes(), self.local: self._view()}
+        views = {**self._views.nodes(), self.local: self._view()}
+        for node, known in self._suspects.items():
+            if (view := views.get(node)) is not None:
+                if (
+                    known is None or known[0] is not view
+                ):  # the same object as long as it is the same
+                    known = self._suspects[node] = view, replace(view, suspect=True)
+                views[node] = known[1]
+        return views
+
+    def trusted_address_of(self, node: NodeKey) -> str | None:
+        """Return where another node's raylet is, if there is nothing to say that it may be dead."""
+        return None if node in self._suspects else self.address_of(node)
 
     def address_of(self, node: NodeKey) -> str | None:
         """Return where another node's raylet is; None if the node is dead, or not known yet."""
@@ -150,12 +165,23 @@ class ClusterService(Service):
             self._believe(epoch := event.epoch or epoch)
             if event.complete:
                 self._take_all(event.nodes)
-                continue
-            for row in event.nodes:
-                if row.alive:
-                    self._joined(row)
-                else:
-                    self._ended(row)
+                self._suspects.clear()
+            else:
+                for row in event.nodes:
+                    if row.alive:
+                        self._joined(row)
+                    else:
+                        self._ended(row)
+            for doubt in event.doubts:
+                self._doubted(NodeKey(doubt.node_id), doubt.incarnation, doubt.suspect)
+
+    def _doubted(self, node: NodeKey, incarnation: int, suspect: bool) -> None:
+        """A node is suspected, or no more. Who waits here is told when views change, or within a second."""
+        known = self._raylets.get(node)
+        if known is not None and known[0] == incarnation and suspect:
+            self._suspects.setdefault(node, None)
+        else:
+            self._suspects.pop(node, None)
 
     def _believe(self, epoch: msg.Epoch | None) -> None:
         """Refuse to hear news of a GCS that another has replaced."""
@@ -294,6 +320,7 @@ class ClusterService(Service):
     def _died(self, node: NodeKey, reason: str) -> None:
         """A node is gone, and every process of it."""
         incarnation, address = self._raylets.pop(node)
+        self._suspects.pop(node, None)
         self._views.died(node, incarnation)
         death = self._note_dead(node, reason)
         self._network.confirm_dead(address, death.cause)

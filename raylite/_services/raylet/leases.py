@@ -87,7 +87,8 @@ class LeaseService(Service, serves=(raylet.Leases,)):
         for wish in requests:
             holder = self._pool.holder(link, wish.holder)
             lease, key = LeaseID(wish.lease), HolderKey(holder.id)
-            if wish.near and (there := self._cluster.address_of(NodeKey(wish.near))) is not None:
+            there = self._cluster.trusted_address_of(NodeKey(wish.near)) if wish.near else None
+            if there is not None:
                 holder.holder.spilled(hot.Spilled(lease, wish.near, there, ()))
                 continue
             self._keys[lease] = holder, wish.key

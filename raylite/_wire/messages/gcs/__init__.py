@@ -8,6 +8,7 @@ __all__ = (
     "AskEnded",
     "Certificate",
     "CertificateRequest",
+    "Doubt",
     "Epoch",
     "FinishJob",
     "Heartbeat",
@@ -153,6 +154,22 @@ class CertificateRequest(betterproto2.Message):
 default_message_pool.register_message(
     "raylite.gcs", "CertificateRequest", CertificateRequest
 )
+
+
+@dataclass(eq=False, repr=False)
+class Doubt(betterproto2.Message):
+    """
+    Whether a member is suspected to be dead. Those are, in the first event, of which there is one.
+    """
+
+    node_id: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
+
+    incarnation: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
+
+    suspect: "bool" = betterproto2.field(3, betterproto2.TYPE_BOOL)
+
+
+default_message_pool.register_message("raylite.gcs", "Doubt", Doubt)
 
 
 @dataclass(eq=False, repr=False)
@@ -478,6 +495,11 @@ class Node(betterproto2.Message):
     a head's: the system config of the cluster, as JSON
     """
 
+    suspect: "bool" = betterproto2.field(19, betterproto2.TYPE_BOOL)
+    """
+    it has not been heard for long, and may be dead; not kept
+    """
+
 
 default_message_pool.register_message("raylite.gcs", "Node", Node)
 
@@ -500,6 +522,10 @@ class NodeEvent(betterproto2.Message):
     """
     in the first, as in other events
     """
+
+    doubts: "list[Doubt]" = betterproto2.field(
+        4, betterproto2.TYPE_MESSAGE, repeated=True
+    )
 
 
 default_message_pool.register_message("raylite.gcs", "NodeEvent", NodeEvent)
