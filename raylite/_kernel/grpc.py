@@ -25,7 +25,6 @@ An h2 event that grpclib does not know raises inside ``data_received``; `Connect
 
 import asyncio
 import socket
-import ssl
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -65,15 +64,12 @@ from raylite._kernel.revocation import cut_revoked, look_again
 from raylite._kernel.seams import Seams
 from raylite._kernel.server import CONFIG, LinkServer
 from raylite._kernel.service import Service
-from raylite._kernel.tls import TIMES as TLS_TIMES, Tls
+from raylite._kernel.tls import Openings, Tls
 from raylite._kernel.token import Token
 from raylite._kernel.wire import CLOSING, Deaf, Wire, WireEvents
 from raylite._types.address import Place, UnixAddress, place_to_dial, socket_name
-from raylite.exceptions import CertificateError
 
 PATH = "/raylite.Link/Open"
-
-_BROKE_OFF = (ConnectionResetError, ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 
 
 class GrpcNetwork(Network):
@@ -121,6 +117,7 @@ class GrpcNetwork(Network):
         #: The name of the socket among them for who names none; this process itself if empty.
         self.front = ""
         self._connections: dict[Any, Connection] = {}
+        self._openings = Openings()
         self._all_gone = asyncio.Event()
         self._all_gone.set()
 
@@ -223,6 +220,7 @@ class GrpcNetwork(Network):
         self._reception.close()
         await asyncio.sleep(0)  # a task cancelled before it began would leave its socket open
         await super().close()
+        await self._openings.close()
         if self._newcomers is not None:
             await self._newcomers.close()
         await self._wait_gone(CLOSING)
@@ -334,25 +332,14 @@ class GrpcNetwork(Network):
         if isinstance(place, UnixAddress):
             transport, connection = await loop.create_unix_connection(self._dialled, place.path)
             return transport, connection
-        options: dict[str, Any] = {}
-        if self._tls is not None:
-            options = {"ssl": self._tls.client, "server_hostname": place.host, **TLS_TIMES}
-        try:
+        if self._tls is None:
             transport, connection = await loop.create_connection(
-                self._dialled, place.host, place.port, **options
+                self._dialled, place.host, place.port
             )
-        except _BROKE_OFF as error:
-            if self._tls is None:
-                raise
-            raise ConnectionError(
-                f"the TLS handshake broke off ({str(error) or 'reset'}): it has ended, speaks no TLS, "
-                "refuses too many connections, or does not accept this process's certificate"
-            ) from error
-        except ssl.SSLError as error:
-            why = getattr(error, "verify_message", "") or error.reason or str(error)
-            raise CertificateError(
-                f"{place} shows no TLS 1.3 certificate of this cluster to trust: {why}"
-            ) from error
+        else:
+            transport, connection = await self._openings.open(
+                self._tls.client, place, self._dialled
+            )
         if (sock := transport.get_extra_info("socket")) is not None:  # it is, once lost
             tune(sock)
         return transport, connection

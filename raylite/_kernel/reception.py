@@ -18,7 +18,8 @@ from raylite._kernel.guard import Admission, Guard
 from raylite._kernel.handshake import Channel, path_channel, tcp_channel, tls_channel
 from raylite._kernel.listener import Listener, bind, bound_place, is_own_user
 from raylite._kernel.scope import Scope
-from raylite._kernel.tls import TIMES as TLS_TIMES, Tls
+from raylite._kernel.tls import Tls
+from raylite._kernel.wire import CLOSING
 from raylite._types.address import (
     Place,
     TcpAddress,
@@ -165,8 +166,11 @@ class Reception:
         """Speak TLS, if it is due; then the door hears what is said."""
         options: dict[str, Any] = {}
         if is_tls and self._rules.tls is not None:
-            options = {"ssl": self._rules.tls.server, **TLS_TIMES}
-            options["ssl_handshake_timeout"] = self._rules.admission.deadline
+            options = {
+                "ssl": self._rules.tls.server,
+                "ssl_handshake_timeout": self._rules.admission.deadline,
+                "ssl_shutdown_timeout": CLOSING,
+            }
         is_in = False
         try:
             await asyncio.get_running_loop().connect_accepted_socket(lambda: door, sock, **options)

@@ -3,20 +3,27 @@
 What makes certificates is in `certificates`; this module needs Python's `ssl` only.
 """
 
+import asyncio
 import hashlib
 import hmac
 import re
 import socket
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from raylite._kernel.secretfile import read_secret
 from raylite._kernel.wire import CLOSING
+from raylite._types.address import TcpAddress
 from raylite.exceptions import CertificateError
+
+P = TypeVar("P", bound=asyncio.BaseProtocol)
 
 FIRST_CONTACT = 5.0  # seconds
 _PIN = re.compile(r"sha256:[0-9a-f]{64}")
-TIMES = {"ssl_handshake_timeout": 5.0, "ssl_shutdown_timeout": CLOSING}  # for asyncio's transports
+_BROKE_OFF = (ConnectionResetError, ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
+HANDSHAKE = 5.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +36,69 @@ class Tls:
     server: ssl.SSLContext = field(repr=False)
     client: ssl.SSLContext = field(repr=False)
     certificate: bytes = field(repr=False)
+
+
+class Openings:
+    """The TLS connections that a process is opening."""
+
+    def __init__(self) -> None:
+        self._under_way: set[asyncio.Task[Any]] = set()
+
+    async def open(
+        self, context: ssl.SSLContext, place: TcpAddress, protocol: Callable[[], P]
+    ) -> tuple[asyncio.Transport, P]:
+        """Do what `create_connection` of an event loop does; cancelling it only ends the waiting.
+
+        Were uvloop's cancelled in the moment in which its handshake fails, it would leave a future behind
+        with that error, and the loop would say so on the program's output.
+
+        Raises:
+            CertificateError: What answers has no certificate that the context trusts.
+            ConnectionError: It ended the connection while it was opened.
+            OSError: It cannot be reached.
+        """
+        loop = asyncio.get_running_loop()
+        opening = loop.create_task(
+            loop.create_connection(
+                protocol,
+                place.host,
+                place.port,
+                ssl=context,
+                server_hostname=place.host,
+                ssl_handshake_timeout=HANDSHAKE,
+                ssl_shutdown_timeout=CLOSING,
+            )
+        )
+        self._under_way.add(opening)
+        opening.add_done_callback(self._under_way.discard)
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_abort)
+            loop.call_later(HANDSHAKE, opening.cancel)  # no handshake has begun by then
+            raise
+        except _BROKE_OFF as error:
+            raise ConnectionError(
+                f"the TLS handshake broke off ({str(error) or 'reset'}): it has ended, speaks no TLS, "
+                "refuses too many connections, or does not accept this process's certificate"
+            ) from error
+        except ssl.SSLError as error:
+            why = getattr(error, "verify_message", "") or error.reason or str(error)
+            raise CertificateError(
+                f"{place} shows no TLS 1.3 certificate of this cluster to trust: {why}"
+            ) from error
+
+    async def close(self) -> None:
+        """Break off what nobody waits for any more."""
+        for opening in self._under_way:
+            opening.cancel()
+        if self._under_way:
+            await asyncio.wait(self._under_way)
+
+
+def _abort(opening: "asyncio.Future[tuple[asyncio.Transport, P]]") -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result()[0].abort()
 
 
 def load_tls(certificate: str, key: str, authority: str, *, newcomers: bool = False) -> Tls:

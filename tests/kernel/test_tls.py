@@ -2,8 +2,11 @@
 
 import asyncio
 import contextlib
+import gc
 import ipaddress
+import itertools
 import os
+import socket
 import ssl
 import stat
 import subprocess
@@ -251,6 +254,38 @@ def test_the_tls_handshake_has_a_deadline_and_a_place_at_the_door(kind: str) -> 
         await there.close()
 
     run_on(kind, scenario)
+
+
+@LOOPS
+def test_a_dial_that_is_cancelled_while_its_handshake_breaks_off_leaves_nothing(kind: str) -> None:
+    async def scenario(rig: Rig) -> None:
+        said = list[dict[str, object]]()
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: said.append(context))
+        here = network(cluster_tls())
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            server.setblocking(False)
+            for before, after in itertools.product(range(12), range(25)):
+                dial = asyncio.ensure_future(
+                    here.dial(f"tcp:127.0.0.1:{server.getsockname()[1]}", Deaf())
+                )
+                there, _ = await loop.sock_accept(server)
+                await _pass(before)
+                there.close()
+                await _pass(after)
+                dial.cancel()
+                await asyncio.wait([dial])
+                del dial
+        gc.collect()  # a future says what nobody read when it is collected
+        assert said == []
+        await here.close()
+
+    run_on(kind, scenario)
+
+
+async def _pass(steps: int) -> None:
+    for _ in range(steps):
+        await asyncio.sleep(0)
 
 
 def without_certificate(tls: Tls) -> Tls:
