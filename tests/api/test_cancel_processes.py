@@ -56,9 +56,9 @@ def compute(begun: Path) -> None:
 
 @ray.remote
 def stay(begun: Path, interrupted: Path) -> None:
-    meet(begun, os.O_WRONLY)
     while True:
         try:
+            meet(begun, os.O_WRONLY)  # in here: the interrupt may come before this returns
             time.sleep(1000)
         except KeyboardInterrupt:
             meet(interrupted, os.O_WRONLY)
@@ -66,17 +66,17 @@ def stay(begun: Path, interrupted: Path) -> None:
 
 @ray.remote
 def persist(begun: Path) -> None:
-    meet(begun, os.O_WRONLY)
     while True:
         with suppress(KeyboardInterrupt):
+            meet(begun, os.O_WRONLY)
             time.sleep(1000)
 
 
 @ray.remote
 def run_loop(begun: Path, cleaned: Path) -> None:
     async def main() -> None:
-        meet(begun, os.O_WRONLY)
         try:
+            meet(begun, os.O_WRONLY)
             await asyncio.sleep(1000)
         finally:
             cleaned.write_text("cancelled")
