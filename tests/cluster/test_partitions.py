@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.process, pytest.mark.fault, pytest.mark.timeout(300)]
 LITTLE = ("--num-cpus=2", "--object-store-memory=80000000")
 BLACKOUT = 5.0
 STANDSTILL = 13.0
+SLEEP = 12.0  # a node that is silent for ten is dead
 PATIENCE = 60.0  # seconds that bound a failure
 
 TASKS = """
@@ -222,6 +223,47 @@ def test_a_raylet_that_stands_still_is_dead_after_thirty_seconds_and_comes_back_
     os.kill(raylet, signal.SIGCONT)
     assert eventually(lambda: len(living(head)) == 3)
     assert len(before - living(head)) == 1
+
+
+def test_a_gcs_that_stands_still_takes_nobody_for_dead_when_it_goes_on(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    program = f"""
+    ray.init()
+    for number in (1, 2, 3):
+        where = at(number) if number > 1 else {{}}
+        say(ray.get(run.options(resources=where).remote(number, "{tmp_path}/journal"))[0])
+        hear()
+    """
+    latecomer = """
+    say("starting")
+    ray.init()
+    say(ray.get(ray.remote(abs).remote(-7)))
+    """
+    head, gcs = cluster.record(cluster.head), component(cluster.head, "gcs")
+    before = living(head)
+    with cluster.head.driver(TASKS + dedent(program)) as driver:
+        assert driver.hear() == "1"
+        os.kill(gcs, signal.SIGSTOP)
+        began = time.monotonic()
+        try:
+            driver.say("the GCS sleeps")
+            assert driver.hear(SLEEP) == "2"  # on another node
+            with cluster.others[0].driver(latecomer) as late:
+                assert late.hear() == "starting"
+                time.sleep(SLEEP - (time.monotonic() - began))
+                os.kill(gcs, signal.SIGCONT)
+                assert late.hear(PATIENCE) == "7"
+                assert late.end() == (0, "")
+        finally:
+            os.kill(gcs, signal.SIGCONT)
+        driver.say("it is awake")
+        assert driver.hear() == "3"
+        driver.say("end")
+        assert driver.end() == (0, "")
+    assert living(head) == before
+    assert component(cluster.head, "gcs") == gcs
+    assert (tmp_path / "journal").read_text().split() == ["1", "2", "3"]
 
 
 def test_a_node_that_returns_after_its_death_joins_as_another(
