@@ -243,12 +243,16 @@ def test_a_command_that_is_killed_while_it_starts_a_node_leaves_nothing(temp_dir
     assert eventually(lambda: records.living() == [])
 
 
+def await_start(command: "subprocess.Popen[str]") -> None:
+    """Wait until a command in the foreground says that its node has joined."""
+    assert command.stdout is not None
+    assert "head of a new cluster" in command.stdout.readline()
+
+
 def test_a_node_that_was_started_in_the_foreground_ends_with_its_command() -> None:
     with begin("start", "--head", "--port=0", "--block") as command:
-        assert eventually(lambda: len(records.living()) == 1)
+        await_start(command)
         watched = watch(*records.living())
-        assert command.stdout is not None
-        assert "head of a new cluster" in command.stdout.readline()
         command.terminate()
         assert command.wait(SOON) == 0
     assert left(watched) == []
@@ -256,7 +260,7 @@ def test_a_node_that_was_started_in_the_foreground_ends_with_its_command() -> No
 
 def test_a_command_in_the_foreground_says_which_process_died() -> None:
     with begin("start", "--head", "--port=0", "--block") as command:
-        assert eventually(lambda: len(records.living()) == 1)
+        await_start(command)
         (head,) = records.living()
         watched = watch(head)
         os.kill(pid := component(head, "raylet"), signal.SIGKILL)
@@ -268,7 +272,7 @@ def test_a_command_in_the_foreground_says_which_process_died() -> None:
 
 def test_a_command_in_the_foreground_ends_well_when_its_node_is_stopped() -> None:
     with begin("start", "--head", "--port=0", "--block") as command:
-        assert eventually(lambda: len(records.living()) == 1)
+        await_start(command)  # a node that is stopped before has failed to start
         assert raylite("stop").stdout == "Stopped 1 node.\n"
         assert command.wait(SOON) == 0
 
