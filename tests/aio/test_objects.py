@@ -1,7 +1,6 @@
 """`raylite.aio`: reading, waiting and storing in coroutines."""
 
 import asyncio
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -364,28 +363,42 @@ def test_completions_that_come_while_nobody_looks_wake_the_loop_once() -> None:
     assert len(wakes) <= 4  # theirs, that of the thread, and at the end the runner's own
 
 
-def test_each_of_many_completions_costs_the_same() -> None:
-    async def calls_of_each(count: int) -> float:
-        """Return how many calls of Python functions an iteration takes."""
-        refs = [echo.remote(n) for n in range(count)]
-        coming = aio.as_completed(refs)
-        await asyncio.to_thread(ray.get, refs)
-        calls = 0
+class Counted(dict[Any, Any]):
+    """What is still to come; counts how often one of it is taken, or looked for."""
 
-        def count_call(frame: Any, event: str, arg: Any) -> None:
-            nonlocal calls
-            calls += event in ("call", "c_call")
+    def __init__(self, coming: dict[Any, Any]) -> None:
+        super().__init__(coming)
+        self.takes = self.looks = 0
 
-        sys.setprofile(count_call)
-        try:
-            async for _ in coming:
-                pass
-        finally:
-            sys.setprofile(None)
-        return calls / count
+    def pop(self, *args: Any) -> Any:
+        self.takes += 1
+        return super().pop(*args)
 
-    few, many = asyncio.run(calls_of_each(200)), asyncio.run(calls_of_each(4000))
-    assert many <= few + 1
+    def __iter__(self) -> Iterator[Any]:
+        self.looks += 1
+        return super().__iter__()
+
+    keys = values = items = __iter__  # type: ignore[assignment]
+
+
+def test_each_of_many_completions_takes_one_reference_and_looks_at_no_other() -> None:
+    async def main() -> None:
+        coming = aio.as_completed([echo.remote(n) for n in range(2000)])
+        coming._coming = counted = Counted(coming._coming)
+        waits = 0
+        next_arrival = coming._next_arrival
+
+        async def count_wait() -> None:
+            nonlocal waits
+            waits += 1
+            await next_arrival()
+
+        coming._next_arrival = count_wait  # type: ignore[method-assign]
+        assert len([ref async for ref in coming]) == 2000
+        assert (counted.takes, counted.looks) == (2000, 0)
+        assert waits <= 2000
+
+    asyncio.run(main())
 
 
 def test_a_countdown_wakes_with_the_last_value_only() -> None:

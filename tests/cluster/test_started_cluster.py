@@ -152,7 +152,10 @@ def test_who_does_not_have_the_clusters_token_is_refused_and_leaves_nothing(
         (["--address=nonsense"], "HOST:PORT"),
         (["--address=/nowhere/session"], "no running cluster"),
         (["--head", "--port=0", "--storage=nonsense"], "is not a storage"),
-        (["--head", "--port=0", "--storage=/nowhere/gcs.db"], "is its directory there"),
+        (
+            ["--head", "--port=0", "--storage=/nowhere/gcs.db"],
+            "/nowhere is no directory, so make it first",
+        ),
         (["--address=192.0.2.7:6379"], "Add --ca-fingerprint"),
         (["--address=127.0.0.1:1", "--node-ip-address=192.0.2.7"], "makes it encrypt"),
         (["--head", "--port=0", f"--ca-fingerprint={FINGERPRINT}"], "leave --ca-fingerprint out"),
