@@ -1,11 +1,14 @@
 """Nodes: members join, are heard of, and die once, each incarnation for itself."""
 
 import math
+import random
+from collections import Counter
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from raylite._machines.nodes import (
+    SWEEP,
     Effect,
     NodeDied,
     NodeFenced,
@@ -231,6 +234,35 @@ def test_a_node_that_stood_still_and_then_vanished_has_ten_seconds_from_then() -
     nodes.answered(A, 1, 4.0)
     assert died(nodes.expire(13.9)) == []
     assert nodes.expire(14.0) == [NodeDied(A, "it was silent for 10 s")]
+
+
+def test_eight_hours_of_late_beats_and_of_standstills_of_ten_seconds_kill_nobody() -> None:
+    """Twice as much work as processors: everybody is late, and now and then a loop stands still."""
+    draw, nodes, now, tried_at = random.Random(1), Nodes(), 0.0, 0.0
+    beats, lags, standstills = dict[bytes, float](), dict[bytes, float](), Counter[str]()
+    for node in (A, B, b"c"):
+        nodes.joined(node, 1, now)
+        beats[node], lags[node] = 0.0, 0.0
+    while now < 8 * 3600:
+        now += SWEEP + draw.uniform(0.0, SWEEP)
+        if draw.random() < 0.001:  # the watcher does, and looks before it reads what has come
+            now += 10.0
+            standstills["watcher"] += 1
+        assert died(nodes.expire(now)) == []
+        if now - tried_at > 2.5:  # so often is a raylet tried that is late
+            tried_at = now
+            for node, incarnation in nodes.silent(1.25, now):
+                nodes.answered(node, incarnation, now)
+        for node, due in beats.items():
+            if due <= now:
+                nodes.heard(node, 1, now, lags[node])
+                lags[node] = draw.uniform(0.0, 1.0)
+                if draw.random() < 0.003:
+                    lags[node] = 10.0
+                    standstills["node"] += 1
+                beats[node] = now + nodes.beat + lags[node]
+    assert standstills["watcher"] > 20
+    assert standstills["node"] > 100
 
 
 def test_what_is_seen_of_another_incarnation_puts_nothing_off() -> None:
