@@ -219,12 +219,6 @@ def pytest_configure(config: pytest.Config) -> None:
     logging.getLogger("asyncio").addHandler(watch.lost)
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """One worker more than there are cores: whoever waits for processes or for time needs none."""
-    return len(os.sched_getaffinity(0)) + 1
-
-
 def pytest_report_header(config: pytest.Config) -> str:
     return (
         ""

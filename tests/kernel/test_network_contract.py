@@ -364,11 +364,13 @@ async def test_leaving_several_calls_cancels_their_handlers_and_no_other(rig: Ri
     service = ToyService()
     async with rig.pair(service) as (link, there):
         kept = asyncio.ensure_future(Toy(link).hold(b"kept"))
-        with anyio.move_on_after(0.05):
-            async with anyio.create_task_group() as tasks:
-                for _ in range(5):
-                    tasks.start_soon(Toy(link).hold, b"left")
+        await service.began.wait()
         [served] = there.links
+        async with anyio.create_task_group() as tasks:
+            for _ in range(5):
+                tasks.start_soon(Toy(link).hold, b"left")
+            await until(lambda: len(served._serving) == 6)
+            tasks.cancel_scope.cancel()
         await until(lambda: len(served._serving) == 1)
         service.release.set()
         assert await kept == b"kept"
