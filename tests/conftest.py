@@ -236,11 +236,30 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Put all that was imported out of the collector's sight, so that a full collection is cheap."""
-    if any(item.get_closest_marker("process") for item in session.items):
-        session.config.stash[NURSERY] = Nursery()
     gc.collect()
     gc.freeze()
     session.config.stash[WATCH].before = Holdings.now()
+
+
+def _provide_nursery(item: pytest.Item) -> Nursery | None:
+    """Have a nursery open for a test that may use it; return the one that is hidden from it instead.
+
+    Tests of faults look at all processes that there are: they find none.
+    """
+    stash, watch = item.config.stash, item.config.stash[WATCH]
+    if item.get_closest_marker("fault"):
+        if NURSERY in stash:
+            stash[NURSERY].close()
+            del stash[NURSERY]
+            watch.accept(Holdings.now())
+    elif item.get_closest_marker("anew"):
+        if (nursery := stash.get(NURSERY, None)) is not None:
+            nurseries.kept.remove(nursery)
+        return nursery
+    elif item.get_closest_marker("process") and NURSERY not in stash:
+        stash[NURSERY] = Nursery()
+        watch.accept(Holdings.now())
+    return None
 
 
 @pytest.hookimpl(wrapper=True)
@@ -250,11 +269,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     hooks = sys.unraisablehook, threading.excepthook
     sys.unraisablehook, threading.excepthook = watch.lost.unraisable, watch.lost.in_thread
     watch.excused = False
-    nursery = None
-    if item.get_closest_marker("anew") or item.get_closest_marker("fault"):
-        nursery = item.config.stash.get(NURSERY, None)
-    if nursery is not None:
-        nurseries.kept.remove(nursery)
+    nursery = _provide_nursery(item)
     try:
         return (yield)
     finally:
