@@ -303,7 +303,8 @@ class SimWire(MemoryWire):
 
     def __init__(self, world: World, path: Sequence[str], random: random.Random) -> None:
         super().__init__()
-        self.host, self.path = path[0], path
+        self.host: str = path[0]
+        self.path: Sequence[str] = path
         self._legs = [(machine_of(one), machine_of(other)) for one, other in pairwise(path)]
         self.is_blocked = False
         self._world = world

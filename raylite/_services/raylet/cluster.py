@@ -64,7 +64,7 @@ class ClusterService(Service):
         self._epochs = epochs
         self._views = ResourceViews()
         self._raylets: dict[NodeKey, tuple[int, str]] = {}  # incarnation and address
-        self.head = ""  # where the head's raylet is, if it is another's
+        self.head: str = ""  # where the head's raylet is, if it is another's
         self._suspects: dict[
             NodeKey, tuple[NodeView, NodeView] | None
         ] = {}  # as told, and as shown
