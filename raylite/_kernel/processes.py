@@ -159,12 +159,15 @@ def kill_group(pid: int) -> None:
             kill(pid, signal.SIGKILL)
 
 
-def children() -> list[int]:
-    """Return this process's children, adopted ones and zombies included; only its main thread's.
+def children(pid: int | None = None) -> list[int]:
+    """Return a process's children, adopted ones and zombies included; only its main thread's.
 
     Empty on a kernel built without the list.
+
+    Args:
+        pid: The process; None for this one.
     """
-    pid = os.getpid()
+    pid = os.getpid() if pid is None else pid
     try:
         return [
             int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()

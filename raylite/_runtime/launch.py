@@ -36,6 +36,8 @@ from raylite.exceptions import RaySystemError
 
 _TIDY = frozenset(Ending) - {Ending.FAILED}  # a fork server that ended so left nothing behind
 
+_DYING = 1.0  # seconds that a killed process may take to end; only one stuck in the kernel takes longer
+
 
 class Addresses(Struct, frozen=True):
     """The paths of a node's unix sockets."""
@@ -87,6 +89,9 @@ class NodeProcess:
         """The fork server's."""
 
         self._pidfd = -1
+        self._killed: list[int] = []
+        """The fork server's children when it was killed, as pidfds: they end a moment after it."""
+
         self._status: int | None = None
         self._interpreter: Interpreter | None = None  # unless another node forks it
         start = Start(config, self._starter)
@@ -247,6 +252,9 @@ class NodeProcess:
         if os.getpid() != self._starter or (pidfd := self._pidfd) < 0:
             return
         with suppress(OSError):  # it ended, or was closed, this moment
+            for child in processes.children(self.pid):
+                with suppress(ProcessLookupError):
+                    self._killed.append(processes.open_pidfd(child))
             if processes.parent(self.raylet_pid) == self.pid:
                 os.kill(self.raylet_pid, signal.SIGKILL)  # or it hears the fork server's end first
             processes.send_signal(pidfd, signal.SIGKILL)
@@ -269,10 +277,12 @@ class NodeProcess:
 
     def _close(self) -> None:
         self._channel.close()
-        for fd in (self._arena_fd, self._pidfd):
+        fds = (self._arena_fd, self._pidfd, *self._killed)
+        self._arena_fd = self._pidfd = -1
+        self._killed.clear()
+        for fd in fds:
             if fd >= 0:
                 os.close(fd)
-        self._arena_fd = self._pidfd = -1
         if self._interpreter is not None:
             self._interpreter.close()
 
@@ -288,6 +298,8 @@ class NodeProcess:
             if not self._is_tidy():
                 inode = os.fstat(self._arena_fd).st_ino if self._arena_fd >= 0 else None
                 sweep(self.config.session_dir, inode)
+            for pidfd in self._killed:  # whose title is gone already, so that no sweep finds them
+                processes.wait_exit(pidfd, _DYING)
             clear(self.config)
 
     def _is_tidy(self) -> bool:

@@ -32,6 +32,14 @@ def pid() -> int:
 
 
 @ray.remote
+def fill_memory(size: int) -> int:
+    """Hold memory that the kernel has to free when this process ends; return its pid."""
+    global held
+    held = b"x" * size
+    return os.getpid()
+
+
+@ray.remote
 def where() -> str:
     return ray.get_runtime_context().get_node_id()
 
@@ -264,6 +272,17 @@ def test_a_node_that_leaves_or_is_killed_leaves_no_process() -> None:
             with Watch(fork_server, *tree(fork_server)) as watch:
                 end(node)
                 assert watch.left_after(0) == []
+
+
+@pytest.mark.process
+def test_killing_a_node_waits_for_workers_that_take_long_to_end() -> None:
+    with LocalCluster(nodes=[1, 1], workers="processes") as cluster:
+        node = cluster.nodes[1]
+        strategy = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
+        worker = ray.get(fill_memory.options(scheduling_strategy=strategy).remote(600 << 20))
+        with Watch(worker) as watch:
+            cluster.kill_node(node)
+            assert watch.left_after(0) == []
 
 
 @pytest.mark.process
