@@ -18,6 +18,7 @@ class Nodes(Interface):
     fence = call(hot.Fence, hot.Fenced)  # from a raylet, for what cannot reach another's
     list = call(msg.ListNodes, msg.NodeList, scope="read")
     watch = feed(msg.WatchNodes, msg.NodeEvent)  # all nodes, dead ones too, then what changes
+    compare = call(msg.KnownNodes, msg.NodesCompared)  # every 30 s: what a watcher has missed
 
 
 class Views(Interface):

@@ -9,6 +9,7 @@ import pytest
 from raylite._kernel.host import Host
 from raylite._kernel.seams import now
 from raylite._kernel.wire import Wire, WireEvents
+from raylite._machines.roster import Roster, part_of
 from raylite._protocol.gcs import Nodes
 from raylite._runtime.components import build_gcs
 from raylite._services.gcs.storage import MemoryStorage
@@ -435,3 +436,47 @@ def test_a_node_of_an_earlier_head_that_still_runs_does_not_end_the_gcs() -> Non
     alive, dead = SimLoop().run(main())
     assert alive.alive
     assert (dead.alive, dead.death_reason) == (False, "it was silent for 15 s")
+
+
+@simulated
+async def test_who_compares_is_told_of_what_differs_and_of_nothing_else() -> None:
+    async with life(MemoryStorage()) as gcs:
+        raylet, leaves, known = gcs.client(), gcs.client(), Roster()
+        for n in range(20):
+            await raylet.nodes.register(node(b"n%d" % n))
+            known.put(b"n%d" % n, 1)
+        await leaves.nodes.register(node(b"leaves"))
+        known.put(b"leaves", 1)
+
+        async def compare() -> dict[bytes, bool]:
+            answer = await raylet.nodes.compare(msg.KnownNodes(known.digests()))
+            assert answer.epoch is not None
+            assert {part_of(row.node_id) for row in answer.nodes} == set(answer.parts)
+            return {row.node_id: row.alive for row in answer.nodes}
+
+        assert await compare() == {}
+        await leaves.leave()
+        told = await compare()
+        assert told[b"leaves"] is False
+        assert len(told) < 5
+        known.remove(b"leaves")
+        known.put(b"n1", 2)
+        assert (await compare())[b"n1"]
+        known.put(b"n1", 1)
+        assert await compare() == {}
+        assert len((await raylet.nodes.compare(msg.KnownNodes(b"odd"))).nodes) == 21
+
+
+@simulated
+async def test_who_compares_while_a_change_is_not_durable_is_told_what_watchers_know() -> None:
+    storage = GatedStorage()
+    async with life(storage) as gcs:
+        raylet, known = gcs.client(), Roster()
+        await rows(raylet)
+        storage.is_holding = True
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(gcs.client().nodes.register, node())
+            await anyio.sleep(1)
+            assert not (await raylet.nodes.compare(msg.KnownNodes(known.digests()))).parts
+            storage.release()
+        assert (await raylet.nodes.compare(msg.KnownNodes(known.digests()))).parts

@@ -139,6 +139,10 @@ class NoFaster(Service, serves=(gcs.Nodes,)):
     def list_nodes(self, request: msg.ListNodes) -> msg.NodeList:
         return msg.NodeList()
 
+    @handles(gcs.Nodes.compare)
+    def compare(self, known: msg.KnownNodes) -> msg.NodesCompared:
+        return msg.NodesCompared(epoch=msg.Epoch(number=1))
+
     @handles(gcs.Nodes.watch)
     async def watch(self, request: msg.WatchNodes) -> AsyncIterator[msg.NodeEvent]:
         yield msg.NodeEvent(complete=True)

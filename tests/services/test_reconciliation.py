@@ -8,8 +8,10 @@ import pytest
 
 from raylite._kernel.link import LinkConfig
 from raylite._kernel.service import Service
+from raylite._machines.roster import part_of
 from raylite._protocol import gcs
 from raylite._runtime.membership import COMPARE, MemberService
+from raylite._types.strategies import NodeKey
 from raylite._wire.messages import gcs as msg
 from raylite.exceptions import WorkerCrashedError
 from raylite.testing.node import GCS, SimNode, TaskContext
@@ -115,6 +117,72 @@ async def test_a_lease_whose_holders_end_a_raylet_has_not_heard_of_is_free_again
     assert leases.available() == leases.total
     with pytest.raises(WorkerCrashedError):
         await driver.get([outer])
+    await cluster.stop()
+
+
+@simulated
+async def test_nodes_of_whose_start_and_end_a_raylet_has_not_heard_are_known_to_it_too() -> None:
+    cluster = SimCluster(World(1))
+    await cluster.gcs.start()
+    deaf = await cluster.add("n0", is_head=True, cpus=1)
+    dies, stays = [await cluster.add(name, cpus=1) for name in ("n1", "n2")]
+    await cluster.joined()
+    knows = deaf.raylet.cluster
+    await asyncio.sleep(2 * COMPARE)  # nothing differs: nobody is taken for dead
+    assert {*knows.nodes()} == {node.raylet.cluster.local for node in (deaf, dies, stays)}
+    deafen(knows, "watch nodes")
+    cluster.kill(dies)
+    comes = await cluster.add("n3", cpus=1)
+    await comes.raylet.joined.wait()
+    await asyncio.sleep(2)
+    assert {*knows.nodes()} == {node.raylet.cluster.local for node in (deaf, dies, stays)}
+    gone: list[bytes] = []
+    knows.on_node_died.append(gone.append)
+    await asyncio.sleep(SOON)
+    assert {*knows.nodes()} == {node.raylet.cluster.local for node in (deaf, comes, stays)}
+    assert gone == [dies.raylet.cluster.local]
+    assert "connections to it are refused" in knows._dead[dies.raylet.cluster.local].cause
+    await cluster.stop()
+
+
+@simulated
+async def test_a_doubt_whose_end_a_raylet_has_not_heard_of_is_over_there_too() -> None:
+    cluster = SimCluster(World(1))
+    await cluster.gcs.start()
+    near = await cluster.add("n0", is_head=True, cpus=1)
+    far = await cluster.add("n1", cpus=1)
+    await cluster.joined()
+    knows, node = near.raylet.cluster, far.raylet.cluster.local
+    cluster.world.cut("gcs", "n1", silently=True)
+    await asyncio.sleep(8)
+    assert knows.trusted_address_of(node) is None
+    deafen(knows, "watch nodes")
+    cluster.world.heal("gcs", "n1")
+    await asyncio.sleep(SOON)
+    assert knows.trusted_address_of(node) == far.raylet.cluster._view().address
+    await cluster.stop()
+
+
+@simulated
+async def test_what_a_raylet_hears_while_it_compares_counts_for_more_than_the_answer() -> None:
+    cluster = SimCluster(World(1))
+    await cluster.gcs.start()
+    node = await cluster.add("n0", is_head=True, cpus=1)
+    await cluster.joined()
+    knows = node.raylet.cluster
+    deafen(knows, "watch nodes")
+    unheard = await cluster.add("n1", cpus=1)
+    await unheard.raylet.joined.wait()
+    part = part_of(unheard.raylet.node_id)
+    new = next(id for n in range(10_000) if part_of(id := b"%d" % n) == part)
+    comparing = asyncio.ensure_future(knows._compare_nodes(knows._network.connect(GCS)))
+    await asyncio.sleep(0)
+    knows._joined(msg.Node(new, "new", alive=True, incarnation=7))
+    await comparing
+    assert knows.address_of(NodeKey(new)) == "new"
+    knows._ended(msg.Node(new, "new", incarnation=7))
+    await knows._compare_nodes(knows._network.connect(GCS))
+    assert knows.raylets() == [unheard.raylet.cluster._view().address]
     await cluster.stop()
 
 

@@ -24,6 +24,7 @@ from raylite._machines.nodes import (
     NodeTrusted,
     Standing,
 )
+from raylite._machines.roster import Roster, part_of
 from raylite._protocol import gcs, raylet
 from raylite._services.gcs.epoch import Epoch
 from raylite._services.gcs.news import TableNews
@@ -65,6 +66,8 @@ class NodeService(Service, serves=(gcs.Nodes,)):
             lambda row: bytes(msg.NodeEvent([row])),
             self._first_event,
         )
+        self._roster = Roster()  # whom watchers are told of
+        self._table.on_change.append(self._enrol)
         self._available: dict[bytes, dict[str, float]] = {}  # by heartbeat, so not worth keeping
         self._reasons: dict[bytes, str] = {}
         self._goodbyes: dict[bytes, None] = {}  # of those that left in order
@@ -149,6 +152,14 @@ class NodeService(Service, serves=(gcs.Nodes,)):
         async with aclosing(self._news.messages()) as messages:
             async for message in messages:
                 yield message
+
+    @handles(gcs.Nodes.compare)
+    def compare(self, known: msg.KnownNodes) -> msg.NodesCompared:
+        parts, rows = self._roster.differing(known.digests), list[msg.Node]()
+        if parts:
+            rows = [row for row in self._table.rows.values() if part_of(row.node_id) in parts]
+        nodes = [self._current(row) for row in rows]
+        return msg.NodesCompared(parts, nodes, self._epoch.message)
 
     @every(seconds=SWEEP)
     async def sweep(self) -> None:
@@ -238,12 +249,20 @@ class NodeService(Service, serves=(gcs.Nodes,)):
                     if row is not None and row.alive:
                         doubt = msg.Doubt(node_id, row.incarnation, is_suspect)
                         self._news.say(bytes(msg.NodeEvent(doubts=[doubt])))
+                    self._enrol(Change(node_id, self._table.rows.get(node_id)))
                 case NodeDied(node_id, reason):
                     logger.info("node %s died: %s", node_id.hex(), reason)
                     self._reasons[node_id] = reason
                     self._to_register.pop(node_id, None)
                     for left in self._on_left:
                         left(node_id)
+
+    def _enrol(self, change: Change[msg.Node]) -> None:
+        row, suspect = change.row, self.membership.is_suspect(change.key)
+        if row is not None and row.alive:
+            self._roster.put(change.key, row.incarnation, suspect=suspect)
+        else:
+            self._roster.remove(change.key)
 
     def _obituary(self, row: msg.Node) -> Change[msg.Node]:
         self._available.pop(row.node_id, None)

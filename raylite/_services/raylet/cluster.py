@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -12,6 +12,7 @@ from raylite._kernel.network import Network
 from raylite._kernel.seams import now
 from raylite._kernel.service import Service
 from raylite._machines.epochs import Epochs
+from raylite._machines.roster import PARTS, Roster, part_of
 from raylite._machines.views import ResourceViews, ViewPublisher
 from raylite._protocol import gcs, raylet, views as wire
 from raylite._services.raylet.pool import PoolService
@@ -68,6 +69,8 @@ class ClusterService(Service):
         self._suspects: dict[
             NodeKey, tuple[NodeView, NodeView] | None
         ] = {}  # as told, and as shown
+        self._roster = Roster()
+        self._roster.put(view().node, view().incarnation)
         self._early: dict[NodeKey, list[hot.ViewDelta]] = {}  # of nodes not yet known to be members
         self._publisher = ViewPublisher(view())
         self.local: NodeKey = view().node
@@ -164,8 +167,9 @@ class ClusterService(Service):
         async for event in events:
             self._believe(epoch := event.epoch or epoch)
             if event.complete:
-                self._take_all(event.nodes)
-                self._suspects.clear()
+                self._take_all(event.nodes, range(PARTS))
+                for node in list(self._suspects):
+                    self._doubted(node, self._raylets[node][0], False)
             else:
                 for row in event.nodes:
                     if row.alive:
@@ -178,7 +182,10 @@ class ClusterService(Service):
     def _doubted(self, node: NodeKey, incarnation: int, suspect: bool) -> None:
         """A node is suspected, or no more. Who waits here is told when views change, or within a second."""
         known = self._raylets.get(node)
-        if known is not None and known[0] == incarnation and suspect:
+        if known is None or known[0] != incarnation:
+            return
+        self._roster.put(node, incarnation, suspect=suspect)
+        if suspect:
             self._suspects.setdefault(node, None)
         else:
             self._suspects.pop(node, None)
@@ -189,17 +196,28 @@ class ClusterService(Service):
             latest = self._epochs.number
             raise UnavailableError(f"life {epoch.number} of it speaks, and life {latest} is known")
 
-    def _take_all(self, listed: Sequence[msg.Node]) -> None:
-        """Know exactly these nodes: the living, and as dead those that are remembered."""
-        alive = {NodeKey(row.node_id): row for row in listed if row.alive}
-        for node, (incarnation, _) in list(self._raylets.items()):
-            if node not in alive or alive[node].incarnation != incarnation:
-                self._died(node, "it left while the GCS could not be asked")
-        for row in listed:
-            if not row.alive:
-                self._note_dead(NodeKey(row.node_id), row.death_reason)
+    def _take_all(self, listed: Sequence[msg.Node], parts: Collection[int]) -> None:
+        """Know of these parts exactly these nodes: the living, and as dead those that are remembered."""
+        alive = {(row.node_id, row.incarnation): row for row in listed if row.alive}
+        reasons = {row.node_id: row.death_reason for row in listed if not row.alive}
+        for node in map(NodeKey, self._roster.absent(parts, alive)):
+            if node != self.local:
+                self._died(node, reasons.get(node) or "it left while the GCS could not be asked")
+        for node_id, reason in reasons.items():
+            self._note_dead(NodeKey(node_id), reason)
         for row in alive.values():
             self._joined(row)
+
+    async def _compare_nodes(self, link: Link) -> None:
+        """Ask whether the GCS knows the same nodes, and take over what it says of those that differ."""
+        asked = self._roster.revision
+        told = await gcs.Nodes(link).compare(msg.KnownNodes(self._roster.digests()))
+        self._believe(told.epoch)
+        parts = self._roster.settled(told.parts, asked)
+        listed = [row for row in told.nodes if part_of(row.node_id) in parts]
+        self._take_all(listed, parts)
+        for row in listed:
+            self._doubted(NodeKey(row.node_id), row.incarnation, row.alive and row.suspect)
 
     async def _watch_views(self) -> None:
         self._early.clear()
@@ -259,8 +277,10 @@ class ClusterService(Service):
         """Ask the GCS about all that is here of others, and tell it which view of this node is the latest.
 
         Whoever was told everything finds nothing new. `is_new`: this node has registered, so
-        nothing is known of it.
+        nothing is known of it, and it is being told of all nodes.
         """
+        if not is_new:
+            await self._compare_nodes(link)
         publisher = self._publisher
         publisher.resume(0 if is_new else publisher.version - 1)
         if jobs := [*{**self.drivers, **dict.fromkeys(self._pool.jobs())}]:
@@ -302,6 +322,7 @@ class ClusterService(Service):
         if known is not None and known[0] != row.incarnation:
             self._died(node, "it was replaced by a new incarnation")
         self._raylets[node] = row.incarnation, row.address
+        self._roster.put(node, row.incarnation, suspect=node in self._suspects)
         if row.head:
             self.head = row.address
         self._views.joined(node, row.incarnation, now())
@@ -320,6 +341,7 @@ class ClusterService(Service):
     def _died(self, node: NodeKey, reason: str) -> None:
         """A node is gone, and every process of it."""
         incarnation, address = self._raylets.pop(node)
+        self._roster.remove(node)
         self._suspects.pop(node, None)
         self._views.died(node, incarnation)
         death = self._note_dead(node, reason)

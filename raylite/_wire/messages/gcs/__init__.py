@@ -18,6 +18,7 @@ __all__ = (
     "JobFinished",
     "JobList",
     "JobState",
+    "KnownNodes",
     "KvDelete",
     "KvDeleted",
     "KvEvent",
@@ -33,6 +34,7 @@ __all__ = (
     "Node",
     "NodeEvent",
     "NodeList",
+    "NodesCompared",
     "RegisterNode",
     "Registered",
     "ReportWorkers",
@@ -304,6 +306,18 @@ default_message_pool.register_message("raylite.gcs", "JobList", JobList)
 
 
 @dataclass(eq=False, repr=False)
+class KnownNodes(betterproto2.Message):
+    """
+    Whether a raylet knows the same members: a digest for each part of them (see _machines/roster.py).
+    """
+
+    digests: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
+
+
+default_message_pool.register_message("raylite.gcs", "KnownNodes", KnownNodes)
+
+
+@dataclass(eq=False, repr=False)
 class KvDelete(betterproto2.Message):
     namespace: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
 
@@ -543,6 +557,28 @@ class NodeList(betterproto2.Message):
 
 
 default_message_pool.register_message("raylite.gcs", "NodeList", NodeList)
+
+
+@dataclass(eq=False, repr=False)
+class NodesCompared(betterproto2.Message):
+    parts: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
+    """
+    those that differ, a byte each
+    """
+
+    nodes: "list[Node]" = betterproto2.field(
+        2, betterproto2.TYPE_MESSAGE, repeated=True
+    )
+    """
+    all of these parts, the dead that are remembered too
+    """
+
+    epoch: "Epoch | None" = betterproto2.field(
+        3, betterproto2.TYPE_MESSAGE, optional=True
+    )
+
+
+default_message_pool.register_message("raylite.gcs", "NodesCompared", NodesCompared)
 
 
 @dataclass(eq=False, repr=False)
