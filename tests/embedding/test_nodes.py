@@ -31,6 +31,9 @@ def pid() -> int:
     return os.getpid()
 
 
+held = b""
+
+
 @ray.remote
 def fill_memory(size: int) -> int:
     """Hold memory that the kernel has to free when this process ends; return its pid."""
