@@ -71,9 +71,9 @@ class Opening:
 
     def _refused(self, refused: Refused) -> None:
         error: RayError = ProtocolError(f"{shown(self._link.peer)} {refused.reason}")
-        if refused.is_gone:
+        if refused.is_gone or refused.is_over:
             told = f"{shown(self._link.peer)}: {refused.reason}"
-            error = PeerLostError(told, confirmed=True, reason=refused.reason)
+            error = PeerLostError(told, confirmed=refused.is_gone, reason=refused.reason)
         self._link.finish(error)
         self._give_up(refused.reason)
 

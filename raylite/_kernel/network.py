@@ -181,8 +181,10 @@ class Network(ABC):
         link = self._sessions.get(hello.session)
         if hello.version != VERSION:
             refuse(wire, f"speaks version {hello.version}, this process {VERSION}")
-        elif hello.resumes not in (b"", self.incarnation) or (link is None and hello.resumes):
+        elif hello.resumes not in (b"", self.incarnation):
             refuse(wire, "this process does not know the session", is_gone=True)
+        elif link is None and hello.resumes:  # it was over here a moment before it was there
+            refuse(wire, "this process has ended the session", is_over=True)
         elif link is not None and hello.incarnation != link.peer_incarnation:
             refuse(wire, "the session belongs to another process", is_gone=True)
         elif link is not None and hello.attempt <= link.attempt:

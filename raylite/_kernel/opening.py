@@ -63,10 +63,14 @@ class Welcome(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Refused(msgspec.Struct, array_like=True, frozen=True):
-    """Answers with a no. `is_gone` when the peer that is asked for no longer exists."""
+    """Answers with a no.
+
+    `is_gone` when the peer that is asked for no longer exists, `is_over` when only the session does not.
+    """
 
     reason: str
     is_gone: bool
+    is_over: bool = False
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -97,8 +101,8 @@ def decoded(decode: Callable[[bytes | memoryview], T], body: bytes | memoryview)
         raise ProtocolError(f"a handshake that cannot be read: {error}") from error
 
 
-def refuse(wire: Wire, reason: str, *, is_gone: bool = False) -> None:
+def refuse(wire: Wire, reason: str, *, is_gone: bool = False, is_over: bool = False) -> None:
     """Say no, and close the wire once that was said."""
     wire.events = Deaf()
-    wire.send(aside(Kind.REFUSED, Refused(reason[:1000], is_gone)))
+    wire.send(aside(Kind.REFUSED, Refused(reason[:1000], is_gone, is_over)))
     wire.close("refused")

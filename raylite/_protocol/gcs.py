@@ -16,6 +16,7 @@ class Nodes(Interface):
     heartbeat = post(msg.Heartbeat)  # every second; silence is how a node dies
     sync = call(msg.Heartbeat, msg.Synced)  # a heartbeat that asks whether it was one of a member
     fence = call(hot.Fence, hot.Fenced)  # from a raylet, for what cannot reach another's
+    fate = call(hot.AskFate, hot.Fate)  # from a raylet, of a process of another node
     list = call(msg.ListNodes, msg.NodeList, scope="read")
     watch = feed(msg.WatchNodes, msg.NodeEvent)  # all nodes, dead ones too, then what changes
     compare = call(msg.KnownNodes, msg.NodesCompared)  # every 30 s: what a watcher has missed

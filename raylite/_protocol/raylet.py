@@ -35,6 +35,13 @@ class Fences(Interface):
     revoke = call(hot.Fence, hot.Fenced)  # from the GCS; replies when the workers have ended
 
 
+class Fates(Interface):
+    """Whether a process is dead that cannot be reached: the raylet of its node knows, whoever asks."""
+
+    ask = call(hot.AskFate, hot.Fate)  # from a process, to its own raylet
+    tell = call(hot.AskFate, hot.Fate)  # from the GCS, of a process of this node
+
+
 class Logs(Interface):
     """What workers print; a raylet shows it to drivers by `worker.Output`."""
 

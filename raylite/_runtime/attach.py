@@ -259,7 +259,7 @@ def _assemble(
     network.detours = ByRaylet(raylet_address, network.address)
     link = network.connect(raylet_address)
     locations = LocationService(network.address, link)
-    owner = OwnerService(network, locations)
+    owner = OwnerService(network, locations, link)
     submitter = Submitter(WorkerKey(id), max(int(cpus * UNIT), UNIT))
     submit = SubmitService(network, link, owner, locations, submitter, id)
     submit.on_warning = output.warn  # of a worker, its driver prints it

@@ -30,6 +30,7 @@ from raylite._services.gcs.workers import WorkerService
 from raylite._services.raylet.cluster import ClusterService
 from raylite._services.raylet.copies import CopyService
 from raylite._services.raylet.detours import RayletDetours
+from raylite._services.raylet.fates import FateService
 from raylite._services.raylet.fences import FenceService
 from raylite._services.raylet.leases import LeaseService
 from raylite._services.raylet.logs import LogFiles, LogService
@@ -166,8 +167,9 @@ def build_raylet(
     pool.joined = membership.joined
     network.detours = RayletDetours(network, cluster)
     fences = FenceService(network, gcs_address, leases, epochs, transfers.out_of_reach)
+    fates = FateService(network, gcs_address, pool, cluster, epochs)
     host = Host(
-        network, pool, leases, fences, objects, copies, transfers, membership, cluster, logs,
+        network, pool, leases, fences, fates, objects, copies, transfers, membership, cluster, logs,
         *further,
     )  # fmt: skip
     return Raylet(

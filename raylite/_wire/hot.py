@@ -359,6 +359,23 @@ class Fenced(msgspec.Struct, array_like=True, frozen=True, gc=False):
     death: str = ""
 
 
+class AskFate(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Whether the process at this address is dead, for somebody whose session with it has ended."""
+
+    address: str
+    cluster: bytes = b""  # whose GCS hands it on, and which life of that
+    epoch: int = 0
+
+
+class Fate(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What is known of it, by its own raylet or, if its whole node is dead, by a GCS."""
+
+    is_dead: bool
+    cause: str = ""
+    cluster: bytes = b""  # whose GCS says so, and which life of that
+    epoch: int = 0
+
+
 class Death(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A process of this node ended. `id` is the worker's or driver's."""
 

@@ -526,6 +526,19 @@ async def test_a_peer_out_of_reach_for_the_session_timeout_is_lost_unconfirmed(r
 
 
 @contract
+async def test_a_session_that_only_the_other_end_has_given_up_is_no_death(rig: Rig) -> None:
+    async with rig.serving(ToyService()) as there, rig.client() as here:
+        link = here.connect(rig.address("there"))
+        await link.wait_attached()
+        await until(lambda: len(there.links) == 1)
+        there.links[0].finish(PeerLostError("its minute was over first", reason="too late"))
+        with pytest.raises(PeerLostError, match="has ended the session") as caught:
+            await Toy(link).echo(b"")
+        assert not caught.value.confirmed
+        assert await Toy(here.connect(rig.address("there"))).echo(b"new") == b"new"
+
+
+@contract
 async def test_a_peer_out_of_reach_for_long_is_told_of_once_an_outage(rig: Rig) -> None:
     patient = replace(IMPATIENT, unreachable=0.1, session_timeout=30.0)
     async with rig.pair(ToyService(), patient) as (link, there):

@@ -135,6 +135,10 @@ class NoFaster(Service, serves=(gcs.Nodes,)):
     def fence(self, fence: hot.Fence) -> hot.Fenced:
         raise AssertionError("nobody is out of reach here")
 
+    @handles(gcs.Nodes.fate)
+    def fate(self, ask: hot.AskFate) -> hot.Fate:
+        raise AssertionError("nobody is out of reach here")
+
     @handles(gcs.Nodes.list)
     def list_nodes(self, request: msg.ListNodes) -> msg.NodeList:
         return msg.NodeList()

@@ -197,7 +197,7 @@ class Scene:
         link = network.connect("here")
         self.locations = LocationService("owner", link)
         self.locations.node = HERE
-        self.owner = OwnerService(network, self.locations)
+        self.owner = OwnerService(network, self.locations, link)
         self.submitter = Submitter(WorkerKey(b"o" * 28), 4 * UNIT)
         self.submit = SubmitService(
             network, link, self.owner, self.locations, self.submitter, b"o" * 28

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from raylite._kernel.link import Link, LinkConfig
-from raylite.exceptions import WorkerCrashedError
+from raylite.exceptions import OwnerDiedError, WorkerCrashedError
 from raylite.testing.loop import SimLoop
 from raylite.testing.node import KILLED, SimDriver, TaskContext
 from raylite.testing.sim import SimWire, World, machine_of
@@ -446,3 +446,27 @@ async def test_what_an_owner_out_of_reach_had_goes_when_it_dies_meanwhile() -> N
         at.driver.kill()
         await asyncio.sleep(5.0)
         assert not memory.statistics().used
+
+
+def put_small(task: TaskContext) -> Awaitable[list[Any]]:
+    return _put_small(task)
+
+
+async def _put_small(task: TaskContext) -> list[Any]:
+    return [await task.put(b"small")]
+
+
+@simulated
+async def test_a_reader_waits_for_an_owner_out_of_reach_and_fails_when_that_dies() -> None:
+    async with scene() as at:
+        [there] = await outcome(at, at.driver.submit(put_small))
+        await asyncio.sleep(5.0)  # its lease is given back
+        at.cut()
+        reading = asyncio.create_task(outcome(at, there))
+        await asyncio.sleep(FORGOTTEN)
+        assert not reading.done()
+        began = moment()
+        at.cluster.kill(at.cluster.nodes["n2"])
+        with pytest.raises(OwnerDiedError):
+            await reading
+        assert moment() - began < BOUND

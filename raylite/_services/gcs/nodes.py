@@ -14,6 +14,7 @@ from raylite._kernel.network import Probe
 from raylite._kernel.seams import now, wall
 from raylite._kernel.service import Service, every, handles
 from raylite._machines.nodes import (
+    RESTORED,
     SWEEP,
     Effect,
     NodeDied,
@@ -30,6 +31,7 @@ from raylite._services.gcs.epoch import Epoch
 from raylite._services.gcs.news import TableNews
 from raylite._services.gcs.storage import Storage, StorageError
 from raylite._services.gcs.table import Change, Table
+from raylite._types.marks import mark_of, mark_of_node
 from raylite._wire import hot
 from raylite._wire.messages import gcs as msg
 from raylite.exceptions import LinkClosedError, NodeDiedError, PeerLostError, UnavailableError
@@ -58,6 +60,7 @@ class NodeService(Service, serves=(gcs.Nodes,)):
         self.membership = membership
         self._try = probe
         self._probing: dict[bytes, None] = {}
+        self._began_at = 0.0
         self.loaded = asyncio.Event()
         self._epoch = epoch
         self._table = Table(storage, "nodes", msg.Node.parse, lambda row: not row.alive)
@@ -90,6 +93,7 @@ class NodeService(Service, serves=(gcs.Nodes,)):
     async def started(self) -> None:
         await self._epoch.begin()
         await self._table.load()
+        self._began_at = now()
         for node_id, row in self._table.rows.items():
             if row.alive:
                 self.membership.restored(node_id, row.incarnation, now())
@@ -141,6 +145,29 @@ class NodeService(Service, serves=(gcs.Nodes,)):
         epoch = self._epoch.message
         fence = msgspec.structs.replace(fence, cluster=epoch.cluster_id, epoch=epoch.number)
         return await raylet.Fences(link).revoke(fence)
+
+    @handles(gcs.Nodes.fate)
+    async def fate(self, ask: hot.AskFate) -> hot.Fate:
+        """Say whether a process is dead: its node is, or its raylet knows of it no more."""
+        epoch, mark = self._epoch.message, mark_of(ask.address)
+        found = (row for id, row in self._table.all_latest() if mark_of_node(id) == mark)
+        row = next(found, None)
+        if row is None:
+            # Dead for so long that it was forgotten; unless its row was lost, then it registers again.
+            if now() - self._began_at < RESTORED * self.membership.grace:
+                raise UnavailableError(f"node {mark} may not have been heard of yet: ask again")
+            cause = "its node is not of this cluster any more"
+            return hot.Fate(True, cause, epoch.cluster_id, epoch.number)
+        durable = self._table.rows.get(row.node_id)
+        if not row.alive and durable is row:
+            cause = hot.NODE_DIED + (row.death_reason or "it died")
+            return hot.Fate(True, cause, epoch.cluster_id, epoch.number)
+        link = self._links.get(row.node_id)
+        if link is None or link.is_ended:
+            raise UnavailableError(f"node {row.node_id.hex()} cannot be asked now: ask again")
+        ask = hot.AskFate(ask.address, epoch.cluster_id, epoch.number)
+        fate = await raylet.Fates(link).tell(ask)
+        return hot.Fate(fate.is_dead, fate.cause, epoch.cluster_id, epoch.number)
 
     @handles(gcs.Nodes.list)
     def list_nodes(self, request: msg.ListNodes) -> msg.NodeList:

@@ -134,6 +134,10 @@ class ClusterService(Service):
             raylet.Process(link).node_died(death)
         return death is not None
 
+    def death_of(self, mark: str) -> hot.NodeDeath | None:
+        """Return how the node with this mark died, if that is known."""
+        return next((death for death in self._dead.values() if death.mark == mark), None)
+
     @property
     def is_alone(self) -> bool:
         """Whether no other node is known."""

@@ -5,10 +5,12 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from raylite._kernel.link import Link
 from raylite._kernel.network import Network
 from raylite._kernel.service import Service, every, handles
 from raylite._machines.refs import Effect, Free, GiveUp, Refs
 from raylite._protocol import worker
+from raylite._services.worker.fates import Fates
 from raylite._services.worker.locations import LocationService
 from raylite._services.worker.objects import Entry, Keeper
 from raylite._services.worker.unhandled import UnhandledErrors
@@ -39,9 +41,10 @@ class Canceller(Protocol):
 class OwnerService(Service, serves=(worker.Owner,)):
     """Keeps every entry of this process. `Refs` decides how long; this class carries it out."""
 
-    def __init__(self, network: Network, locations: LocationService) -> None:
+    def __init__(self, network: Network, locations: LocationService, raylet_link: Link) -> None:
         self._network = network
         self._locations = locations
+        self._fates = Fates(raylet_link, self.spawn)
         locations.on_lost = self._lost
         self.refs: Refs = Refs()
         self.canceller: Canceller
@@ -148,13 +151,19 @@ class OwnerService(Service, serves=(worker.Owner,)):
             await self.lend(owner, self._network.address, [entry.id for entry in borrowed])
 
     async def lend(self, owner: str, borrower: str, ids: list[ObjectKey]) -> None:
-        """Tell an owner that a process holds its objects; returns when it knows."""
-        try:
-            await worker.Owner(self._network.connect(owner)).borrow(
-                hot.Borrow(borrower, tuple(ids))
-            )
-        except (PeerLostError, LinkClosedError):  # it has ended, or this process is ending
-            self.owner_died(owner)
+        """Tell an owner that a process holds its objects; returns when it knows, or is dead."""
+        borrow = hot.Borrow(borrower, tuple(ids))
+        while owner not in self._dead:
+            try:
+                await worker.Owner(self._network.connect(owner)).borrow(borrow)
+            except PeerLostError as error:
+                if await self._is_dead(owner, error):
+                    break
+            except LinkClosedError:  # this process is ending
+                break
+            else:
+                return
+        self.owner_died(owner)
 
     def hand_over(self, task: bytes, entries: tuple[Entry, ...]) -> None:
         """Keep holding what a result contains until its receiver says it holds them itself."""
@@ -293,17 +302,29 @@ class OwnerService(Service, serves=(worker.Owner,)):
                 worker.Owner(link).give_up(hot.Borrow(self._network.address, (entry.id,)))
 
     async def _pull(self, entry: Entry) -> None:
-        """Get a borrowed object's value from its owner."""
-        try:
-            owner = worker.Owner(self._network.connect(entry.owner))
-            value = await owner.fetch(hot.Fetch(entry.id))
-            await self.hold_contained(entry, value.contained)
-        except PeerLostError:
-            self.fail(entry, OwnerDiedError(entry.id.hex(), None, ""))
-        except RayError as error:
-            self.fail(entry, error)
-        else:
-            self.complete(entry, value)
+        """Get a borrowed object's value from its owner, however long that cannot be reached."""
+        while entry.value is None and entry.is_held:
+            try:
+                owner = worker.Owner(self._network.connect(entry.owner))
+                value = await owner.fetch(hot.Fetch(entry.id))
+                await self.hold_contained(entry, value.contained)
+            except PeerLostError as error:
+                if await self._is_dead(entry.owner, error):
+                    self.fail(entry, OwnerDiedError(entry.id.hex(), None, ""))
+            except RayError as error:
+                self.fail(entry, error)
+            else:
+                self.complete(entry, value)
+
+    async def _is_dead(self, address: str, lost: PeerLostError) -> bool:
+        """Say whether a process is dead whose session has ended, or can only not be reached."""
+        if lost.confirmed or address in self._dead:
+            return True
+        if not await self._fates.is_dead(address):
+            return False
+        self._network.confirm_dead(address, "its raylet or the GCS says so")
+        self.process_died(address)
+        return True
 
 
 def _nothing() -> None: ...
