@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from raylite._kernel.arena import Arena
 from raylite._kernel.host import Host
+from raylite._kernel.keyring import Keyring
 from raylite._kernel.network import Network
 from raylite._kernel.service import Service
 from raylite._machines.epochs import Epochs
@@ -25,6 +26,7 @@ from raylite._services.gcs.jobs import JobService
 from raylite._services.gcs.kv import KvService
 from raylite._services.gcs.nodes import NodeService
 from raylite._services.gcs.storage import MemoryStorage, Storage
+from raylite._services.gcs.tokens import TokenService
 from raylite._services.gcs.views import ViewService
 from raylite._services.gcs.workers import WorkerService
 from raylite._services.raylet.cluster import ClusterService
@@ -54,15 +56,20 @@ def build_gcs(
     storage: Storage | None = None,
     *further: Service,
     system: Mapping[str, Scalar] = NO_SETTINGS,
+    keyring: Keyring | None = None,
 ) -> Host:
-    """Return the GCS, to be run; the storage, if one is given, is for the caller to close."""
+    """Return the GCS, to be run; the storage, if one is given, is for the caller to close.
+
+    It tells nodes of the tokens that a keyring has.
+    """
     kept = storage or MemoryStorage()
     epoch = Epoch(kept, network.seams.random("cluster"))
     nodes = NodeService(Membership(Settings.of(system).silence), kept, epoch, network.probe)
     workers = WorkerService(kept, epoch, nodes)
     views = ViewService(nodes)
     jobs, kv = JobService(kept, epoch), KvService(kept)
-    return Host(network, nodes, views, jobs, workers, kv, *further)
+    tokens = [] if keyring is None else [TokenService(keyring, epoch)]
+    return Host(network, nodes, views, jobs, workers, kv, *tokens, *further)
 
 
 class Raylet(Struct):
@@ -96,10 +103,12 @@ def build_raylet(
     address: str = "",
     further: Sequence[Service] = (),
     log_files: LogFiles | None = None,
+    epochs: Epochs | None = None,
 ) -> Raylet:
     """Return a raylet, to be run.
 
-    The node gets an id unless it has one, which the addresses of its processes are marked with.
+    The node gets an id unless it has one, which the addresses of its processes are marked with. `epochs`
+    is what it has in common with further services.
     """
     network.address = network.address or address
     settings = Settings.of(system)
@@ -115,7 +124,7 @@ def build_raylet(
     pool.arena_size = arena.capacity
     incarnation = int.from_bytes(network.incarnation[:8], "little")
     lent = Leases(total)
-    epochs = Epochs()
+    epochs = epochs or Epochs()
 
     def view() -> NodeView:
         return NodeView(

@@ -12,7 +12,9 @@ from raylite._kernel.network import Network
 from raylite._kernel.sealing import Sealed, unseal
 from raylite._kernel.service import Service
 from raylite._kernel.token import Token, read_issued, read_tokens, write_issued
+from raylite._machines.epochs import Epochs
 from raylite._protocol import gcs
+from raylite._services.raylet.epochs import believe
 from raylite._wire.messages import gcs as msg
 from raylite.exceptions import AuthenticationError, RayError
 
@@ -56,10 +58,12 @@ class IssuedService(Service):
         network: The raylet's.
         gcs_address: Where the GCS is.
         token_file: The node's file of the cluster's token.
+        epochs: Which GCS is believed.
     """
 
-    def __init__(self, network: Network, gcs_address: str, token_file: str) -> None:
+    def __init__(self, network: Network, gcs_address: str, token_file: str, epochs: Epochs) -> None:
         self._network, self._gcs_address, self._token_file = network, gcs_address, token_file
+        self._epochs = epochs
 
     async def started(self) -> None:
         self.spawn(self._follow(), "follow the tokens that are issued")
@@ -70,6 +74,7 @@ class IssuedService(Service):
             try:
                 tokens = gcs.Tokens(self._network.connect(self._gcs_address))
                 async for known in tokens.watch(msg.WatchTokens()):
+                    believe(self._epochs, known.epoch)
                     keep_issued(self._token_file, known)
             except AuthenticationError as error:
                 pause = REFUSED

@@ -18,6 +18,7 @@ from raylite._kernel.grpc import GrpcNetwork
 from raylite._kernel.keyring import Keyring
 from raylite._kernel.service import Service
 from raylite._kernel.threads import LoopThread
+from raylite._machines.epochs import Epochs
 from raylite._runtime import context, credentials, networks, settings
 from raylite._runtime.attach import Attachment, attach_worker
 from raylite._runtime.components import Raylet, build_gcs, build_raylet
@@ -38,7 +39,6 @@ from raylite._services.gcs.storage import (
     open_storage,
     wait_for_storage,
 )
-from raylite._services.gcs.tokens import TokenService
 from raylite._services.worker.coroutines import AsyncRunner
 from raylite._services.worker.execute import QueueExecutor
 from raylite._types import board
@@ -75,8 +75,10 @@ async def _gcs(inherited: Inherited, network_of: NetworkOf) -> None:
         sys.exit(str(error))
     try:
         network = network_of(config, newcomers=not config.one_port)
-        further = [*_signing(network, config), *_issuing(config)]
-        host = build_gcs(network, storage, *further, system=config.system)
+        issued = Keyring.open(config.token_file) if config.token_file else None
+        host = build_gcs(
+            network, storage, *_signing(network, config), system=config.system, keyring=issued
+        )
         await networks.listen(
             network, config, config.gcs_address, inherited.listener, inherited.tcp
         )
@@ -103,11 +105,6 @@ def _signing(network: GrpcNetwork, config: NodeConfig) -> list[Service]:
     return [service]
 
 
-def _issuing(config: NodeConfig) -> list[Service]:
-    """Return what tells the nodes of tokens that are issued."""
-    return [TokenService(Keyring.open(config.token_file))] if config.token_file else []
-
-
 def raylet(inherited: Inherited, network_of: NetworkOf = networks.network_of) -> None:
     """Serve the node until SIGTERM, or until the fork server is gone."""
     refuse_unpickling()
@@ -121,12 +118,12 @@ async def _raylet(inherited: Inherited, network_of: NetworkOf) -> None:
     assert inherited.control is not None
     network = network_of(config, newcomers=config.one_port)
     network.relays = str(config.sockets)
-    further: list[Service] = []
+    further, epochs = list[Service](), Epochs()
     if config.one_port:
         network.front = Path(config.gcs_address).name
         further = _signing(network, config)
     if config.token_file and not config.head:  # a head has them as they are issued
-        further.append(IssuedService(network, config.gcs_url, config.token_file))
+        further.append(IssuedService(network, config.gcs_url, config.token_file, epochs))
     await networks.listen(network, config, config.raylet_address, inherited.listener, inherited.tcp)
     built: list[Raylet] = []
     workers = ForkedWorkers(
@@ -149,6 +146,7 @@ async def _raylet(inherited: Inherited, network_of: NetworkOf) -> None:
         further=further,
         system=config.system,
         log_files=WorkerLogs(config.logs, config.rotation),
+        epochs=epochs,
     )
     built.append(node)
     watch = DriverWatch(node.pool)

@@ -1,6 +1,7 @@
 """Tokens that are issued on the head become known to nodes that have the cluster's own, and are forgotten."""
 
 import asyncio
+import random
 from pathlib import Path
 
 import anyio
@@ -18,8 +19,11 @@ from raylite._kernel.token import (
     write_issued,
     write_tokens,
 )
+from raylite._machines.epochs import Epochs
 from raylite._protocol.gcs import Tokens
 from raylite._runtime.issued import IssuedService
+from raylite._services.gcs.epoch import Epoch
+from raylite._services.gcs.storage import MemoryStorage
 from raylite._services.gcs.tokens import TokenService
 from raylite._wire.messages import gcs as msg
 from raylite.testing.loop import SimLoop
@@ -43,19 +47,20 @@ def test_nodes_know_what_is_issued_until_it_is_revoked_also_over_a_restart_of_th
     write_issued(member, [kept := new_token("read")])
 
     async def scenario() -> None:
-        switch = Switch()
+        switch, storage = Switch(), MemoryStorage()
 
         async def gcs() -> tuple[Host, asyncio.Task[None]]:
             network = MemoryNetwork(switch)
             await network.listen("gcs")
-            host = Host(network, TokenService(Keyring.open(head)))
+            epoch = Epoch(storage, random.Random(1))
+            host = Host(network, TokenService(Keyring.open(head), epoch))
             return host, host.start("gcs")
 
         nodes = []
         for path in (member, lesser):
             network = MemoryNetwork(switch)
             await network.listen(path)
-            host = Host(network, IssuedService(network, "gcs", path))
+            host = Host(network, IssuedService(network, "gcs", path, Epochs()))
             nodes.append((host, host.start(path)))
         running, task = await gcs()
 

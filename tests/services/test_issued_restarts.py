@@ -20,7 +20,10 @@ from raylite._kernel.token import (
     write_issued,
     write_tokens,
 )
+from raylite._machines.epochs import Epochs
 from raylite._runtime.issued import AGAIN, REFUSED, IssuedService
+from raylite._services.gcs.epoch import Epoch
+from raylite._services.gcs.storage import MemoryStorage
 from raylite._services.gcs.tokens import LOOK, TokenService
 from raylite.testing.loop import SimLoop
 from raylite.testing.sim import SimNetwork, World
@@ -50,6 +53,7 @@ class Site:
         self.steps = 0
         self._kill_at, self._meanwhile = kill_at, meanwhile
         self._world = World(3)
+        self.storage = MemoryStorage()
         self._world.on_packet = self._packet
         self._tasks: list[asyncio.Task[None]] = []
         self._gcs: asyncio.Task[None] | None = None
@@ -58,14 +62,19 @@ class Site:
     async def start_gcs(self) -> None:
         network = SimNetwork(self._world, "gcs")
         await network.listen("gcs")
-        self._gcs = Host(network, TokenService(Keyring.open(self.head))).start("gcs")
+        self._gcs = Host(network, self._tokens()).start("gcs")
         self._tasks.append(self._gcs)
+
+    def _tokens(self) -> TokenService:
+        epoch = Epoch(self.storage, self._world.random("cluster"))
+        return TokenService(Keyring.open(self.head), epoch)
 
     async def start_node(self, path: str) -> None:
         name = Path(path).name
         network = SimNetwork(self._world, name)
         await network.listen(name)
-        self._tasks.append(Host(network, IssuedService(network, "gcs", path)).start(name))
+        service = IssuedService(network, "gcs", path, Epochs())
+        self._tasks.append(Host(network, service).start(name))
 
     def issue(self, tokens: list[Token]) -> None:
         self.is_counting = self.is_counting or not self.steps
@@ -85,6 +94,15 @@ class Site:
                 self.is_counting = False
                 self._tasks.append(asyncio.get_running_loop().create_task(self._strike()))
             self.steps += 1
+
+    async def replace_gcs(self, storage: MemoryStorage) -> None:
+        """Kill the GCS, and have another on these tables in its place."""
+        assert self._gcs is not None
+        self._world.kill("gcs")
+        self._gcs.cancel()
+        await asyncio.sleep(BACK)
+        self.storage = storage
+        await self.start_gcs()
 
     async def _strike(self) -> None:
         assert self._gcs is not None
@@ -132,6 +150,38 @@ def test_a_gcs_dies_at_each_step_of_telling(folder: Path, meanwhile: list[Token]
     assert steps >= 4 * len(CHANGES)  # each is told to two nodes, and acknowledged
     for step in range(steps):
         assert run(f"{step}", step) > step
+
+
+def test_a_token_that_was_revoked_stays_so_whatever_an_earlier_gcs_says(folder: Path) -> None:
+    """It was stopped while another took its place, and has the address again; or its tables were put back."""
+
+    async def scenario() -> None:
+        site = Site(folder, None, None)
+        await site.start_gcs()
+        await site.start_node(site.member)
+        write_issued(site.head, [FIRST, SECOND])
+        await asyncio.sleep(SOON)
+        assert site.known() == ({FIRST, SECOND}, set())
+        before = MemoryStorage()
+        before._tables = {name: dict(rows) for name, rows in site.storage._tables.items()}
+        for _ in range(2):  # the third life is the latest
+            await site.replace_gcs(site.storage)
+            await asyncio.sleep(SOON)
+        write_issued(site.head, [SECOND])
+        await asyncio.sleep(SOON)
+        assert site.known() == ({SECOND}, set())
+        write_issued(site.head, [FIRST, SECOND])
+        await site.replace_gcs(before)
+        for _ in range(int(SOON * 10)):
+            await asyncio.sleep(0.1)
+            assert site.known() == ({SECOND}, set())
+        write_issued(site.head, [SECOND, LATER])
+        await site.replace_gcs(site.storage)
+        await asyncio.sleep(SOON)
+        assert site.known() == ({SECOND, LATER}, set())
+        await site.stop()
+
+    SimLoop().run(scenario())
 
 
 @contextmanager

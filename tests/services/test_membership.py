@@ -14,13 +14,16 @@ from raylite._kernel.link import Link
 from raylite._kernel.memory import MemoryNetwork, Switch
 from raylite._kernel.seams import now
 from raylite._kernel.service import Service, handles
-from raylite._protocol import gcs, raylet
+from raylite._machines.views import Load, Profile, ViewDelta
+from raylite._protocol import gcs, raylet, views as wire
 from raylite._runtime.attach import attach_driver
 from raylite._runtime.components import Raylet, build_gcs, build_raylet
 from raylite._runtime.membership import MemberService
 from raylite._services.gcs.storage import MemoryStorage, Storage
 from raylite._services.raylet.pool import OutputListener, SourceListener
 from raylite._types import board
+from raylite._types.resources import Resources
+from raylite._types.strategies import NodeKey
 from raylite._wire import hot
 from raylite._wire.messages import gcs as msg, raylet as raylet_msg
 from raylite.exceptions import AuthenticationError, RaySystemError, UnavailableError
@@ -428,6 +431,50 @@ async def test_what_an_earlier_gcs_says_in_the_place_of_the_latest_is_not_believ
             assert [*site.raylet.cluster.drivers] == [attachment.job]
         attachment.core.close()
         await attachment.detach()
+
+
+@simulated
+async def test_views_that_an_earlier_gcs_tells_in_the_place_of_the_latest_are_no_news() -> None:
+    """They have no epoch and need none: versions are counted by the raylet whose view it is."""
+    site, other, stranger = Site(), NodeKey(b"other"), NodeKey(b"stranger")
+
+    def view(node: NodeKey, version: int, cpus: float, incarnation: int = 5) -> hot.ViewDelta:
+        amount = Resources.of(CPU=cpus)
+        profile, load = Profile("there", amount, {}, False), Load(amount, 0)
+        return wire.encode(ViewDelta(node, incarnation, 0, version, profile, load))
+
+    @asynccontextmanager
+    async def life(storage: Storage) -> AsyncIterator[Link]:
+        site.storage = storage
+        async with site.gcs():
+            yield (network := site.network("other")).connect("gcs")
+        await network.close()
+
+    async def report(link: Link, view: hot.ViewDelta) -> None:
+        row = msg.RegisterNode(node_id=view.node, incarnation=view.incarnation)
+        await gcs.Nodes(link).register(row)
+        await gcs.Views(link).report(view)
+        await anyio.sleep(2)
+
+    kept, old = MemoryStorage(), MemoryStorage()
+    async with site.node():
+        async with life(kept) as link:
+            await report(link, view(other, 3, cpus=3.0))
+        old._tables = {name: dict(rows) for name, rows in kept._tables.items()}
+        async with life(kept):
+            await anyio.sleep(1)
+        async with life(kept) as link:
+            await report(link, view(other, 5, cpus=5.0))
+            known = site.raylet.cluster.nodes()[other]
+            assert known.total == Resources.of(CPU=5)
+        async with life(old) as link:
+            for wrong in (view(other, 4, 4.0), view(other, 5, 9.0), view(other, 9, 1.0, 4)):
+                await report(link, wrong)
+                await report(link, view(stranger, 1, 1.0))
+                assert site.raylet.cluster.nodes()[other] is known
+            fed = site.raylet.cluster._early
+            assert stranger in fed  # so it has heard what was told
+            assert stranger not in site.raylet.cluster.nodes()
 
 
 def test_a_node_whose_cluster_an_earlier_gcs_has_taken_over_says_so_and_ends(

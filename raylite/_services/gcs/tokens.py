@@ -13,6 +13,7 @@ from raylite._kernel.service import Service, every, handles
 from raylite._kernel.token import Token
 from raylite._kernel.topic import Topic
 from raylite._protocol import gcs
+from raylite._services.gcs.epoch import Epoch
 from raylite._wire.messages import gcs as msg
 
 LOOK = 1.0  # seconds in which it is noticed that a token was issued or revoked
@@ -25,15 +26,18 @@ class TokenService(Service, serves=(gcs.Tokens,)):
 
     Args:
         keyring: The head's.
+        epoch: Which GCS it is that tells: one that was replaced still knows what was revoked.
     """
 
-    def __init__(self, keyring: Keyring) -> None:
+    def __init__(self, keyring: Keyring, epoch: Epoch) -> None:
         self._keyring = keyring
-        self._tokens: tuple[Token, ...] = ()
+        self._epoch = epoch
+        self._tokens: tuple[Token, ...] | None = None  # those that `_list` tells of
         self._list = msg.TokenList()
         self._lists: Topic[msg.TokenList] = Topic()
 
     async def started(self) -> None:
+        await self._epoch.begin()
         self.look()
 
     @every(seconds=LOOK)
@@ -41,7 +45,7 @@ class TokenService(Service, serves=(gcs.Tokens,)):
         tokens = tuple(self._keyring.tokens)
         if tokens != self._tokens:
             self._tokens = tokens
-            self._list = _sealed(tokens)
+            self._list = self._sealed(tokens)
             self._lists.publish(self._list)
 
     @handles(gcs.Tokens.watch)
@@ -51,14 +55,12 @@ class TokenService(Service, serves=(gcs.Tokens,)):
             async for each in lists:
                 yield each
 
-
-def _sealed(tokens: tuple[Token, ...]) -> msg.TokenList:
-    return msg.TokenList(
-        [
+    def _sealed(self, tokens: tuple[Token, ...]) -> msg.TokenList:
+        sealed = [
             msg.SealedToken(each.under, each.scope, each.id, each.nonce, each.masked, each.proof)
             for each in _told(tokens)
         ]
-    )
+        return msg.TokenList(sealed, self._epoch.message)
 
 
 def _told(tokens: tuple[Token, ...]) -> Iterator[Sealed]:

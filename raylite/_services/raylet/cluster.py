@@ -15,12 +15,13 @@ from raylite._machines.epochs import Epochs
 from raylite._machines.roster import PARTS, Roster, part_of
 from raylite._machines.views import ResourceViews, ViewPublisher
 from raylite._protocol import gcs, raylet, views as wire
+from raylite._services.raylet.epochs import believe
 from raylite._services.raylet.pool import PoolService
 from raylite._types.marks import mark_of, mark_of_node
 from raylite._types.strategies import NodeKey, NodeView, Shapes
 from raylite._wire import hot
 from raylite._wire.messages import gcs as msg
-from raylite.exceptions import AuthenticationError, RayError, UnavailableError
+from raylite.exceptions import AuthenticationError, RayError
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +170,7 @@ class ClusterService(Service):
         events: AsyncIterator[msg.NodeEvent] = nodes.watch(msg.WatchNodes())
         epoch = None
         async for event in events:
-            self._believe(epoch := event.epoch or epoch)
+            believe(self._epochs, epoch := event.epoch or epoch)
             if event.complete:
                 self._take_all(event.nodes, range(PARTS))
                 for node in list(self._suspects):
@@ -194,12 +195,6 @@ class ClusterService(Service):
         else:
             self._suspects.pop(node, None)
 
-    def _believe(self, epoch: msg.Epoch | None) -> None:
-        """Refuse to hear news of a GCS that another has replaced."""
-        if epoch is not None and not self._epochs.obeys(epoch.cluster_id, epoch.number):
-            latest = self._epochs.number
-            raise UnavailableError(f"life {epoch.number} of it speaks, and life {latest} is known")
-
     def _take_all(self, listed: Sequence[msg.Node], parts: Collection[int]) -> None:
         """Know of these parts exactly these nodes: the living, and as dead those that are remembered."""
         alive = {(row.node_id, row.incarnation): row for row in listed if row.alive}
@@ -216,7 +211,7 @@ class ClusterService(Service):
         """Ask whether the GCS knows the same nodes, and take over what it says of those that differ."""
         asked = self._roster.revision
         told = await gcs.Nodes(link).compare(msg.KnownNodes(self._roster.digests()))
-        self._believe(told.epoch)
+        believe(self._epochs, told.epoch)
         parts = self._roster.settled(told.parts, asked)
         listed = [row for row in told.nodes if part_of(row.node_id) in parts]
         self._take_all(listed, parts)
@@ -239,7 +234,7 @@ class ClusterService(Service):
         events: AsyncIterator[msg.WorkerEvent] = workers.watch(msg.WatchWorkers())
         epoch = None
         async for event in events:
-            self._believe(epoch := event.epoch or epoch)
+            believe(self._epochs, epoch := event.epoch or epoch)
             for row in event.workers:
                 self._process_died(row.worker_id, row.address, row.exit_cause)
 
@@ -248,7 +243,7 @@ class ClusterService(Service):
         events: AsyncIterator[msg.JobEvent] = jobs.watch(msg.WatchJobs())
         epoch = None
         async for event in events:
-            self._believe(epoch := event.epoch or epoch)
+            believe(self._epochs, epoch := event.epoch or epoch)
             for row in event.jobs:
                 self._take_job(row)
 
@@ -289,12 +284,12 @@ class ClusterService(Service):
         publisher.resume(0 if is_new else publisher.version - 1)
         if jobs := [*{**self.drivers, **dict.fromkeys(self._pool.jobs())}]:
             ended = await gcs.Jobs(link).ended(msg.AskEnded(jobs))
-            self._believe(ended.epoch)
+            believe(self._epochs, ended.epoch)
             for job in ended.jobs:
                 self._take_job(job)
         if guests := [guest.id for guest in self._pool.guests()]:
             dead = await gcs.Workers(link).ended(msg.AskEnded(guests))
-            self._believe(dead.epoch)
+            believe(self._epochs, dead.epoch)
             for worker in dead.workers:
                 self._network.confirm_dead(worker.address, worker.exit_cause)
                 self._process_died(worker.worker_id, worker.address, worker.exit_cause)

@@ -706,6 +706,10 @@ class TokenList(betterproto2.Message):
     all that are valid, each under every token of the cluster
     """
 
+    epoch: "Epoch | None" = betterproto2.field(
+        2, betterproto2.TYPE_MESSAGE, optional=True
+    )
+
 
 default_message_pool.register_message("raylite.gcs", "TokenList", TokenList)
 
