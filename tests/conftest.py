@@ -12,8 +12,9 @@ thread, descriptor, mapping. A test that provokes a lost exception asks for the 
 `lost_exceptions`, looks at it and clears it.
 
 Clusters of processes that tests start are forked from a nursery, which costs half a second of a core
-less than an interpreter for each. Tests of how nodes start are marked `anew` and have theirs as
-programs do, and so have the tests of faults.
+less than an interpreter for each, and programs from a warm interpreter (see `tests.programs`). Tests
+of how nodes and programs start are marked `anew` and have interpreters, as programs do, and so have
+the tests of faults.
 """
 
 import gc
@@ -38,6 +39,7 @@ from hypothesis import HealthCheck, settings
 
 from raylite._runtime import nurseries
 from raylite.testing import Nursery
+from tests import programs
 
 # How fast inputs are made and tried is the machine's business: other tests run beside these.
 settings.register_profile("raylite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -201,7 +203,28 @@ class Watch:
 
 WATCH = pytest.StashKey[Watch]()
 TEMP_DIR = pytest.StashKey[str]()
-NURSERY = pytest.StashKey[Nursery]()
+SOURCES = pytest.StashKey["Sources"]()
+
+
+class Sources:
+    """What clusters and programs of tests are forked from."""
+
+    def __init__(self) -> None:
+        self._nursery, self._programs = Nursery(), programs.Warm()
+        programs.kept.append(self._programs)
+
+    def hide(self) -> None:
+        nurseries.kept.remove(self._nursery)
+        programs.kept.remove(self._programs)
+
+    def show(self) -> None:
+        nurseries.kept.insert(0, self._nursery)
+        programs.kept.append(self._programs)
+
+    def close(self) -> None:
+        self._nursery.close()
+        programs.kept.remove(self._programs)
+        self._programs.close()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -228,8 +251,8 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    if NURSERY in config.stash:
-        config.stash[NURSERY].close()
+    if SOURCES in config.stash:
+        config.stash[SOURCES].close()
     shutil.rmtree(config.stash[TEMP_DIR], ignore_errors=True)
     logging.getLogger("asyncio").removeHandler(config.stash[WATCH].lost)
 
@@ -241,23 +264,23 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     session.config.stash[WATCH].before = Holdings.now()
 
 
-def _provide_nursery(item: pytest.Item) -> Nursery | None:
-    """Have a nursery open for a test that may use it; return the one that is hidden from it instead.
+def _provide_sources(item: pytest.Item) -> Sources | None:
+    """Have them open for a test that may use them; return those that are hidden from it instead.
 
     Tests of faults look at all processes that there are: they find none.
     """
     stash, watch = item.config.stash, item.config.stash[WATCH]
     if item.get_closest_marker("fault"):
-        if NURSERY in stash:
-            stash[NURSERY].close()
-            del stash[NURSERY]
+        if SOURCES in stash:
+            stash[SOURCES].close()
+            del stash[SOURCES]
             watch.accept(Holdings.now())
     elif item.get_closest_marker("anew"):
-        if (nursery := stash.get(NURSERY, None)) is not None:
-            nurseries.kept.remove(nursery)
-        return nursery
-    elif item.get_closest_marker("process") and NURSERY not in stash:
-        stash[NURSERY] = Nursery()
+        if (sources := stash.get(SOURCES, None)) is not None:
+            sources.hide()
+        return sources
+    elif item.get_closest_marker("process") and SOURCES not in stash:
+        stash[SOURCES] = Sources()
         watch.accept(Holdings.now())
     return None
 
@@ -269,12 +292,12 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     hooks = sys.unraisablehook, threading.excepthook
     sys.unraisablehook, threading.excepthook = watch.lost.unraisable, watch.lost.in_thread
     watch.excused = False
-    nursery = _provide_nursery(item)
+    hidden = _provide_sources(item)
     try:
         return (yield)
     finally:
-        if nursery is not None:
-            nurseries.kept.insert(0, nursery)
+        if hidden is not None:
+            hidden.show()
         sys.unraisablehook, threading.excepthook = hooks
 
 

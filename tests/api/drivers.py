@@ -1,14 +1,12 @@
 """Drivers in processes of their own, and facts that take a moment to become true."""
 
-import os
 import subprocess
-import sys
 import textwrap
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.programs import begin
+
 PREAMBLE = "import os, sys, time\nimport raylite as ray\n"
 
 
@@ -16,14 +14,13 @@ def drive(
     script: str, environment: Mapping[str, str] | None = None, timeout: float = 30.0
 ) -> "subprocess.CompletedProcess[str]":
     """Run a program that uses raylite as ``ray``, to its end."""
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", PREAMBLE + textwrap.dedent(script)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | dict(environment or {}),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    with begin(PREAMBLE + textwrap.dedent(script), environment=environment) as program:
+        try:
+            out, errors = program.communicate(timeout=timeout)
+        except BaseException:
+            program.kill()
+            raise
+    return subprocess.CompletedProcess(program.args, program.wait(), out, errors)
 
 
 def drive_well(script: str, environment: Mapping[str, str] | None = None) -> str:

@@ -27,7 +27,8 @@ from raylite.exceptions import (
     RaySystemError,
     SessionEndedError,
 )
-from tests.api.drivers import PREAMBLE, ROOT, drive, drive_well, eventually
+from tests.api.drivers import PREAMBLE, drive, drive_well, eventually
+from tests.programs import ROOT
 
 pytestmark = pytest.mark.process
 

@@ -27,7 +27,8 @@ from raylite.exceptions import (
     UnserializableException,
     WorkerCrashedError,
 )
-from tests.api.drivers import ROOT, drive_well
+from tests.api.drivers import drive_well
+from tests.programs import ROOT
 
 pytestmark = [pytest.mark.process, pytest.mark.usefixtures("cluster")]
 

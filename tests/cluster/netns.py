@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.watching import ROOT, Driver, the_only, titled
+from tests.cluster.watching import Driver, the_only, titled
+from tests.programs import ROOT
 
 COMMAND = "from raylite.cli import main; main()"
 HOLE = "hole"  # a device of the switch that leads nowhere

@@ -1,10 +1,8 @@
 """Clusters that `raylite start` began: for the tests of what outlives a program."""
 
-import os
 import subprocess
-import sys
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import uvloop
 
@@ -15,31 +13,25 @@ from raylite._protocol.gcs import Jobs, Nodes, Workers
 from raylite._runtime import records
 from raylite._runtime.records import NodeRecord
 from raylite._wire.messages import gcs as msg
-from tests.cluster.watching import ROOT, the_only, titled
+from tests import programs
+from tests.cluster.watching import the_only, titled
+from tests.programs import Program
 
 T = TypeVar("T")
 
 PROGRAM = "import sys; sys.argv[0] = 'raylite'; from raylite.cli import main; main()"
 
 
-def begin(*words: str, **options: Any) -> "subprocess.Popen[str]":
+def begin(*words: str) -> Program:
     """Begin to run the `raylite` command."""
-    return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", PROGRAM, *words],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        **options,
-    )
+    return programs.begin(PROGRAM, *words)
 
 
 def raylite(*words: str) -> "subprocess.CompletedProcess[str]":
     """Run the `raylite` command to its end."""
     with begin(*words) as command:
         out, errors = command.communicate(timeout=60)
-    return subprocess.CompletedProcess(words, command.returncode, out, errors)
+    return subprocess.CompletedProcess(words, command.wait(), out, errors)
 
 
 def start(*words: str) -> NodeRecord:

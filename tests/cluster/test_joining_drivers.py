@@ -100,6 +100,7 @@ def test_what_only_a_new_cluster_can_have_is_refused_with_the_fix(
     assert 'address="local"' in done.stderr
 
 
+@pytest.mark.anew
 @pytest.mark.parametrize(
     "lie", ["v.__version__ = '9.9'", "platform.python_version = lambda: '2.7.1'"]
 )

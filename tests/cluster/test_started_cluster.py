@@ -18,7 +18,8 @@ from raylite._runtime import credentials, folders, node, records
 from raylite._runtime.records import NodeRecord
 from raylite._services.gcs.storage.sqlite import SqliteStorage
 from tests.cluster.started import PROGRAM, begin, component, epoch, nodes, raylite, start
-from tests.cluster.watching import ROOT, SOON, Driver, Watch, eventually, title, titled, tree
+from tests.cluster.watching import SOON, Driver, Watch, eventually, title, titled, tree
+from tests.programs import ROOT, Program
 
 FINGERPRINT = f"sha256:{0:064}"
 ANYWHERE = ("--bind=0.0.0.0", "--node-ip-address=127.0.0.1")  # reached here, but listening there
@@ -246,7 +247,7 @@ def test_a_command_that_is_killed_while_it_starts_a_node_leaves_nothing(temp_dir
     assert eventually(lambda: records.living() == [])
 
 
-def await_start(command: "subprocess.Popen[str]") -> None:
+def await_start(command: Program) -> None:
     """Wait until a command in the foreground says that its node has joined."""
     assert command.stdout is not None
     assert "head of a new cluster" in command.stdout.readline()

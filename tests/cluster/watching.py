@@ -3,8 +3,6 @@
 import os
 import select
 import signal
-import subprocess
-import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,8 +13,8 @@ from typing import Self
 import psutil
 
 from raylite._kernel.processes import open_pidfd, send_signal, wait_exit
+from tests.programs import begin
 
-ROOT = Path(__file__).resolve().parents[2]
 SOON = 20.0
 """Seconds that bound a failure; a test that passes does not wait for them."""
 
@@ -129,15 +127,10 @@ class Driver:
         within: Sequence[str] = (),
         environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        python = [sys.executable, "-W", "error", "-c", PREAMBLE + textwrap.dedent(program)]
-        self._process = subprocess.Popen(
-            [*within, *python],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            env=os.environ | {"PYTHONPATH": str(ROOT), **environment},
-        )
+        self._process = begin(
+            PREAMBLE + textwrap.dedent(program),
+            environment=environment, leads_session=True, within=within,
+        )  # fmt: skip
         self.pid = self._process.pid
         self.watch = Watch()
         self._heard = b""
@@ -156,7 +149,7 @@ class Driver:
     def say(self, *words: object) -> None:
         """Say a line to the program."""
         assert self._process.stdin is not None
-        self._process.stdin.write(" ".join(map(str, words)).encode() + b"\n")
+        self._process.stdin.write(" ".join(map(str, words)) + "\n")
         self._process.stdin.flush()
 
     def watch_tree(self) -> list[int]:
@@ -173,7 +166,7 @@ class Driver:
     def end(self) -> tuple[int, str]:
         """Wait for its end; return the exit code (or minus the signal), and its stderr."""
         _, errors = self._process.communicate(timeout=SOON)
-        return self._process.returncode, errors.decode()
+        return self._process.wait(), errors
 
     def __enter__(self) -> Self:
         return self
