@@ -6,7 +6,9 @@ import os
 import sys
 import threading
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 
 from raylite._kernel.arena import Arena
 from raylite._kernel.grpc import GrpcNetwork
@@ -29,6 +31,7 @@ from raylite.exceptions import (
     PeerLostError,
     RayError,
     RaySystemError,
+    SessionEndedError,
     raylet_died,
 )
 
@@ -247,11 +250,22 @@ def stop() -> None:
 
 
 def _stop_at_exit() -> None:
-    """Do it without a word about a Ctrl-C: the program has ended, and nothing there could catch it."""
+    """Do it without a word about a Ctrl-C: the program has ended, and nothing there could catch it.
+
+    Nor about daemon threads that wait for a value: they end with the program, wherever they are.
+    """
+    threading.excepthook = partial(_show_unless_ended, threading.excepthook)
     try:
         stop()
     except KeyboardInterrupt:
         stop()  # which does nothing, unless the interrupt came before it had begun
+
+
+def _show_unless_ended(
+    show: Callable[[threading.ExceptHookArgs], object], args: threading.ExceptHookArgs
+) -> None:
+    if not isinstance(args.exc_value, SessionEndedError):
+        show(args)
 
 
 def get() -> Session | None:

@@ -13,4 +13,5 @@ class CancelOutcome(enum.Enum):
     """It was interrupted, or was waiting to be tried again; its result is an error."""
 
     FINISHED_FIRST = "finished first"
-    """It had ended, or ended in spite of the interrupt: its result stays."""
+    """It had ended, perhaps cancelled by another, or ended in spite of the interrupt: its result, or
+    its error, stays."""

@@ -331,7 +331,8 @@ async def cancel(
 
     Returns:
         ``BEFORE_START``: it has not run and will not. ``WHILE_RUNNING``: it was interrupted.
-        ``FINISHED_FIRST``: it had ended, or ended in spite of the interrupt; its result stays.
+        ``FINISHED_FIRST``: it had ended, perhaps cancelled by another, or ended in spite of the
+        interrupt; its result, or its error, stays.
 
     Raises:
         TypeError: `ref` is neither.

@@ -165,7 +165,7 @@ class LocalCluster:
 
     @contextmanager
     def use(self) -> Iterator[Self]:
-        """Make this cluster the one that this thread's calls mean, for the block."""
+        """Make this cluster the one that this thread's calls mean, for a block that does not await."""
         place = self._cluster.place
         with import_module("raylite._runtime.context").at(place):
             yield self

@@ -307,7 +307,7 @@ class _Sender:
         self._pending: deque[_Call] = deque()
         self._sent: dict[_Sent, None] = {}
         self._functions: dict[Callable[..., Any], RemoteFunction[Any, Any]] = {}
-        self._call = _remote(_call, options)
+        self._callers: dict[str, RemoteFunction[Any, Any]] = {}  # `_call`, by the name it goes by
         #: What has ended, and None: look at what is pending.
         self._events: SimpleQueue[_Sent | None] = SimpleQueue()
         self._is_woken = False
@@ -372,9 +372,8 @@ class _Sender:
         try:
             if self._limit is None:
                 self._limit = _limit(call.place, self._options)
-            function = self._remote_of(call.fn)
-            args = call.args if function is not self._call else (call.fn, *call.args)
-            ref = function._submit(call.origin, args, call.kwargs)
+            function, lead = self._remote_of(call.fn)
+            ref = function._submit(call.origin, (*lead, *call.args), call.kwargs)
             if call.place.core.is_closed:
                 raise RaySystemError("the session that this belongs to has ended")
             if not isinstance(ref, ObjectRef):
@@ -386,17 +385,23 @@ class _Sender:
         self._sent[sent] = None
         call.place.core.watch(ref._entry, sent)
 
-    def _remote_of(self, fn: Any) -> RemoteFunction[Any, Any]:
-        """Return what calls the function: itself, sent once, if it will be there the next time."""
+    def _remote_of(self, fn: Any) -> tuple[RemoteFunction[Any, Any], tuple[Any, ...]]:
+        """Return what calls the function, and its arguments before the call's own.
+
+        It is the function itself, sent once, if it will be there the next time.
+        """
         if isinstance(fn, RemoteFunction):
-            return fn
+            return fn, ()
         if yields(fn):
             raise TypeError(f"{fn!r} does not have one result: a generator cannot be pickled")
         if not inspect.isfunction(fn) or not _is_of_module(fn):
-            return self._call
+            name = self._options.get("name") or _name(fn)
+            if name not in self._callers:
+                self._callers[name] = _remote(_call, {**self._options, "name": name})
+            return self._callers[name], (fn,)
         if fn not in self._functions:
             self._functions[fn] = _remote(fn, self._options)
-        return self._functions[fn]
+        return self._functions[fn], ()
 
 
 _senders: dict[_Sender, None] = {}
@@ -436,6 +441,13 @@ def _is_of_module(fn: Callable[..., Any]) -> bool:
     for name in fn.__qualname__.split("."):
         found = getattr(found, name, None)
     return found is fn
+
+
+def _name(fn: Any) -> str:
+    """Return what a call of something is called where tasks are named: as its own task would be."""
+    while isinstance(fn, functools.partial):
+        fn = fn.args[0] if fn.func is _call_each else fn.func
+    return str(getattr(fn, "__name__", None) or type(fn).__name__)
 
 
 def _call(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

@@ -94,6 +94,37 @@ def test_anything_that_can_be_called_can_be_submitted(
     assert executor.submit(fn, argument).result(SOON) == (2 if fn is int else 3)
 
 
+def _told_name(*_: Any) -> Any:
+    return ray.get_runtime_context().get_task_name()
+
+
+class Told:
+    def __call__(self, *args: Any) -> Any:
+        return _told_name()
+
+    def method(self) -> Any:
+        return _told_name()
+
+
+def test_a_call_goes_by_the_name_of_what_is_called(executor: Executor) -> None:
+    def local() -> Any:
+        return _told_name()
+
+    names: dict[str, Callable[[], Any]] = {
+        "_told_name": _told_name,
+        "<lambda>": lambda: _told_name(),
+        "local": functools.partial(functools.partial(local)),
+        "method": Told().method,
+        "Told": Told(),
+    }
+    called = {name: executor.submit(fn).result(SOON) for name, fn in names.items()}
+    assert called == {name: name for name in names}
+    assert list(executor.map(Told(), [1, 2], chunksize=2)) == ["Told", "Told"]
+    with Executor(name="given") as named:
+        assert named.submit(Told()).result(SOON) == "given"
+        assert named.submit(_told_name).result(SOON) == "given"
+
+
 def test_a_remote_function_keeps_its_own_options(executor: Executor) -> None:
     named = ray.remote(num_cpus=0)(divide)
     assert executor.submit(named, 4, 2).result(SOON) == 2

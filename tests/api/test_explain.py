@@ -85,3 +85,24 @@ def test_a_generator_stands_for_its_task() -> None:
 def test_only_a_reference_is_explained() -> None:
     with pytest.raises(TypeError, match=r"explain\(\) takes an ObjectRef, not int"):
         explain(3)  # type: ignore[arg-type]
+
+
+class OfTheProgram(Exception): ...
+
+
+def _fails(error: Exception) -> None:
+    raise error
+
+
+def test_what_has_failed_is_explained_by_its_error() -> None:
+    fails = ray.remote(_fails)
+    for error, said in (
+        (ValueError("no luck"), "ValueError: no luck"),
+        (OfTheProgram("nor here"), "OfTheProgram: nor here"),
+    ):
+        ref = fails.remote(error)
+        ray.wait([ref])
+        found = explain(ref)
+        assert found.state == "FAILED"
+        assert said in found.text
+        assert "in _fails" in found.text

@@ -396,6 +396,7 @@ def test_a_forked_child_has_no_session_and_may_start_its_own() -> None:
     if child == 0:
         code = 1
         try:
+            os.closerange(3, 4096)  # as who becomes a daemon does
             before = ray.is_initialized()
             with ray.init(num_cpus=1):
                 code = 0 if not before and ray.get(double.remote(3)) == 6 else 2
@@ -420,11 +421,17 @@ def test_a_killed_driver_leaves_no_process_behind(tmp_path: Path) -> None:
 
 def test_a_program_that_just_ends_says_nothing_and_leaves_nothing() -> None:
     done = drive("""
+    import threading
     @ray.remote
-    def f(): return 1
+    def f(seconds):
+        time.sleep(seconds)
+        return 1
     ray.init(num_cpus=1)
-    print(ray.get(f.remote()))
-    ref = f.remote()
+    print(ray.get(f.remote(0)))
+    ref = f.remote(60)
+    threading.Thread(target=ray.get, args=(ref,), daemon=True).start()  # it never comes back
+    while not ref._entry.waiters:
+        time.sleep(0.001)
     """)
     assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
 

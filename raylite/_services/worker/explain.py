@@ -20,6 +20,7 @@ from raylite._types.ids import ObjectID, TaskID
 from raylite._types.keys import LeaseID, TaskKey, WorkerKey
 from raylite._wire import hot
 from raylite._wire.hot import Explanation, Form, TaskState
+from raylite._wire.stories import story
 from raylite.exceptions import RayError
 
 PATIENCE = 2.0  # seconds for all answers; what nobody answers is an explanation, too
@@ -71,7 +72,7 @@ class ExplainService(Service, serves=(worker.Explain,)):
         value, id = entry.value, entry.id[:TASK].hex()
         assert value is not None
         if value.form == Form.ERROR:
-            text = "its task has failed, or it was lost: reading it raises the error"
+            text = f"its task has failed, or it was lost. Reading it raises\n{story(value.data)[1]}"
             return Explanation(TaskState.FAILED, text, task=id)
         if value.form == Form.INLINE:
             return Explanation(TaskState.FINISHED, f"it is here: {len(value.data)} bytes", task=id)
