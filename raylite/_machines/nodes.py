@@ -10,6 +10,8 @@ DEAD_KEPT = 10_000  # incarnations remembered as dead; older ones are gone for g
 RESTORED = 1.5  # times as long has a member that a GCS that was started again knows of
 SLOW = 3.0  # times as long has one that stands still, or says that its own loop does at times
 LAG = 1.0  # seconds for which it must have stood still
+GAP = 3.5  # beats without a sign of life after which a member is not heard steadily
+STEADY = 15.0  # seconds that others may take to reach again one that had fallen silent
 SUSPECT = 0.5  # of the grace is how long a node may be silent and be trusted
 BEAT, PER_SECOND = 1.0, 1000  # seconds between two signs of life, and how many may come in one
 SWEEP = 0.5  # seconds between two calls of `expire`
@@ -62,6 +64,7 @@ class Standing(Enum):
 class _Member(Struct):
     incarnation: int
     heard_at: float
+    steady_since: float
     patience: float = 1.0  # how many times the grace it may be silent
     answered_at: float = -inf  # when connections to it were last taken
     is_suspect: bool = False
@@ -88,7 +91,7 @@ class Nodes:
 
     def restored(self, node_id: bytes, incarnation: int, now: float) -> None:
         """A node was a member before the GCS was started: it has more than a grace to be heard."""
-        self._members.setdefault(node_id, _Member(incarnation, now, RESTORED))
+        self._members.setdefault(node_id, _Member(incarnation, now, now, RESTORED))
 
     def restored_dead(self, node_id: bytes, incarnation: int, reason: str) -> None:
         """A node had died before the GCS was started."""
@@ -111,7 +114,7 @@ class Nodes:
         effects: list[Effect] = []
         if standing is Standing.REPLACED:
             effects.append(self._die(node_id, "it was replaced by a new incarnation"))
-        self._members[node_id] = _Member(incarnation, now)
+        self._members[node_id] = _Member(incarnation, now, now)
         return [*effects, NodeJoined(node_id)]
 
     def heard(self, node_id: bytes, incarnation: int, now: float, lag: float = 0.0) -> list[Effect]:
@@ -205,6 +208,17 @@ class Nodes:
         member = self._members.get(node_id)
         return member is not None and member.incarnation == incarnation
 
+    def is_steady(self, node_id: bytes, now: float) -> bool:
+        """Whether a member has been heard without a gap for so long that all who can reach it do.
+
+        One that cannot be reached by others, and is not steady, may stand still: as long as that has
+        its grace nothing is to be ended for it, nor before the others have dialled again.
+        """
+        member = self._members.get(node_id)
+        if member is None or now - member.heard_at > GAP * self.beat:
+            return False
+        return now - member.steady_since >= STEADY
+
     def alive(self) -> list[bytes]:
         """Return the members, in the order they joined."""
         return list(self._members)
@@ -217,9 +231,12 @@ class Nodes:
         """Assert what always holds."""
         for node_id, member in self._members.items():
             assert (node_id, member.incarnation) not in self._dead, "a member that has died"
+            assert member.steady_since <= member.heard_at, "it is steady before it is heard"
 
     def _heard(self, node_id: bytes, now: float) -> list[Effect]:
         member = self._members[node_id]
+        if now - member.heard_at > GAP * self.beat:
+            member.steady_since = now
         member.heard_at, was_suspect, member.is_suspect = now, member.is_suspect, False
         return [NodeTrusted(node_id)] if was_suspect else []
 

@@ -273,6 +273,19 @@ def test_what_is_seen_of_another_incarnation_puts_nothing_off() -> None:
     assert died(nodes.expire(10.0)) == [A]
 
 
+def test_a_node_is_steady_when_it_was_heard_for_fifteen_seconds_without_a_gap() -> None:
+    nodes = Nodes(grace=100, stall=math.inf)
+    nodes.joined(A, 1, 0.0)
+    nodes.restored(B, 1, 0.0)
+    for second in range(1, 41):
+        if not 20 <= second < 25:  # a standstill too short for a doubt
+            nodes.heard(A, 1, float(second))
+        nodes.heard(B, 1, float(second))
+        assert nodes.is_steady(B, second) == (second >= 15)
+        assert nodes.is_steady(A, second) == (15 <= second < 23 or second >= 40)
+    assert not nodes.is_steady(b"unknown", 40.0)
+
+
 class NodesModel(RuleBasedStateMachine):
     """Joins, signs of life and ends of two incarnations of two nodes, in any order."""
 
@@ -281,6 +294,7 @@ class NodesModel(RuleBasedStateMachine):
         self.nodes = Nodes(grace=10, stall=math.inf)
         self.members: dict[bytes, tuple[int, float]] = {}  # and their patience, in graces
         self.heard: dict[bytes, float] = {}  # when each member was
+        self.steady: dict[bytes, float] = {}  # and since when without a gap
         self.answered: dict[bytes, float] = {}
         self.suspects: set[bytes] = set()
         self.told: list[bytes] = []
@@ -304,6 +318,7 @@ class NodesModel(RuleBasedStateMachine):
             self.perform(effects)
             self.members[node] = (incarnation, 1)
             self.hears(node, 1)
+            self.steady[node] = self.now
             self.answered.pop(node, None)
 
     @rule(
@@ -361,12 +376,14 @@ class NodesModel(RuleBasedStateMachine):
             incarnation, _ = self.members[node]
             self.nodes.restored(node, incarnation, self.now)
             self.members[node] = (incarnation, 1.5)
-            self.heard[node] = self.now
+            self.heard[node] = self.steady[node] = self.now
         for node, incarnation in self.dead:
             self.nodes.restored_dead(node, incarnation, "it had died")
 
     def hears(self, node: bytes, patience: float) -> None:
         self.members[node] = (self.members[node][0], patience)
+        if self.now - self.heard.get(node, -math.inf) > 3.5:
+            self.steady[node] = self.now
         self.heard[node] = self.now
         self.suspects.discard(node)
 
@@ -400,6 +417,8 @@ class NodesModel(RuleBasedStateMachine):
         assert {node for node, _ in self.nodes.suspects()} == self.suspects
         for node, (incarnation, _) in self.members.items():
             assert self.nodes.is_member(node, incarnation)
+            steady = self.now - self.heard[node] <= 3.5 and self.now - self.steady[node] >= 15
+            assert self.nodes.is_steady(node, self.now) == steady
 
 
 TestNodesModel = NodesModel.TestCase

@@ -8,11 +8,14 @@ import pytest
 
 from raylite._kernel.host import Host
 from raylite._kernel.seams import now
+from raylite._kernel.service import Service, handles
 from raylite._kernel.wire import Wire, WireEvents
 from raylite._machines.roster import Roster, part_of
+from raylite._protocol import raylet
 from raylite._protocol.gcs import Nodes
 from raylite._runtime.components import build_gcs
 from raylite._services.gcs.storage import MemoryStorage
+from raylite._wire import hot
 from raylite._wire.messages import gcs as msg
 from raylite.exceptions import AuthenticationError, NodeDiedError, UnavailableError
 from raylite.testing.loop import SimLoop
@@ -480,3 +483,49 @@ async def test_who_compares_while_a_change_is_not_durable_is_told_what_watchers_
             assert not (await raylet.nodes.compare(msg.KnownNodes(known.digests()))).parts
             storage.release()
         assert (await raylet.nodes.compare(msg.KnownNodes(known.digests()))).parts
+
+
+class Lessor(Service, serves=(raylet.Fences,)):
+    """A raylet that ends what it is told to."""
+
+    def __init__(self) -> None:
+        self.ended: list[hot.Fence] = []
+
+    @handles(raylet.Fences.ask)
+    def ask(self, fence: hot.Fence) -> hot.Fenced:
+        raise AssertionError("nobody asks here")
+
+    @handles(raylet.Fences.revoke)
+    def revoke(self, fence: hot.Fence) -> hot.Fenced:
+        self.ended.append(fence)
+        return hot.Fenced()
+
+
+@simulated
+async def test_leases_of_a_node_that_is_silent_or_was_a_moment_ago_are_not_ended() -> None:
+    """It may stand still; then it has them when it goes on, and is dead when its grace is over."""
+    async with life(MemoryStorage(), health_check_timeout_ms=60_000) as gcs:
+        client, owner, lessor = gcs.client(), gcs.client(), Lessor()
+        host = Host(client.network, lessor)
+        running = host.start("lessor")
+        await client.nodes.register(node())
+        fence = hot.Fence(b"n", b"owner", (b"lease",))
+        await beat(client, 20)
+        assert await owner.nodes.fence(fence) == hot.Fenced()
+        assert len(lessor.ended) == 1
+        await anyio.sleep(4)
+        with pytest.raises(UnavailableError, match="was silent a moment ago"):
+            await owner.nodes.fence(fence)
+        await beat(client, 14)
+        with pytest.raises(UnavailableError, match="was silent a moment ago"):
+            await owner.nodes.fence(fence)
+        await beat(client, 2)
+        await owner.nodes.fence(fence)
+        assert len(lessor.ended) == 2
+        events = nodes_of(owner.nodes.watch(msg.WatchNodes()))
+        await take(events, 2)
+        dead = await owner.nodes.fence(fence)
+        assert dead.death.startswith("it was silent for")
+        assert len(lessor.ended) == 2
+        host.stop()
+        await running

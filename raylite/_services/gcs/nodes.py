@@ -136,12 +136,20 @@ class NodeService(Service, serves=(gcs.Nodes,)):
 
     @handles(gcs.Nodes.fence)
     async def fence(self, fence: hot.Fence) -> hot.Fenced:
-        """Have a node end leases whose holder it cannot reach; a dead node has none."""
+        """Have a node end leases whose holder it cannot reach; a dead node has none.
+
+        One that nobody hears may stand still, and go on with them: it has its grace, as ever.
+        """
         row, link = self._table.rows.get(fence.node), self._links.get(fence.node)
         if row is not None and not row.alive:
             return hot.Fenced(death=row.death_reason or "it died")
         if link is None or link.is_ended:
             raise UnavailableError(f"node {fence.node.hex()} cannot be told now: ask again")
+        if not self.membership.is_steady(fence.node, now()):
+            raise UnavailableError(
+                f"node {fence.node.hex()} was silent a moment ago, and may be reached again or die "
+                "soon: ask again"
+            )
         epoch = self._epoch.message
         fence = msgspec.structs.replace(fence, cluster=epoch.cluster_id, epoch=epoch.number)
         return await raylet.Fences(link).revoke(fence)
