@@ -15,7 +15,7 @@ class Door(asyncio.Protocol):
     The connection is made, and is the first to write, when the peer has begun with HTTP/2: what
     knocks in vain stays cheap. Once the peer has `passed`, the connection is the transport's
     protocol, and costs what it would have cost without a door. However the connection ends, the
-    guard is told once.
+    guard is told once; of a peer that leaves before it has said anything, that it has left.
     """
 
     def __init__(
@@ -91,6 +91,14 @@ class Door(asyncio.Protocol):
             elif len(self._early) >= len(PREFACE):
                 self._begin()
 
+    @property
+    def _has_spoken(self) -> bool:
+        """Whether the peer has said anything, be it TLS. Who has not has tried nothing but the port."""
+        transport = self._transport
+        return self._heard > 0 or (
+            transport is not None and transport.get_extra_info("sslcontext") is not None
+        )
+
     def pause_writing(self) -> None:
         if self._connection is not None:
             self._connection.pause_writing()
@@ -100,7 +108,8 @@ class Door(asyncio.Protocol):
             self._connection.resume_writing()
 
     def connection_lost(self, error: BaseException | None) -> None:
-        self.failed("ended without a proof")
+        if self._has_spoken:
+            self.failed("ended without a proof")
         self.leave()
         if self._connection is not None:
             self._connection.connection_lost(error)

@@ -7,6 +7,7 @@ nobody could say no in time.
 import asyncio
 import errno
 import os
+import select
 import socket
 import stat
 from collections.abc import Callable
@@ -70,6 +71,13 @@ def is_own_user(peer: socket.socket) -> bool:
     """Whether the process at the other end of a unix socket is this user's."""
     credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     return int.from_bytes(credentials[4:8], "little") == os.geteuid()
+
+
+def has_left(peer: socket.socket) -> bool:
+    """Whether the other end of a connection has closed it, or said its last word, by now."""
+    poll = select.poll()
+    poll.register(peer, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 class Listener:

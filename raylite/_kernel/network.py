@@ -135,7 +135,7 @@ class Network(ABC):
     async def knock(self, address: str) -> None:
         """Have the system take a connection to an address, whatever the process does; else an OSError.
 
-        To be done only if dialling fails: a process that lives counts it as a stranger's attempt.
+        It is closed without a word: a process that lives lets nobody in for it, nor counts it as a failure.
         """
         raise ConnectionError(f"whether anybody takes connections to {address} cannot be told")
 

@@ -16,7 +16,7 @@ from raylite._kernel.connection import Connection
 from raylite._kernel.door import Door
 from raylite._kernel.guard import Admission, Guard
 from raylite._kernel.handshake import Channel, path_channel, tcp_channel, tls_channel
-from raylite._kernel.listener import Listener, bind, bound_place, is_own_user
+from raylite._kernel.listener import Listener, bind, bound_place, has_left, is_own_user
 from raylite._kernel.scope import Scope
 from raylite._kernel.tls import Tls
 from raylite._kernel.wire import CLOSING
@@ -125,6 +125,9 @@ class Reception:
         """Let a connection in that was just accepted, if there is room for it."""
         if isinstance(place, UnixAddress) and not is_own_user(sock):
             self._local_guard.refused["another user"] += 1
+            sock.close()
+            return
+        if has_left(sock):  # it has only tried, or waited in vain: nobody is to be let in
             sock.close()
             return
         if isinstance(place, UnixAddress) and not self._rules.has_token:

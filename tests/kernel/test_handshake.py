@@ -548,6 +548,70 @@ def test_who_fails_too_often_is_asked_later() -> None:
     run_on("grpc-tcp", scenario)
 
 
+def knocked(address: str, said: bytes = b"") -> None:
+    """Connect and close, before the process there has had a moment to look."""
+    kind, _, rest = address.partition(":")
+    if kind == "unix":
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(rest)
+    else:
+        host, _, port = rest.rpartition(":")
+        sock = socket.create_connection((host, int(port)))
+    with sock:
+        sock.sendall(said)
+
+
+@PLACES
+def test_who_only_tries_whether_connections_are_taken_has_not_failed(kind: str) -> None:
+    """So does the GCS with a raylet that is silent; and who dials one that stands still gives up in time."""
+
+    async def scenario(rig: Rig) -> None:
+        strict = Admission(failures=1, period=3600.0, tarpit=60.0)
+        async with serving(rig, ToyService(), strict) as there:
+            for said in (b"", b"", PREFACE, b"GET / HTTP/1.1\r\n\r\n"):
+                knocked(rig.address("there"), said)
+            here = network(rig, cluster_token())
+            assert await Toy(here.connect(rig.address("there"))).echo(b"at once") == b"at once"
+            assert there.refused == {}
+            await here.close()
+
+    run_on(kind, scenario)
+
+
+@SOCKETS
+@pytest.mark.parametrize(
+    ("said", "refused"), [(b"", {}), (PREFACE[:3], {"ended without a proof": 1})]
+)
+def test_who_leaves_has_failed_if_it_had_begun(
+    kind: str, said: bytes, refused: dict[str, int]
+) -> None:
+    async def scenario(rig: Rig) -> None:
+        async with serving(rig, ToyService()) as there:
+            async with connected(rig.address("there")) as (_, writer):
+                writer.write(said)
+                await until(
+                    lambda: [door._heard for door in there._reception._doors] == [len(said)]
+                )
+            await until(lambda: not there._reception._doors)
+            assert there.refused == refused
+
+    run_on(kind, scenario)
+
+
+def test_knocking_is_no_failure() -> None:
+    async def scenario(rig: Rig) -> None:
+        async with serving(rig, ToyService()) as there:
+            here = network(rig, cluster_token())
+            for _ in range(20):
+                await here.knock(rig.address("there"))
+            assert await Toy(here.connect(rig.address("there"))).echo(b"") == b""
+            await until(lambda: not there._reception._doors)
+            assert there.refused == {}
+            await here.close()
+
+    run_on("grpc-tcp", scenario)
+
+
 BEGIN = PREFACE + b"\0\0\0\4\0\0\0\0\0"
 
 
@@ -582,6 +646,7 @@ def test_there_is_one_method_and_all_others_are_unknown() -> None:
             assert set(there.server._mapping) == {PATH}
             for path in ("/raylite.Link/Close", "/grpc.reflection.v1.ServerReflection/Info", "/"):
                 async with connected(rig.address("there")) as (reader, writer):
+                    await until(lambda: bool(there._reception._doors))
                     writer.write(BEGIN + request(path) + data_frame(b"anything"))
                     writer.write_eof()
                     await wait_end(reader)
