@@ -14,7 +14,15 @@ its borrowings, whatever the counts.
 
 Objects whose values hold each other in a circle keep each other alive; like Ray, we do not look for
 such circles.
+
+What a borrower says may be lost, when a session ends that nobody could resume. Then its holdings are
+*reviewed*: it is told what it borrows, as far as is known here, and says which of that it does not
+hold. What it has begun to borrow meanwhile is not in question. It says so after all that it has given up,
+in the same order of messages, so nothing is counted twice.
 """
+
+from collections.abc import Iterable
+from itertools import count
 
 from msgspec import Struct
 
@@ -64,12 +72,21 @@ Effect = Free | GiveUp
 _NOTHING: list[Effect] = []  # shared, and never changed: most drops end nothing
 
 
+class _Review(Struct):
+    """A borrower is being asked what it holds; `open` is what it did not begin to borrow meanwhile."""
+
+    number: int
+    open: dict[ObjectKey, None]
+
+
 class Refs:
     """The references of one process, by object."""
 
     def __init__(self) -> None:
         self.table: dict[ObjectKey, Reference] = {}
         self._debts: dict[ObjectKey, dict[str, int]] = {}
+        self._reviews: dict[str, _Review] = {}  # by borrower
+        self._numbers = count(1)
 
     def add(self, reference: Reference) -> None:
         """Begin to keep a reference that something holds."""
@@ -101,6 +118,8 @@ class Refs:
 
     def borrowed(self, id: ObjectKey, borrower: str) -> list[Effect]:
         """Another process began to hold an object of ours."""
+        if self._reviews and (review := self._reviews.get(borrower)) is not None:
+            review.open.pop(id, None)
         reference = self.table.get(id)
         if reference is None or self._pays_debt(id, borrower):
             return _NOTHING
@@ -123,8 +142,32 @@ class Refs:
             del borrowers[borrower]
         return _NOTHING if reference.is_held else self._end(reference)
 
+    def review(self, borrower: str) -> tuple[int, list[ObjectKey]]:
+        """Return what a process borrows, for it to say what of that it holds no more, and a number.
+
+        The number is for `unheld`. A review that was begun before is over.
+        """
+        lent = [id for id, each in self.table.items() if borrower in (each.borrowers or ())]
+        review = self._reviews[borrower] = _Review(next(self._numbers), dict.fromkeys(lent))
+        return review.number, lent
+
+    def unheld(self, borrower: str, number: int, ids: Iterable[ObjectKey]) -> list[Effect]:
+        """A process does not hold these, which was asked in the review of this number."""
+        review = self._reviews.get(borrower)
+        if review is None or review.number != number:
+            return _NOTHING
+        del self._reviews[borrower]
+        ended: list[Reference] = []
+        for id in ids:
+            reference = self.table.get(id)
+            if id in review.open and reference is not None and reference.borrowers:
+                if reference.borrowers.pop(borrower, 0) and not reference.is_held:
+                    ended.append(reference)
+        return self._end(*ended)
+
     def borrower_died(self, borrower: str) -> list[Effect]:
         """A process ended: whatever it borrowed, it holds no more."""
+        self._reviews.pop(borrower, None)
         for id in [id for id, debts in self._debts.items() if borrower in debts]:
             self._settle(id, borrower)
         ended: list[Reference] = []

@@ -40,6 +40,16 @@ class Owner(Interface):
     cancel = call(hot.CancelTask, hot.Cancelled)  # replies when the task has ended
     give_up = batch(hot.Borrow, bulk=False)  # the borrower holds these no more
     received = batch(bytes, bulk=False)  # a value's references have found their new holder
+    review = post(
+        str
+    )  # from a borrower (its address), whose session has ended: what is lent to it?
+    unheld = post(hot.Unheld)  # its answer to `Borrower.lent`, in the lane of `give_up`
+
+
+class Borrower(Interface):
+    """An object's owner to a borrower."""
+
+    lent: post[hot.Lent] = post(hot.Lent)  # the answer to `review`
 
 
 class Explain(Interface):

@@ -596,6 +596,22 @@ class Borrow(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     borrower: str
     ids: tuple[bytes, ...]
+    number: int = 0  # the sender's, if it may have to say so again: once is meant
+
+
+class Lent(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What of its own an owner takes its receiver to borrow, in a review of this number."""
+
+    number: int
+    ids: tuple[bytes, ...]
+
+
+class Unheld(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What of that `borrower` (an address) does not hold."""
+
+    borrower: str
+    number: int
+    ids: tuple[bytes, ...]
 
 
 class OutputLines(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -1,6 +1,7 @@
 """References: an object lives while something holds it, wherever that is, and no longer."""
 
 from collections import Counter
+from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
@@ -237,9 +238,62 @@ def test_an_object_can_be_added_again_after_its_end() -> None:
     assert refs.dropped_local(inner) == [Free(inner)]
 
 
+# ---- what a borrower has said in vain ------------------------------------------------------
+
+
+def test_what_a_borrower_gave_up_unheard_goes_when_it_is_reviewed() -> None:
+    refs = Refs()
+    a, b, c = keep(refs, 1), keep(refs, 2), keep(refs, 3)
+    for each in (a, b):
+        refs.borrowed(each.id, "b")
+        refs.dropped_local(each)
+    refs.borrowed(c.id, "c")
+    number, lent = refs.review("b")
+    assert lent == [a.id, b.id]
+    assert refs.unheld("b", number, [a.id, c.id, key(9)]) == [Free(a)]
+    assert refs.unheld("b", number, [b.id]) == []  # it says so twice
+    assert refs.gave_up(b.id, "b") == [Free(b)]
+    refs.check()
+
+
+def test_what_it_begins_to_borrow_meanwhile_is_not_in_question() -> None:
+    refs = Refs()
+    a = keep(refs, 1)
+    refs.borrowed(a.id, "b")
+    number, lent = refs.review("b")
+    refs.borrowed(a.id, "b")  # again, after it was asked
+    assert refs.unheld("b", number, lent) == []
+    assert refs.dropped_local(a) == []
+    assert refs.gave_up(a.id, "b") == []
+    number, lent = refs.review("b")  # and its first end was lost
+    assert refs.unheld("b", number, lent) == [Free(a)]
+
+
+def test_the_answer_to_another_review_is_none() -> None:
+    refs = Refs()
+    a = keep(refs, 1)
+    refs.borrowed(a.id, "b")
+    refs.dropped_local(a)
+    (first, lent), (second, _) = refs.review("b"), refs.review("b")
+    assert refs.unheld("b", first, lent) == []
+    assert refs.unheld("c", second, lent) == []
+    assert refs.borrower_died("b") == [Free(a)]
+    assert refs.unheld("b", second, lent) == []
+
+
 # ---- the model -----------------------------------------------------------------------------
 
 BORROWERS = ("b", "c")
+
+
+@dataclass
+class Answer:
+    """What a borrower says in a review, and what it had given up `before`, which is heard first."""
+
+    borrower: str
+    number: int
+    unheld: list[ObjectKey]
+    before: list[tuple[ObjectKey, str]]
 
 
 class World(RuleBasedStateMachine):
@@ -258,6 +312,9 @@ class World(RuleBasedStateMachine):
         self.contents: dict[ObjectKey, list[ObjectKey]] = {}
         self.news: list[tuple[ObjectKey, str]] = []  # borrowings whose news is on its way
         self.farewells: list[tuple[ObjectKey, str]] = []  # and endings
+        self.lost: list[tuple[ObjectKey, str]] = []  # endings of which nobody will hear
+        self.reviews: dict[str, tuple[int, list[ObjectKey]]] = {}
+        self.answers: list[Answer] = []
         self.expected: set[ObjectKey] = set()
         self.last = 0
 
@@ -340,12 +397,55 @@ class World(RuleBasedStateMachine):
         self.let_go(id, borrower)
         self.perform(self.refs.gave_up(id, borrower))
 
+    @precondition(lambda self: self.farewells)
+    @rule(choice=st.integers(0, 99))
+    def lose(self, choice: int) -> None:
+        """A session ends before an ending was heard."""
+        self.lost.append(self.farewells.pop(choice % len(self.farewells)))
+
+    @rule(borrower=st.sampled_from(BORROWERS))
+    def review(self, borrower: str) -> None:
+        self.reviews[borrower] = self.refs.review(borrower)
+
+    @precondition(lambda self: self.reviews)
+    @rule(borrower=st.sampled_from(BORROWERS))
+    def answer(self, borrower: str) -> None:
+        """A borrower says what it does not hold now. It may be asked twice, and answer both."""
+        if borrower in self.reviews:
+            number, lent = self.reviews[borrower]
+            unheld = [id for id in lent if id not in self.truth or not self.lasting(id, borrower)]
+            before = [each for each in self.farewells if each[1] == borrower]
+            self.answers.append(Answer(borrower, number, unheld, before))
+
+    @precondition(lambda self: self.answers)
+    @rule()
+    def hear_an_answer(self) -> None:
+        """After all that was given up before it; each is heard in the order in which it was said."""
+        answer = self.answers.pop(0)
+        for farewell in answer.before:
+            if farewell in self.farewells:
+                self.hear_of_giving_up(self.farewells.index(farewell))
+        for id in answer.unheld if answer.number == self.open_review(answer.borrower) else ():
+            if id in self.refs._reviews[answer.borrower].open and id in self.truth:
+                known = (self.references[id].borrowers or {}).get(answer.borrower, 0)
+                for _ in range(known):
+                    self.lost.remove((id, answer.borrower))  # ValueError: it holds that
+                    self.let_go(id, answer.borrower)
+        self.perform(self.refs.unheld(answer.borrower, answer.number, answer.unheld))
+
+    def open_review(self, borrower: str) -> int:
+        review = self.refs._reviews.get(borrower)
+        return 0 if review is None else review.number
+
     @rule(borrower=st.sampled_from(BORROWERS))
     def borrower_dies(self, borrower: str) -> None:
         """What it told before is heard before; a process of the same name starts anew."""
         while late := [i for i, (_, who) in enumerate(self.news) if who == borrower]:
             self.hear_of_borrowing(late[0])
         self.farewells = [each for each in self.farewells if each[1] != borrower]
+        self.lost = [each for each in self.lost if each[1] != borrower]
+        self.answers = [each for each in self.answers if each.borrower != borrower]
+        self.reviews.pop(borrower, None)
         for id in [id for id, holds in self.truth.items() if holds[borrower]]:
             for _ in range(self.truth[id][borrower]):
                 self.let_go(id, borrower)
@@ -358,7 +458,8 @@ class World(RuleBasedStateMachine):
 
     def lasting(self, id: ObjectKey, borrower: str) -> int:
         """Return how many borrowings the borrower has not ended."""
-        return self.truth[id][borrower] - self.farewells.count((id, borrower))
+        ended = self.farewells.count((id, borrower)) + self.lost.count((id, borrower))
+        return self.truth[id][borrower] - ended
 
     def let_go(self, id: ObjectKey, hold: str) -> None:
         """Take one hold away, and work out what ends with it."""

@@ -6,7 +6,7 @@ from typing import Any
 import anyio
 import pytest
 
-from raylite._protocol import gcs
+from raylite._protocol import gcs, worker
 from raylite._services.gcs.storage import MemoryStorage
 from raylite._services.worker.fates import Fates
 from raylite._types.marks import mark_of_node
@@ -166,3 +166,119 @@ async def test_what_a_gcs_says_that_was_replaced_is_not_believed() -> None:
         epochs = cluster_service._epochs
         assert epochs.obeys(epochs._cluster or b"", 2)
         assert not await fates.is_dead(unknown)
+
+
+# ---- what was said in vain ---------------------------------------------------------------
+
+
+async def borrowed(nodes: Nodes) -> tuple[Driver, Driver, Any, Any]:
+    """A pair, and an object of the one that only the other holds."""
+    owner, reader = await pair(nodes)
+    ref = await owner.put(b"small")
+    mine = reader.ref(ref)
+    await reader.core.owner.register([mine._entry])
+    assert await mine == b"small"
+    return owner, reader, ref, mine
+
+
+def count_of(driver: Driver) -> int:
+    """How many objects a process knows."""
+    driver.core.handover.drain()
+    return len(driver.core.owner.refs.table)
+
+
+@simulated
+async def test_what_was_given_up_during_a_cut_goes_when_it_is_over() -> None:
+    async with cluster() as nodes:
+        owner, reader, ref, mine = await borrowed(nodes)
+        kept = await owner.put(b"kept")
+        also = reader.ref(kept)
+        await reader.core.owner.register([also._entry])
+        del ref, kept
+        await anyio.sleep(1.0)
+        cut(nodes)
+        await anyio.sleep(1.0)
+        del mine
+        assert (count_of(reader), count_of(owner)) == (1, 2)
+        await anyio.sleep(OVER)
+        heal(nodes)
+        await anyio.sleep(3.0)
+        assert count_of(owner) == 1
+        assert await also == b"kept"
+        del also
+        count_of(reader)
+        await anyio.sleep(3.0)
+        assert count_of(owner) == 0
+
+
+@simulated
+async def test_what_another_tells_late_of_a_borrower_is_reviewed_once_more() -> None:
+    async with cluster() as nodes:
+        owner, reader, ref, mine = await borrowed(nodes)
+        await anyio.sleep(1.0)
+        cut(nodes)
+        await anyio.sleep(1.0)
+        del mine
+        count_of(reader)
+        await anyio.sleep(OVER)
+        heal(nodes)
+        await anyio.sleep(3.0)
+        owner.core.owner.borrow(hot.Borrow(reader.network.address, (ref._entry.id,)))
+        del ref
+        assert count_of(owner) == 1
+        await anyio.sleep(LINKS.session_timeout + 1.0)
+        assert count_of(owner) == 0
+
+
+@simulated
+async def test_a_borrowing_that_is_told_again_counts_once() -> None:
+    async with cluster() as nodes:
+        owner, reader, ref, mine = await borrowed(nodes)
+        borrow = hot.Borrow(reader.network.address, (ref._entry.id,), 77)
+        del ref
+        for _ in range(2):
+            link = reader.network.connect(owner.network.address)
+            await worker.Owner(link).borrow(borrow)
+        worker.Owner(link).give_up(borrow)
+        del mine
+        count_of(reader)
+        await anyio.sleep(1.0)
+        assert count_of(owner) == 0
+
+
+@simulated
+async def test_a_review_that_a_cut_interrupts_begins_anew() -> None:
+    async with cluster() as nodes:
+        owner, reader, ref, mine = await borrowed(nodes)
+        del ref
+        await anyio.sleep(1.0)
+        held = [mine]
+        del mine
+        for _ in range(3):
+            cut(nodes)
+            held.clear()
+            count_of(reader)
+            await anyio.sleep(OVER)
+            heal(nodes)
+            link = reader.network.connect(owner.network.address)
+            await link.wait_attached()
+        await anyio.sleep(3.0)
+        assert count_of(owner) == 0
+
+
+@simulated
+async def test_the_death_of_an_owner_ends_what_is_owed_to_it() -> None:
+    async with cluster() as nodes:
+        owner, reader, ref, mine = await borrowed(nodes)
+        await anyio.sleep(1.0)
+        cut(nodes)
+        del mine
+        count_of(reader)
+        await anyio.sleep(OVER)
+        del ref
+        await owner.die()
+        owner.node.drivers.remove(owner)
+        heal(nodes)
+        await anyio.sleep(OVER)
+        assert owner.network.address not in reader.network._links
+        assert not reader.core.owner._holdings._told

@@ -3,6 +3,7 @@
 import asyncio
 import weakref
 from collections.abc import Callable, Iterable
+from itertools import count
 from typing import Protocol
 
 from raylite._kernel.link import Link
@@ -11,6 +12,7 @@ from raylite._kernel.service import Service, every, handles
 from raylite._machines.refs import Effect, Free, GiveUp, Refs
 from raylite._protocol import worker
 from raylite._services.worker.fates import Fates
+from raylite._services.worker.holdings import Holdings
 from raylite._services.worker.locations import LocationService
 from raylite._services.worker.objects import Entry, Keeper
 from raylite._services.worker.unhandled import UnhandledErrors
@@ -30,6 +32,7 @@ from raylite.exceptions import (
 
 ID = 28  # bytes of an object's id: what its name in an arena begins with
 _DEAD_KEPT = 10_000  # addresses of ended processes, against messages that name them late
+_BORROWS_KEPT = 10_000  # that were told; one that comes twice after as many others counts twice
 
 
 class Canceller(Protocol):
@@ -38,13 +41,16 @@ class Canceller(Protocol):
     async def serve(self, request: hot.CancelTask) -> hot.Cancelled: ...
 
 
-class OwnerService(Service, serves=(worker.Owner,)):
+class OwnerService(Service, serves=(worker.Owner, worker.Borrower)):
     """Keeps every entry of this process. `Refs` decides how long; this class carries it out."""
 
     def __init__(self, network: Network, locations: LocationService, raylet_link: Link) -> None:
         self._network = network
         self._locations = locations
         self._fates = Fates(raylet_link, self.spawn)
+        self._holdings = Holdings(network, self.scope, self._is_dead)
+        self._borrows: dict[tuple[str, int], None] = {}  # by who told it, and the number
+        self._borrow_numbers = count(1)
         locations.on_lost = self._lost
         self.refs: Refs = Refs()
         self.canceller: Canceller
@@ -152,7 +158,7 @@ class OwnerService(Service, serves=(worker.Owner,)):
 
     async def lend(self, owner: str, borrower: str, ids: list[ObjectKey]) -> None:
         """Tell an owner that a process holds its objects; returns when it knows, or is dead."""
-        borrow = hot.Borrow(borrower, tuple(ids))
+        borrow = hot.Borrow(borrower, tuple(ids), next(self._borrow_numbers))
         while owner not in self._dead:
             try:
                 await worker.Owner(self._network.connect(owner)).borrow(borrow)
@@ -196,6 +202,13 @@ class OwnerService(Service, serves=(worker.Owner,)):
         """A process holds objects of ours; not if it is dead already, and this is late news."""
         if request.borrower in self._dead:
             return
+        if request.number:  # told on a link, and perhaps on another before: it brought no answer
+            told = self.caller.peer, request.number
+            if told in self._borrows:
+                return
+            self._borrows[told] = None
+            if len(self._borrows) > _BORROWS_KEPT:
+                del self._borrows[next(iter(self._borrows))]
         for id in request.ids:
             self.perform(self.refs.borrowed(ObjectKey(id), request.borrower))
 
@@ -209,6 +222,33 @@ class OwnerService(Service, serves=(worker.Owner,)):
             for id in borrow.ids:
                 self.perform(self.refs.gave_up(ObjectKey(id), borrow.borrower))
         self.on_released()
+
+    @handles(worker.Owner.review)
+    async def review(self, borrower: str) -> None:
+        link = self.caller
+        try:
+            await link.wait_room()
+            number, ids = self.refs.review(borrower)
+            worker.Borrower(link).lent(hot.Lent(number, tuple(ids)))
+        except RayError:  # it has ended: if the borrower lives, it asks again
+            pass
+
+    @handles(worker.Owner.unheld)
+    def unheld(self, unheld: hot.Unheld) -> None:
+        ids = map(ObjectKey, unheld.ids)
+        self.perform(self.refs.unheld(unheld.borrower, unheld.number, ids))
+        self.on_released()
+
+    @handles(worker.Borrower.lent)
+    async def lent(self, lent: hot.Lent) -> None:
+        """Say which of these this process does not hold. What it is about to let go, it gives up later."""
+        link = self.caller
+        try:
+            await link.wait_room()
+            ids = tuple(id for id in lent.ids if ObjectKey(id) not in self.refs.table)
+            worker.Owner(link).unheld(hot.Unheld(self._network.address, lent.number, ids))
+        except RayError:
+            pass
 
     @handles(worker.Owner.received)
     def received(self, tasks: list[bytes]) -> None:
@@ -299,6 +339,7 @@ class OwnerService(Service, serves=(worker.Owner,)):
         if entry.is_registered and entry.owner not in self._dead:
             link = self._network.connect(entry.owner)
             if not link.is_ended:
+                self._holdings.told(link)
                 worker.Owner(link).give_up(hot.Borrow(self._network.address, (entry.id,)))
 
     async def _pull(self, entry: Entry) -> None:
