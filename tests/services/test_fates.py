@@ -12,7 +12,7 @@ from raylite._services.worker.fates import Fates
 from raylite._types.marks import mark_of_node
 from raylite._wire import hot
 from raylite.exceptions import OwnerDiedError, UnavailableError
-from tests.services.nodes import GCS, LINKS, Driver, Nodes, cluster
+from tests.services.nodes import GCS, LINKS, MB, Driver, Nodes, cluster
 from tests.services.rig import life, simulated
 
 OVER = 3 * LINKS.session_timeout  # seconds after which a session has ended more than once
@@ -282,3 +282,26 @@ async def test_the_death_of_an_owner_ends_what_is_owed_to_it() -> None:
         await anyio.sleep(OVER)
         assert owner.network.address not in reader.network._links
         assert not reader.core.owner._holdings._told
+
+
+@simulated
+async def test_a_node_that_could_not_be_told_frees_an_object_when_it_can() -> None:
+    async with cluster() as nodes:
+        a, b = await nodes.add("a"), await nodes.add("b")
+        owner = await a.driver("owner")
+        refs = [await owner.put(bytes(MB), at=b) for _ in range(2)]
+        await anyio.sleep(1.0)
+        cut(nodes)
+        del refs[0]
+        count_of(owner)
+        await anyio.sleep(OVER)
+        assert b.used > 2 * MB
+        heal(nodes)
+        await anyio.sleep(3.0)
+        assert MB < b.used < 2 * MB
+        assert await refs[0] == bytes(MB)
+        refs.clear()
+        count_of(owner)
+        await anyio.sleep(1.0)
+        assert b.used == 0
+        assert a.raylet.copies._unheard == {}

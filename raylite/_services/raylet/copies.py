@@ -56,6 +56,8 @@ class CopyService(Service, serves=(raylet.Copies, raylet.Relays)):
         self._numbers = itertools.count(1)
         # For nodes that have not been heard of yet; an owner may know of one before this raylet.
         self._parked: dict[NodeKey, list[hot.Order]] = {}
+        # On their way; those that a session has not brought are sent on the next one.
+        self._unheard: dict[Link, list[hot.Order]] = {}
         self._owners: dict[str, Link] = {}
         self._gone: dict[str, None] = {}  # owners that have ended
         self.on_owner_died: list[Callable[[str], None]] = [self._free_copies]
@@ -94,7 +96,7 @@ class CopyService(Service, serves=(raylet.Copies, raylet.Relays)):
             if node == self._cluster.local:
                 self._obey(order)
             elif (address := self._cluster.address_of(node)) is not None:
-                raylet.Copies(self._network.connect(address)).order(order)
+                self._send(address, order)
             elif not self._cluster.remind(self.caller, node):
                 self._parked.setdefault(node, []).append(order)
 
@@ -184,12 +186,39 @@ class CopyService(Service, serves=(raylet.Copies, raylet.Relays)):
             news = hot.CopyNews(key, self._cluster.local, size, next(self._numbers), is_there)
             worker.Locations(link).news(news)
 
+    def _send(self, address: str, order: hot.Order) -> None:
+        link = self._network.connect(address)
+        if self.scope.is_closed:
+            return  # this raylet ends
+        if (unheard := self._unheard.get(link)) is None:
+            unheard = self._unheard[link] = []
+            self.spawn(self._send_again(link, address), "see orders arrive")
+        unheard.append(order)
+        raylet.Copies(link).order(order)
+
+    async def _send_again(self, link: Link, address: str) -> None:
+        """Wait until the orders sent on a link have been received; or send them on the next one.
+
+        To obey one twice changes nothing: what is dropped never comes again by the same key.
+        """
+        unheard = self._unheard[link]
+        while unheard and not link.is_ended:
+            sent = len(unheard)
+            await link.wait_received()
+            if not link.is_ended:
+                del unheard[:sent]
+        del self._unheard[link]
+        if isinstance(link.error, PeerLostError) and not link.error.confirmed:
+            for order in unheard:
+                if self._cluster.node_at(address) == NodeKey(order.node):  # or it has died
+                    self._send(address, order)
+
     def _send_parked(self, node: NodeKey) -> None:
         if orders := self._parked.pop(node, None):
             address = self._cluster.address_of(node)
             assert address is not None
             for order in orders:
-                raylet.Copies(self._network.connect(address)).order(order)
+                self._send(address, order)
 
     def _forget_parked(self, node: NodeKey) -> None:
         self._parked.pop(node, None)
