@@ -193,6 +193,9 @@ class Watch:
     excused: bool = False
     """Whether the present test uses a holder, so that growth is the holder's business."""
 
+    since_frozen: int = 0
+    """The tests since all that lives was put out of the collector's sight."""
+
     def accept(self, now: Holdings) -> None:
         """Take what is held now as given: it was reported, is tolerated, or belongs to a holder."""
         if not self.excused:
@@ -264,6 +267,19 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     session.config.stash[WATCH].before = Holdings.now()
 
 
+def _keep_collections_cheap(watch: Watch) -> None:
+    """Put away again what pytest and caches have come to hold, which is never garbage.
+
+    Or each test's collection looks through what all tests before it have left there. Not while a
+    wide fixture lives: what belongs to it must be found when it is garbage.
+    """
+    watch.since_frozen += 1
+    if watch.since_frozen >= 20 and not watch.holders:
+        gc.collect()
+        gc.freeze()
+        watch.since_frozen = 0
+
+
 def _provide_sources(item: pytest.Item) -> Sources | None:
     """Have them open for a test that may use them; return those that are hidden from it instead.
 
@@ -292,6 +308,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     hooks = sys.unraisablehook, threading.excepthook
     sys.unraisablehook, threading.excepthook = watch.lost.unraisable, watch.lost.in_thread
     watch.excused = False
+    _keep_collections_cheap(watch)
     hidden = _provide_sources(item)
     try:
         return (yield)
