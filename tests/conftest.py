@@ -48,6 +48,9 @@ settings.load_profile("raylite")
 # The first loop makes a pipe for signals that libuv keeps for as long as the process lives.
 uvloop.new_event_loop().close()
 
+STEADY = {"toys"}
+"""Wide fixtures that hold the same all the time: what grows while a test uses one is the test's."""
+
 GRACE = 2.0
 """Seconds that a process, thread or connection gets to finish what it has already begun to end."""
 
@@ -357,9 +360,12 @@ def pytest_fixture_setup(
 
     fixturedef.addfinalizer(compare)  # finalizers run last in, first out: after the fixture's own
     result = yield
-    if any(Holdings.now().since(unheld).values()):
+    if any((held := Holdings.now()).since(unheld).values()):
+        if fixturedef.argname in STEADY:
+            watch.before |= held - unheld
+        else:
+            watch.excused = True
         watch.holders[name] = unheld
-        watch.excused = True
     return result
 
 
@@ -367,7 +373,7 @@ def pytest_fixture_setup(
 def _excuse_users_of_shared_holders(request: pytest.FixtureRequest) -> None:
     """Let a test off that uses a wide fixture which holds resources (set up earlier)."""
     watch = request.config.stash[WATCH]
-    used = {name.rpartition("::")[2] for name in watch.holders} & set(request.fixturenames)
+    used = {name.rpartition("::")[2] for name in watch.holders} & set(request.fixturenames) - STEADY
     watch.excused = watch.excused or bool(used)
 
 

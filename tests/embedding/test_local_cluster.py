@@ -25,8 +25,6 @@ from raylite.util import explain
 
 ROOT = Path(__file__).resolve().parents[2]
 
-pytestmark = pytest.mark.anew
-
 
 @ray.remote
 def square(n: int) -> int:
@@ -59,6 +57,7 @@ def workers(request: pytest.FixtureRequest) -> Workers:
     return kind
 
 
+@pytest.mark.anew
 def test_tasks_run_inside_the_block(workers: Workers) -> None:
     with LocalCluster(workers=workers):
         assert ray.get([square.remote(n) for n in range(5)]) == [0, 1, 4, 9, 16]
@@ -82,6 +81,7 @@ def test_nothing_is_initialized_outside_of_the_block(workers: Workers) -> None:
     assert not ray.is_initialized()
 
 
+@pytest.mark.anew
 def test_a_session_is_known_in_a_program_that_has_loaded_no_more() -> None:
     program = (
         "import sys, raylite as ray; from raylite.testing import LocalCluster\n"
@@ -93,6 +93,7 @@ def test_a_session_is_known_in_a_program_that_has_loaded_no_more() -> None:
     assert done.stdout.split() == ["True", "False", "False"]
 
 
+@pytest.mark.anew
 def test_importing_it_loads_little() -> None:
     program = (
         "import sys, raylite.testing\n"
@@ -104,6 +105,7 @@ def test_importing_it_loads_little() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.anew
 @pytest.mark.process
 def test_processes_load_what_they_need_before_their_fork_and_nothing_of_the_test() -> None:
     @ray.remote
@@ -123,12 +125,14 @@ def test_processes_load_what_they_need_before_their_fork_and_nothing_of_the_test
         assert ray.get([unneeded.remote(), unused.remote()]) == [set(), []]
 
 
+@pytest.mark.anew
 def test_clusters_follow_one_another(workers: Workers) -> None:
     for n in range(3):
         with LocalCluster(workers=workers):
             assert ray.get(square.remote(n)) == n * n
 
 
+@pytest.mark.anew
 def test_clusters_stand_side_by_side(workers: Workers) -> None:
     with (
         LocalCluster(workers=workers, num_cpus=1) as one,
@@ -153,6 +157,7 @@ def test_a_coroutine_awaits_its_tasks() -> None:
     assert asyncio.run(awaited()) == 14
 
 
+@pytest.mark.anew
 @pytest.mark.parametrize("nodes", [None, [1, 1]], ids=["one node", "two nodes"])
 @pytest.mark.parametrize("cancels", [1, 2], ids=["cancelled", "cancelled twice"])
 def test_a_start_that_is_cancelled_leaves_nothing(
@@ -174,6 +179,7 @@ def test_a_start_that_is_cancelled_leaves_nothing(
     asyncio.run(cancel())
 
 
+@pytest.mark.anew
 def test_an_end_that_is_cancelled_is_an_end(workers: Workers) -> None:
     async def cancel() -> None:
         cluster = LocalCluster(workers=workers)
