@@ -3,6 +3,7 @@
 What two nodes do with them is in `tests/sim/test_pairs.py`.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -123,6 +124,81 @@ def test_the_session_goes_on_when_the_direct_way_is_there_again(kind: str) -> No
             assert [each.session_id for each in served.links] == [began]
 
     run_on(kind, scenario)
+
+
+class Passage:
+    """Hands on what comes in at a port to another, until it stands still: then it has all it is sent, and says nothing."""
+
+    def __init__(self, address: str) -> None:
+        _, self._host, self._port = address.split(":")
+        self._moves = asyncio.Event()
+        self._moves.set()
+        self._tasks: dict[asyncio.Task[None], None] = {}
+
+    async def open(self) -> str:
+        self._server = await asyncio.start_server(self._came, self._host, 0)
+        return f"tcp:{self._host}:{self._server.sockets[0].getsockname()[1]}"
+
+    def stand_still(self) -> None:
+        self._moves.clear()
+
+    def go_on(self) -> None:
+        self._moves.set()
+
+    async def close(self) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _came(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        further, onward = await asyncio.open_connection(self._host, int(self._port))
+        for source, target in ((reader, onward), (further, writer)):
+            task = asyncio.create_task(self._pass(source, target))
+            self._tasks[task] = None
+
+    async def _pass(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        try:
+            while data := await source.read(65536):
+                await self._moves.wait()
+                target.write(data)
+                await target.drain()
+        finally:
+            target.close()
+
+
+def test_a_session_leaves_a_carrier_that_stands_still_for_another() -> None:
+    async def scenario(rig: Rig) -> None:
+        service = ToyService()
+        config = replace(QUICKLY, ping_after=0.25, silence=1.0, connect_timeout=1.0)
+        async with rig.serving(service) as served, parted(rig, config) as (here, third, there):
+            passage, fourth = Passage(third.address), made(rig)
+            await fourth.listen(rig.address("fourth"))
+            fourth.detours = Static(carries=[there])
+            first = await passage.open()
+            here.detours = Static(first)
+            link = here.connect(there)
+            await link.wait_attached()
+            began = link.session_id
+            here.detours = Static(first, fourth.address)
+            for number in range(500):
+                Toy(link).note(number)
+                if number == 250:
+                    passage.stand_still()
+                await anyio.sleep(0.001)
+            await until(lambda: link.is_attached and carried(link, fourth))
+            passage.go_on()  # what it had kept comes now
+            for number in range(500, 600):
+                Toy(link).note(number)
+                await anyio.sleep(0.001)
+            await link.wait_received()
+            await until(lambda: len(service.notes) >= 600)
+            assert service.notes == list(range(600))  # once each, in order
+            assert [each.session_id for each in served.links] == [began]
+            await passage.close()
+            await fourth.close()
+
+    run_on("grpc-tls", scenario)  # which cares for no addresses, as a router does not
 
 
 @LOOPS

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable
 
 from raylite.testing.node import TaskContext
-from raylite.testing.sim import World
+from raylite.testing.sim import World, machine_of
 from raylite.testing.simcluster import SimCluster
 from tests.services.rig import simulated
 
@@ -62,4 +62,20 @@ async def test_a_suspect_that_dies_is_no_suspect_to_anybody_any_more() -> None:
     await asyncio.sleep(6)
     assert lost not in other.nodes()
     assert not other._suspects
+    await cluster.stop()
+
+
+@simulated
+async def test_a_suspect_is_asked_last_to_carry_what_another_cannot_send() -> None:
+    cluster = SimCluster(World(1))
+    await cluster.gcs.start()
+    for machine in ("n0", "n1", "n2", "n3"):
+        await cluster.add(machine, is_head=machine == "n0", cpus=1)
+    await cluster.joined()
+    networks = {network.name: network for network in cluster.world.networks.values()}
+    here, there = networks["n1/raylet"], networks["n2/raylet"].address
+    assert [machine_of(way) for way in here.detours.ways(there)] == ["n0", "n3"]
+    cluster.world.cut("n0", "gcs", silently=True)
+    await asyncio.sleep(7)
+    assert [machine_of(way) for way in here.detours.ways(there)] == ["n3", "n0"]
     await cluster.stop()

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,6 +71,16 @@ class Scene:
 
     def heal(self) -> None:
         self.cluster.world.heal("n1", "n2")
+
+    def carriers(self) -> set[str]:
+        """The machines by which the links are carried, apart from the two that are parted."""
+        hosts = {host for link in self.links() if self.is_carried(link) for host in _path(link)}
+        return {machine_of(host) for host in hosts} - {"n1", "n2"}
+
+
+def _path(link: Link) -> Sequence[str]:
+    assert isinstance(link._wire, SimWire)
+    return link._wire.path
 
 
 _scenes: list[Scene] = []
@@ -376,6 +386,33 @@ async def test_the_one_that_carries_may_die_and_another_does() -> None:
         await at.cluster.add("n4", cpus=0)
         assert (await outcome(at, resting)).startswith("n2/")
         assert len(at.runs) == 1
+
+
+@asynccontextmanager
+async def carried(by: str, *, seed: int = 5) -> AsyncIterator[tuple[Scene, Any]]:
+    """A pair of nodes that is carried by one of two, while something runs on one for the other."""
+    async with scene(detours=True, seed=seed) as at:
+        await at.cluster.add("n3", cpus=0)
+        resting = at.driver.submit(rest, 150.0, max_retries=0)
+        await at.begun()
+        other = "n3" if by == "n0" else "n0"
+        at.cut("n2", other)
+        at.cut()
+        await asyncio.sleep(20.0)
+        assert at.carriers() == {by}
+        at.cluster.world.heal("n2", other)
+        yield at, resting
+        assert (await outcome(at, resting)).startswith("n2/")
+        assert len(at.runs) == 1  # it never began anew
+
+
+@simulated
+async def test_the_one_that_carries_may_lose_its_power_and_another_does() -> None:
+    async with carried("n3") as (at, _):
+        at.cluster.power_off(at.cluster.nodes["n3"])
+        await asyncio.sleep(18.0)
+        assert all(at.is_carried(link) for link in at.links())
+        assert at.carriers() == {"n0"}
 
 
 @simulated

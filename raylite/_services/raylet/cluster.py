@@ -123,6 +123,10 @@ class ClusterService(Service):
         """Return where the raylets of the other nodes are."""
         return [address for _, address in self._raylets.values()]
 
+    def suspects(self) -> set[str]:
+        """Return where those of them are that may be dead, or stand still."""
+        return {self._raylets[node][1] for node in self._suspects}
+
     def node_at(self, address: str) -> NodeKey | None:
         """Return the other node whose raylet has this address."""
         known = self._raylets.items()

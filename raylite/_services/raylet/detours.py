@@ -21,14 +21,18 @@ class RayletDetours:
         self._random = network.seams.random("detours")
 
     def ways(self, address: str) -> Sequence[str]:
-        """The raylets of other nodes: the head's, which has to be reached by all, and others."""
+        """The raylets of other nodes: the head's, which has to be reached by all, and others.
+
+        Those that may stand still come last: each would be waited for.
+        """
         mark = mark_of(address)
         if not self.carries(address):
             return ()
         raylets = self._cluster.raylets()
         ways = [there for there in raylets if mark_of(there) != mark]
         self._random.shuffle(ways)
-        ways.sort(key=lambda way: way != self._cluster.head)
+        suspects = self._cluster.suspects()
+        ways.sort(key=lambda way: (way in suspects, way != self._cluster.head))
         return ways[:MOST]
 
     def carries(self, address: str) -> bool:
