@@ -188,6 +188,8 @@ class Connection(H2Protocol):
             self.wire.pump()
 
     def connection_lost(self, error: BaseException | None) -> None:
+        if self.lost:  # as `forsaken` said already
+            return
         if self._timer is not None:
             self._timer.cancel()
         self.lost = self._why_lost(error)
@@ -196,6 +198,11 @@ class Connection(H2Protocol):
             self.wire = None
         super().connection_lost(error)
         self._network.connection_lost(self)
+
+    def forsaken(self) -> None:
+        """Who accepted it was cancelled, for which uvloop closes the transport and tells nobody."""
+        if self._transport is not None:
+            self.connection_lost(None)
 
     def _why_lost(self, error: BaseException | None) -> str:
         if self._has_heard:

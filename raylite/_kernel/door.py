@@ -73,6 +73,12 @@ class Door(asyncio.Protocol):
             self._timer.cancel()
             self._guard.leave(self._place)
 
+    def forsaken(self) -> None:
+        """Who accepted it has given up: see `Connection.forsaken`."""
+        self.leave()
+        if self._connection is not None:
+            self._connection.forsaken()
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's has another base
         if self._has_failed:

@@ -61,6 +61,8 @@ class GrpcWire:
 
     def start(self) -> None:
         """Begin to read: `events` hears everything from now on."""
+        if self._is_broken:  # whom it was given to did not want it: a network that is closing
+            return
         early, self._stream.buffer = self._stream.buffer, self  # type: ignore[assignment]
         while not early._unacked.empty():
             data, _, size = early._unacked.get_nowait()
@@ -68,7 +70,7 @@ class GrpcWire:
                 self.add(data, size)
             else:
                 asyncio.get_running_loop().call_soon(self.eof)
-        if not self._is_broken:
+        if not self._is_broken:  # by what it has heard
             self._connection.stream = self._id
 
     @property

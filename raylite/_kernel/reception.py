@@ -164,6 +164,9 @@ class Reception:
             await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, sock)
         except OSError:  # it is gone already
             sock.close()
+        except asyncio.CancelledError:
+            connection.forsaken()
+            raise
 
     async def _serve_stranger(self, sock: socket.socket, door: Door, is_tls: bool) -> None:
         """Speak TLS, if it is due; then the door hears what is said."""
@@ -182,4 +185,4 @@ class Reception:
             door.failed(f"TLS: {getattr(error, 'reason', None) or 'broken off'}")
         finally:
             if not is_in:
-                door.leave()
+                door.forsaken()

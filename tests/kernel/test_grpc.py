@@ -31,6 +31,7 @@ from raylite._kernel.grpcwire import Cutter, GrpcWire
 from raylite._kernel.link import LinkConfig
 from raylite._kernel.network import Probe
 from raylite._kernel.packet import Kind, decode_frames, decode_packet, encode_packet
+from raylite._kernel.token import Token, new_token
 from raylite._kernel.wire import Wire
 from raylite._wire.messages import Packet
 from raylite.exceptions import (
@@ -415,6 +416,37 @@ def test_closing_ends_the_connections_of_clients_that_stay(
     with caplog.at_level("ERROR"):
         run_on(kind, scenario)
     assert caplog.records == []
+
+
+@GRPC
+@pytest.mark.parametrize("token", [None, new_token()], ids=["open", "token"])
+def test_closing_forgets_nobody_who_is_just_being_let_in(
+    kind: str, token: Token | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Uvloop tells nobody that it has closed what a task accepted that was cancelled in this moment.
+
+    Such a connection was waited for, and written to, which grpclib logged as an error. So it did when
+    a wire was to begin that the network had refused, for it was closing.
+    """
+
+    async def close_after(steps: int, address: str) -> None:
+        there, here = GrpcNetwork(token=token), [GrpcNetwork(token=token) for _ in range(4)]
+        await there.listen(address)
+        for network in here:
+            network.connect(address)
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        await there.close()
+        assert not there._connections
+        for network in here:
+            await network.close()
+
+    async def scenario(rig: Rig) -> None:
+        for steps in range(14):
+            await close_after(steps, rig.address("there"))
+
+    run_on(kind, scenario)
+    assert not [record for record in caplog.records if record.name.startswith("grpclib")]
 
 
 @GRPC
