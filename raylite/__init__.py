@@ -27,6 +27,20 @@ _HOMES = {
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
+#: What Ray has and raylite does not, by name, with what it belongs to.
+_MISSING = {
+    **dict.fromkeys(("actor", "get_actor", "kill", "method"), "actors"),
+    **dict.fromkeys(
+        ("data", "llm", "rllib", "serve", "train", "tune", "workflow"), "Ray's libraries"
+    ),
+    **dict.fromkeys(
+        ("cpp_function", "cross_language", "java_actor_class", "java_function", "Language"),
+        "tasks in other languages",
+    ),
+    **dict.fromkeys(("client", "ClientBuilder"), "Ray Client"),
+    **dict.fromkeys(("autoscaler", "internal", "LoggingConfig", "timeline"), "this part of Ray"),
+}
+
 __all__ = sorted([*_HOME, "aio", "dag", "exceptions", "util"])
 
 
@@ -43,6 +57,11 @@ def __getattr__(name: str) -> object:
         "util",
     ):
         value = _import_module(f"raylite.{name}")
+    elif name in _MISSING:
+        raise AttributeError(
+            f"raylite has no {name!r}: this version is without {_MISSING[name]}, see the limits in its "
+            "README"
+        )
     else:
         raise AttributeError(f"module 'raylite' has no attribute {name!r}")
     globals()[name] = value

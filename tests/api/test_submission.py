@@ -374,3 +374,23 @@ def test_references_to_too_much_are_refused_with_what_to_do() -> None:
 
 def test_a_remote_functions_repr_names_it() -> None:
     assert repr(ray.remote(len)) == "RemoteFunction(builtins.len)"
+
+
+# --- What is not there ---
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("kill", "actors"),
+        ("get_actor", "actors"),
+        ("data", "Ray's libraries"),
+        ("timeline", "this"),
+    ],
+)
+def test_what_of_ray_is_missing_is_said_so(name: str, what: str) -> None:
+    assert not hasattr(ray, name)
+    with pytest.raises(
+        AttributeError, match=rf"raylite has no '{name}': .* without {what}.* README"
+    ):
+        getattr(ray, name)
