@@ -36,9 +36,7 @@ from raylite.exceptions import RaySystemError
 
 _TIDY = frozenset(Ending) - {Ending.FAILED}  # a fork server that ended so left nothing behind
 
-_DYING = (
-    1.0  # seconds that a killed process may take to end; only one stuck in the kernel takes longer
-)
+_DYING = 1.0  # seconds for a killed process to end; only one stuck in the kernel takes longer
 
 
 class Addresses(Struct, frozen=True):

@@ -38,11 +38,11 @@ class NoWorkers:
     output: OutputListener
 
     def __init__(self) -> None:
-        self.tokens: list[int] = []
+        self.tokens: asyncio.Queue[int] = asyncio.Queue()
         self.resumed = 0
 
     def start(self, token: int) -> None:
-        self.tokens.append(token)
+        self.tokens.put_nowait(token)
 
     def kill(self, token: int) -> None: ...
     def last_task(self, token: int) -> bytes:
@@ -171,7 +171,8 @@ class Node:
 
     async def worker(self, pid: int, job: bytes = b"") -> "Worker":
         """Have a worker register, which belongs to a job if that is given."""
-        network, token = SimNetwork(self.world, f"worker-{pid}", LINKS), self.source.tokens.pop()
+        network = SimNetwork(self.world, f"worker-{pid}", LINKS)
+        token = await self.source.tokens.get()
         await network.listen(self.address_of(f"worker-{pid}"))
         id = b"%d" % pid
         await raylet.Pool(network.connect(self.network.address)).register_worker(

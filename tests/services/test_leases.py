@@ -7,6 +7,7 @@ from raylite._kernel.memory import MemoryNetwork
 from raylite._kernel.service import Service, handles
 from raylite._machines.picker import INFEASIBLE_GRACE
 from raylite._protocol import raylet
+from raylite._services.raylet.pool import PRESTART_AFTER
 from raylite._types.resources import UNIT
 from raylite._wire import hot
 from raylite._wire.messages import raylet as msg
@@ -173,3 +174,24 @@ async def test_a_deep_recursion_is_told_of_once_and_its_lease_says_what_it_waits
         assert "the next in 0.9 s" in "".join(told)
         for network in workers:
             await network.close()
+
+
+@simulated
+async def test_workers_start_ahead_once_a_driver_has_come() -> None:
+    site = Site()
+    async with site.node(), site.gcs():
+        await anyio.sleep(PRESTART_AFTER / 2)
+        assert site.source.tokens == []  # the node has itself to start
+        network, _ = await driver(site, "driver")
+        assert len(site.source.tokens) == 1
+        await anyio.sleep(2 * PRESTART_AFTER)
+        assert len(site.source.tokens) == 1
+        await network.close()
+
+
+@simulated
+async def test_workers_start_ahead_also_where_no_driver_is() -> None:
+    site = Site()
+    async with site.node(), site.gcs():
+        await anyio.sleep(PRESTART_AFTER + 0.01)
+        assert len(site.source.tokens) == 1

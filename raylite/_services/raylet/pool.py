@@ -24,6 +24,7 @@ from raylite.exceptions import PeerLostError, ProtocolError, UnavailableError
 logger = logging.getLogger(__name__)
 
 MOST_PIDS = 1 << 22  # what Linux gives at most
+PRESTART_AFTER = 0.3  # seconds, unless a driver comes: a node that begins has more urgent work
 _STILLBORN_KEPT = 1000
 _JOBS_KEPT = 10_000  # jobs that have ended, against waiting for what they might need
 
@@ -96,6 +97,7 @@ class PoolService(Service, serves=(raylet.Pool,)):
         self._by_link: dict[Link, Member] = {}
         self._ids: dict[int, bytes] = {}  # workers by the token they were started with
         self._alarm = Alarm(self._expire)
+        self._prestart = Alarm(self._start)
         self.arena_size = 0
         self.on_lent: Callable[[LeaseID, Member], None] = _ignore
         self.on_failed: Callable[[LeaseID, str], None] = _ignore
@@ -114,10 +116,14 @@ class PoolService(Service, serves=(raylet.Pool,)):
         source.listener = self
 
     async def started(self) -> None:
-        self._perform(self._pool.start(now()))
+        self._prestart.set(now() + PRESTART_AFTER)
 
     async def stopped(self) -> None:
+        self._prestart.cancel()
         self._alarm.cancel()
+
+    def _start(self) -> None:
+        self._perform(self._pool.start(now()))
 
     @property
     def pool(self) -> Pool:
@@ -145,6 +151,7 @@ class PoolService(Service, serves=(raylet.Pool,)):
         member = self._member(request.driver_id, request.address, request.pid, None)
         member.job = request.job_id
         self._drivers[member.id] = member
+        self._start()
         self.caller.on_end(lambda link: self.driver_ended(member))
         self.on_driver(member)
         if self.joined is not None:
