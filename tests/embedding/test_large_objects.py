@@ -177,3 +177,11 @@ def test_a_cancelled_await_leaves_the_object_alone(cluster: LocalCluster) -> Non
         return float((await ref).sum())
 
     assert asyncio.run(read()) == expected(3)
+
+
+def test_producers_that_wait_for_room_let_those_run_who_will_make_some() -> None:
+    with LocalCluster(num_cpus=1, object_store_memory=100 * MB, workers="threads"):
+        made = [make.remote(20) for _ in range(8)]
+        totals = [total.remote(each) for each in made]  # behind all of these in the queue
+        del made
+        assert ray.get(totals, timeout=50) == [expected(20)] * 8

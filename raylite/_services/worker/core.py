@@ -15,9 +15,11 @@ from functools import partial
 from time import monotonic
 from typing import Any, ClassVar, ParamSpec, TypeVar
 
+from raylite._kernel.alarm import Alarm
 from raylite._kernel.arena import Arena
 from raylite._kernel.link import Link
 from raylite._kernel.network import Network
+from raylite._kernel.seams import now
 from raylite._kernel.threads import acquire, await_on, refuse_to_wait_for, run_on, settled
 from raylite._services.worker import blocking
 from raylite._services.worker.awaited import Awaited
@@ -231,13 +233,27 @@ class Core:
         return ref
 
     def store_result(self, id: bytes, owner: bytes, pickled: pickling.Pickled) -> Value:
-        """Write a large value into the arena; waits for room."""
+        """Write a large value into the arena; waits for room, and a worker's task lends its CPU then."""
+        is_task = self.on_block is not None and threading.get_ident() == self.task_thread
+        find = self._find_room if is_task else self.writing.allocate
         try:
-            room = self.run(self.writing.allocate, id, owner, pickled.size)
+            room = self.run(find, id, owner, pickled.size)
             return self.writing.write(id, room, pickled)
         except BaseException:  # interrupted: nobody will hear of the object
             self.writing.discard(id)
             raise
+
+    async def _find_room(self, id: bytes, owner: bytes, size: int) -> hot.Allocation:
+        """Get room for the task's thread. Who would make some may be waiting for this CPU."""
+        assert self.on_block is not None
+        assert self.on_unblock is not None
+        lending = Alarm(self.on_block)
+        lending.set(now() + _PATIENCE)
+        try:
+            return await self.writing.allocate(id, owner, size)
+        finally:
+            lending.cancel()
+            self.on_unblock()
 
     async def store_soon(self, id: bytes, owner: bytes, pickled: pickling.Pickled) -> Value:
         """The same, on another loop than this process's own; meanwhile, that does other things."""
