@@ -118,6 +118,19 @@ async def test_it_goes_on_asking_while_nobody_can_tell() -> None:
         assert set(asked) == {owner.network.address}
 
 
+@simulated
+async def test_a_driver_that_has_lost_its_raylet_waits_for_no_owner() -> None:
+    async with cluster() as nodes:
+        owner, reader = await pair(nodes)
+        ref = await owner.put(b"small")
+        cut(nodes)
+        wish = asyncio.create_task(_read(reader.ref(ref)))
+        await anyio.sleep(1.0)
+        nodes.world.kill(reader.node.network.address)
+        with pytest.raises(OwnerDiedError):
+            await wish
+
+
 # ---- what raylets and the GCS say --------------------------------------------------------
 
 

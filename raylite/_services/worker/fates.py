@@ -30,7 +30,10 @@ class Fates:
         self._asking: dict[str, asyncio.Task[bool]] = {}
 
     async def is_dead(self, address: str) -> bool:
-        """Return whether a process is known to be dead; False also if nobody can tell now."""
+        """Return whether a process is known to be dead; False also if nobody can tell now.
+
+        To a process that has lost its raylet, and with it the cluster, all others are dead: nobody will ever tell.
+        """
         asking = self._asking.get(address)
         if asking is None:
             asking = self._asking[address] = self._spawn(self._ask(address), "ask for a fate")
@@ -42,7 +45,7 @@ class Fates:
             async with asyncio.timeout(PATIENCE):
                 fate = await raylet.Fates(self._raylet).ask(hot.AskFate(address))
         except (RayError, TimeoutError):
-            return False
+            return self._raylet.is_ended
         finally:
             del self._asking[address]
         return fate.is_dead
