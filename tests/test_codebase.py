@@ -81,6 +81,7 @@ INNER_IMPORTS: dict[str, str] = {}
 
 LONG_MODULES: dict[str, str] = {
     "raylite/_api.py": "the public functions, mostly their docstrings",
+    "raylite/_kernel/grpcwire.py": "one stream: what is written, read, and passed on shares its windows",
     "raylite/_kernel/link.py": "a link's calls, feeds, replay and end share one state",
     "raylite/_kernel/network.py": "a session's opening, from both sides, is one conversation",
     "raylite/_machines/leases.py": "one machine; its ordering rules are explained beside the code",

@@ -24,6 +24,7 @@ An h2 event that grpclib does not know raises inside ``data_received``; `Connect
 """
 
 import asyncio
+import math
 import socket
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -58,6 +59,7 @@ from raylite._kernel.link import LinkConfig
 from raylite._kernel.listener import tune
 from raylite._kernel.network import Network
 from raylite._kernel.newcomers import Newcomers, is_newcomer
+from raylite._kernel.rate import Rate
 from raylite._kernel.reception import Reception, Rules
 from raylite._kernel.relay import FOR, ONWARD, SCOPE, TO, carried, reached, relay
 from raylite._kernel.revocation import cut_revoked, look_again
@@ -117,6 +119,7 @@ class GrpcNetwork(Network):
         #: The name of the socket among them for who names none; this process itself if empty.
         self.front = ""
         self._connections: dict[Any, Connection] = {}
+        self._carry_rate: Rate | None = None
         self._openings = Openings()
         self._all_gone = asyncio.Event()
         self._all_gone.set()
@@ -260,7 +263,9 @@ class GrpcNetwork(Network):
         wire.is_local = wire.is_local and FOR not in told
         wire.scope = _scope(str(told.get(SCOPE, SCOPES[-1])))
         name = str(told.get(TO) or self.front)
-        is_ours, onward = not name or name in self._reception.names, str(told.get(ONWARD, ""))
+        onward = str(told.get(ONWARD, ""))
+        # Where two share a port, and none of them is named, this one carries as well as the other.
+        is_ours = not name or name in self._reception.names or (onward and TO not in told)
 
         def accept(wire: GrpcWire) -> None:
             connection.is_member = True
@@ -317,11 +322,16 @@ class GrpcNetwork(Network):
         """A member has opened a wire that is meant for a process which it does not reach."""
         wire.pause_reading()
 
-        def dial(way: str, onward: str) -> Coroutine[Any, Any, Wire]:
-            return self.dial(way, Deaf(), relays=wire.scope, onward=onward)
+        def dial(way: str, onward: str, events: WireEvents) -> Coroutine[Any, Any, Wire]:
+            return self.dial(way, events, relays=wire.scope, onward=onward)
 
+        bandwidth = self.detours.bandwidth
+        if self._carry_rate is None and bandwidth < math.inf:
+            now = asyncio.get_running_loop().time()
+            self._carry_rate = Rate(bandwidth, bandwidth, now)  # a second's worth at once
         reach = partial(carried, self.detours, address, wire, dial, self.config.carry_timeout)
-        self._scope.start(relay(wire, stream, reach), f"carry to {address}")
+        work = relay(wire, stream, reach, self._carry_rate)
+        self._scope.start(work, f"carry to {address}")
 
     # ---- connections -------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from grpclib.utils import Wrapper
 
 from raylite._kernel.connection import DEFAULT_FRAME, FRAME_HEAD, WINDOW, WINDOW_UPDATE, Connection
 from raylite._kernel.interface import SCOPES
+from raylite._kernel.rate import Rate
 from raylite._kernel.wire import CLOSING, FIRST_PACKET, WireEvents
 from raylite.exceptions import AuthenticationError, LinkError, ProtocolError
 
@@ -51,6 +52,8 @@ class GrpcWire:
         self._is_broken = self._is_closing = self._is_over = False
         self._detour: Callable[[memoryview, int], None] | None = None  # for what is not cut here
         self._onward: GrpcWire | None = None
+        self._rate: Rate | None = None  # of what is passed on
+        self._pausing: asyncio.TimerHandle | None = None  # until it has a permit
         self._closing_timer: asyncio.TimerHandle | None = None
         self._unsent: deque[memoryview] = deque()
         self._held: deque[tuple[memoryview, int]] = deque()  # arrived while reading is paused
@@ -175,24 +178,36 @@ class GrpcWire:
                 self._held_size -= len(data)
             self.take(data, padded)
 
-    def pass_to(self, onward: "GrpcWire") -> None:
+    def pass_to(self, onward: "GrpcWire", rate: Rate | None = None) -> None:
         """Send on another wire whatever this one brings from now on, as bytes.
 
-        The peer may send more as the other wire takes it: see `credit`.
+        The peer may send more as the other wire takes it and the rate admits it: see `credit`.
         """
         if self._cutter.has_begun:
             self._refuse(ProtocolError("half a packet before the stream was passed on"))
             return
-        self._onward, self._detour = onward, self._pass
+        self._onward, self._detour, self._rate = onward, self._pass, rate
         held, self._held = self._held, deque()
         for data, padded in held:
             self._pass(data, padded)
 
     def credit(self) -> None:
         """Let the peer send on, if it has sent enough and the wire that takes it has room."""
-        onward = self._onward
-        if self._uncredited >= _CREDIT and (onward is None or onward.is_writable):
-            self._credit()
+        onward, rate = self._onward, self._rate
+        if self._uncredited < _CREDIT or self._pausing is not None:
+            return
+        if onward is not None and not onward.is_writable:
+            return
+        if rate is not None:
+            loop = asyncio.get_running_loop()
+            if not rate.spend(loop.time(), self._uncredited):
+                self._pausing = loop.call_later(rate.wait(loop.time()), self._resume_credit)
+                return
+        self._credit()
+
+    def _resume_credit(self) -> None:
+        self._pausing = None
+        self.credit()
 
     def take(self, data: memoryview, padded: int = 0) -> None:
         """Take what a DATA frame brought; once enough is read, the peer may send as much again.
@@ -297,8 +312,9 @@ class GrpcWire:
         self._unsent.clear()
         self._held.clear()
         self._stream.buffer, self._stream.wrapper = _NOBODY, None  # type: ignore[assignment]
-        if self._closing_timer is not None:
-            self._closing_timer.cancel()
+        for timer in (self._closing_timer, self._pausing):
+            if timer is not None:
+                timer.cancel()
         if not self.gone.done():
             self.gone.set_result(None)
         self._transport.abort()

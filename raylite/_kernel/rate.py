@@ -23,6 +23,11 @@ class Rate:
         self._refill(now)
         return self._left < 1
 
+    def wait(self, now: float) -> float:
+        """Return the seconds until there is a permit."""
+        self._refill(now)
+        return max(1 - self._left, 0.0) / self._each_second
+
     def _refill(self, now: float) -> None:
         self._left = min(self._burst, self._left + max(now - self._then, 0) * self._each_second)
         self._then = now

@@ -21,6 +21,7 @@ from raylite._machines.nodes import Nodes as Membership
 from raylite._machines.picker import Picker
 from raylite._machines.pool import Pool
 from raylite._runtime.membership import MemberService
+from raylite._services.gcs.detours import GcsDetours
 from raylite._services.gcs.epoch import Epoch
 from raylite._services.gcs.jobs import JobService
 from raylite._services.gcs.kv import KvService
@@ -65,6 +66,7 @@ def build_gcs(
     kept = storage or MemoryStorage()
     epoch = Epoch(kept, network.seams.random("cluster"))
     nodes = NodeService(Membership(Settings.of(system).silence), kept, epoch, network.probe)
+    network.detours = GcsDetours(nodes)
     workers = WorkerService(kept, epoch, nodes)
     views = ViewService(nodes)
     jobs, kv = JobService(kept, epoch), KvService(kept)
@@ -174,7 +176,7 @@ def build_raylet(
     membership = MemberService(network, gcs_address, row, leases, pool, epochs)
     membership.compare = cluster.compare
     pool.joined = membership.joined
-    network.detours = RayletDetours(network, cluster)
+    network.detours = RayletDetours(network, cluster, gcs_address)
     fences = FenceService(network, gcs_address, leases, epochs, transfers.out_of_reach)
     fates = FateService(network, gcs_address, pool, cluster, epochs)
     host = Host(

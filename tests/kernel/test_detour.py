@@ -4,6 +4,7 @@ What two nodes do with them is in `tests/sim/test_pairs.py`.
 """
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,6 +13,7 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
+from raylite._kernel.connection import WINDOW
 from raylite._kernel.detour import ByRaylet
 from raylite._kernel.grpc import GrpcNetwork
 from raylite._kernel.grpcwire import GrpcWire
@@ -19,6 +21,7 @@ from raylite._kernel.host import Host
 from raylite._kernel.interface import SCOPES
 from raylite._kernel.keyring import Keyring
 from raylite._kernel.link import Link
+from raylite._kernel.rate import Rate
 from raylite._kernel.token import Token, new_token
 from raylite._kernel.wire import Deaf, Wire, WireEvents
 from raylite.exceptions import AuthenticationError, PeerLostError
@@ -32,6 +35,8 @@ LOOPS = pytest.mark.parametrize("kind", ["grpc-tcp", "grpc-tls"])
 
 class Static:
     """Ways that a test has given, to what it says."""
+
+    bandwidth: float = math.inf
 
     def __init__(self, *ways: str, carries: Sequence[str] = ()) -> None:
         self._ways, self._carries = ways, carries
@@ -253,6 +258,93 @@ def test_a_process_has_its_raylet_ask_others(kind: str) -> None:
         await running
         for each in (third, raylet):
             await each.close()
+
+    run_on(kind, scenario)
+
+
+@LOOPS
+def test_who_answers_and_does_not_reach_it_is_passed_over(kind: str) -> None:
+    async def scenario(rig: Rig) -> None:
+        own = f"unix:{rig.folder}/own"
+        async with rig.serving(ToyService()), parted(rig) as (here, third, there):
+            other, raylet = made(rig), made(rig)
+            await other.listen(rig.address("other"))
+            await raylet.listen(own)
+            other.blocked = [there]
+            ways = "tcp:127.0.0.1:1", other.address, third.address
+            raylet.detours = Static(*ways, carries=[there])
+            here.detours = Static(own)
+            for refuses in (False, True):
+                other.detours = Static(carries=[] if refuses else [there])
+                link = here.connect(there)
+                assert await Toy(link).echo(b"asked") == b"asked"
+                link.close()
+            await other.close()
+            await raylet.close()
+
+    run_on(kind, scenario)
+
+
+class Hesitant(Rate):
+    """Has a permit every second time that it is asked."""
+
+    asked = 0
+
+    def spend(self, now: float, amount: float = 1) -> bool:
+        self.asked += 1
+        return self.asked % 2 == 0
+
+    def wait(self, now: float) -> float:
+        return 0.001
+
+
+@LOOPS
+def test_who_carries_may_bound_what_passes(kind: str) -> None:
+    async def scenario(rig: Rig) -> None:
+        async with rig.serving(ToyService()), parted(rig) as (here, third, there):
+            rate = Hesitant(1.0, 1, 0.0)
+            third.detours = bounded = Static(carries=[there])
+            bounded.bandwidth, third._carry_rate = 1.0, rate
+            toy = Toy(here.connect(there))
+            for echo in [asyncio.ensure_future(toy.echo(bytes(MIB))) for _ in range(24)]:
+                assert await echo == bytes(MIB)
+            assert rate.asked > 4
+
+    run_on(kind, scenario)
+
+
+@LOOPS
+def test_what_it_may_not_pass_on_is_not_sent_to_it(kind: str) -> None:
+    async def scenario(rig: Rig) -> None:
+        service = ToyService()
+        async with rig.serving(service), parted(rig) as (here, third, there):
+            third.detours = bounded = Static(carries=[there])
+            bounded.bandwidth = 1e-3  # a permit that is there at once, and then none for an hour
+            third._carry_rate = Rate(1e-3, 1, asyncio.get_running_loop().time())
+            toy = Toy(here.connect(there))
+            echoes = [asyncio.ensure_future(toy.echo(bytes(MIB))) for _ in range(64)]
+
+            def wires() -> list[GrpcWire]:
+                found = [each.wire for each in third._connections.values()]
+                return [wire for wire in found if isinstance(wire, GrpcWire)]
+
+            await until(lambda: any(wire._pausing for wire in wires()))
+            assert not all(echo.done() for echo in echoes)
+            assert max(wire._uncredited for wire in wires()) <= WINDOW
+            for echo in echoes:
+                echo.cancel()
+            await here.close()
+            await until(lambda: not third._connections)  # and no timer is left of it
+
+    run_on(kind, scenario)
+
+
+@LOOPS
+def test_a_port_of_two_carries_for_who_names_none_of_them(kind: str) -> None:
+    async def scenario(rig: Rig) -> None:
+        async with rig.serving(ToyService()), parted(rig) as (here, third, there):
+            third.relays, third.front = rig.folder, "gcs.sock"  # at which nobody listens
+            assert await Toy(here.connect(there)).echo(b"asked") == b"asked"
 
     run_on(kind, scenario)
 

@@ -1,6 +1,7 @@
 """Nodes without workers, in virtual time: raylets, stores and drivers, for what passes between nodes."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -26,8 +27,13 @@ from raylite.testing.sim import SimNetwork, World
 
 MB = 1024 * 1024
 GCS = "gcs"
-LINKS = LinkConfig(
-    ping_after=1.0, silence=2.0, unreachable=3.0, session_timeout=6.0, connect_timeout=1.0
+LINKS = LinkConfig(  # a cut is one: nobody carries what does not pass
+    ping_after=1.0,
+    silence=2.0,
+    unreachable=3.0,
+    session_timeout=6.0,
+    connect_timeout=1.0,
+    detour=math.inf,
 )
 
 

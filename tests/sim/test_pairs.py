@@ -416,6 +416,35 @@ async def test_the_one_that_carries_may_lose_its_power_and_another_does() -> Non
 
 
 @simulated
+async def test_the_gcs_carries_where_no_raylet_can() -> None:
+    async with scene(detours=True) as at:
+        resting = at.driver.submit(rest, 200.0, max_retries=0)
+        await at.begun()
+        at.cut("n0", "n1")  # the head's raylet, whose port is closed to one of them
+        at.cut()
+        await asyncio.sleep(25.0)
+        assert at.links()
+        for link in at.links():
+            assert isinstance(link._wire, SimWire)
+            assert "gcs" in link._wire.path[1:-1]
+        assert len(await outcome(at, at.driver.submit(make, num_cpus=0))) == LARGE
+        assert (await outcome(at, resting)).startswith("n2/")
+        assert len(at.runs) == 1
+
+
+@simulated
+async def test_it_carries_to_no_node_that_is_dead_or_unknown() -> None:
+    async with scene(detours=True) as at:
+        gcs = at.cluster.world.networks["gcs"].detours
+        there = at.cluster.nodes["n2"].address("raylet")
+        assert gcs.carries(there)
+        assert [gcs.carries(each) for each in ("n2/raylet", "")] == [False, False]
+        at.cluster.kill(at.cluster.nodes["n2"])
+        await asyncio.sleep(15.0)
+        assert not gcs.carries(there)
+
+
+@simulated
 async def test_a_node_that_nobody_reaches_is_dead_as_soon_as_ever() -> None:
     async with scene(detours=True) as at:
         ref = at.driver.submit(rest, LONG, max_retries=1)

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -85,6 +85,11 @@ class NodeService(Service, serves=(gcs.Nodes,)):
             joined(node_id, incarnation)
         self._on_joined.append(joined)
         self._on_left.append(left)
+
+    @property
+    def rows(self) -> Mapping[bytes, msg.Node]:
+        """What is durable of the nodes."""
+        return self._table.rows
 
     def ask_to_register(self, node_id: bytes) -> None:
         """Have a member register again, and so tell everything again: something of it was lost."""
