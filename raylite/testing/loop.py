@@ -8,9 +8,11 @@ never comes ends with `Hang`, which names every task and where it waits.
 import asyncio
 import contextvars
 import hashlib
+import heapq
 import math
 import selectors
 import threading
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -22,14 +24,14 @@ from anyio._backends._asyncio import CancelScope  # what `anyio.CancelScope` mak
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-_FOREVER = 86_000.0  # asyncio caps one wait at a day, and `sleep_forever` is a timer at infinity
+_FOREVER = 86_000.0  # seconds until a timer that never fires: `sleep_forever` is one at infinity
 LOGGED = 1_000  # lines of the trace that are hashed together
 STEPS = 2_000_000  # callbacks in one run above which a program is taken to loop without end
 
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """A machine's clock: where it began, and how fast it goes. `CLOCK` says whose is read.
+    """A machine's clock: where it began, and how fast it goes. `PROCESS` says whose is read.
 
     Args:
         offset: What it shows when the simulation begins, in seconds.
@@ -51,7 +53,24 @@ class Clock:
         return moment
 
 
-CLOCK: contextvars.ContextVar[Clock | None] = contextvars.ContextVar("clock", default=None)
+class Process:
+    """One of those that a simulation consists of: by whose clock its callbacks run, and whether they do.
+
+    Whatever is begun in a context where `PROCESS` is this one, belongs to it.
+
+    Args:
+        clock: Its machine's, if that is not the simulation's.
+    """
+
+    __slots__ = ("clock", "parked", "waiting")
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self.clock = clock
+        self.waiting: list[asyncio.Handle] = []  # since before it stood still
+        self.parked: list[asyncio.Handle] | None = None  # what came since; None while it runs
+
+
+PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
 
 
 class Hang(Exception):
@@ -82,6 +101,8 @@ class SimLoop(asyncio.SelectorEventLoop):
         traced: Keep the hash, which costs a twentieth of a run; else `trace` is empty.
     """
 
+    _ready: deque[asyncio.Handle]  # asyncio's own
+
     def __init__(self, *, traced: bool = True) -> None:
         self._now = 0.0
         self._traced = traced
@@ -90,14 +111,19 @@ class SimLoop(asyncio.SelectorEventLoop):
         self._steps = 0
         self._limit = float("inf")
         self._tasks_made = 0
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._timers_cancelled = 0
+        self._frozen: dict[Process, None] = {}
         self._thread = threading.get_ident()
-        super().__init__(_JumpingSelector(self))
+        super().__init__(selectors.SelectSelector())
         self.set_task_factory(self._make_task)  # type: ignore[arg-type] # no generators here
 
     def time(self) -> float:
         """Return the virtual time in seconds, as the clock of this context shows it."""
-        clock = CLOCK.get()
-        return self._now if clock is None else clock.shown(self._now)
+        process = PROCESS.get()
+        if process is None or process.clock is None:
+            return self._now
+        return process.clock.shown(self._now)
 
     @property
     def moment(self) -> float:
@@ -155,12 +181,15 @@ class SimLoop(asyncio.SelectorEventLoop):
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
         """Set a timer, and put it into the trace."""
-        if (clock := CLOCK.get()) is not None:
-            when = clock.moment(when)
+        process = PROCESS.get()
+        if process is not None and process.clock is not None:
+            when = process.clock.moment(when)
         self._steps += 1
         if self._traced:
             self._log.append(f"{when!r} {_name(callback)}")
-        return super().call_at(when, callback, *args, context=context)
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        heapq.heappush(self._timers, (when, self._steps, timer))
+        return timer
 
     def call_soon_threadsafe(
         self,
@@ -180,6 +209,28 @@ class SimLoop(asyncio.SelectorEventLoop):
         name = _name(func)
         raise RuntimeError(f"simulated code tried to run {name} in a thread; use Seams.to_thread")
 
+    def freeze(self, process: Process) -> None:
+        """Let a process stand still: none of its callbacks runs until it is thawed."""
+        if process.parked is None:
+            self._frozen[process] = None
+            process.waiting, process.parked = self._take_ready(process), []
+            self.note(f"freeze {len(process.waiting)}")
+
+    def thaw(self, process: Process, *, timers_first: bool = False) -> None:
+        """Let a process go on: with what it was about to do, then with all that has come meanwhile.
+
+        Args:
+            process: One that stands still, or does not, and then nothing happens.
+            timers_first: Its loop looks at the clock before it looks for packets, as libuv does.
+        """
+        if process.parked is not None:
+            del self._frozen[process]
+            parked = [*process.parked, *self._take_ready(process)]
+            parked.sort(key=lambda each: isinstance(each, asyncio.TimerHandle) != timers_first)
+            self._ready += [*process.waiting, *parked]
+            process.waiting, process.parked = [], None
+            self.note(f"thaw {len(parked)}")
+
     def note(self, text: str) -> None:
         """Put something that happened outside callbacks into the trace."""
         if self._traced:
@@ -194,9 +245,11 @@ class SimLoop(asyncio.SelectorEventLoop):
             lines.append(f"  {task.get_name()} waits at {where}")
         return "\n".join(lines)
 
-    def jump(self, seconds: float) -> None:
-        """Move the clock; the selector calls this when nothing is ready."""
-        self._now += seconds
+    def _jump(self) -> None:
+        """Move the clock to the next timer, for nothing is ready."""
+        if not self._timers or self._timers[0][0] - self._now >= _FOREVER:
+            raise Hang(f"every task waits and no timer is set\n{self.waiting()}")
+        self._now = max(self._now, self._timers[0][0])
         if self._traced:
             self._log.append(repr(self._now))
         if self._now > self._limit:
@@ -210,6 +263,51 @@ class SimLoop(asyncio.SelectorEventLoop):
         if self._steps > STEPS:
             raise Hang(f"no end after {STEPS} callbacks\n{self.waiting()}")
 
+    def _run_once(self) -> None:
+        """Do what asyncio's loop does in a turn, for less: nothing arrives from outside."""
+        timers, ready = self._timers, self._ready
+        while timers and timers[0][2]._cancelled:
+            heapq.heappop(timers)
+        self.look_for_end()
+        if not ready and not self._stopping:  # type: ignore[attr-defined]
+            self._jump()
+        now = self._now
+        while timers and timers[0][0] <= now:
+            ready.append(heapq.heappop(timers)[2])
+        frozen = self._frozen
+        for _ in range(len(ready)):
+            if not ready:
+                break  # a process that was frozen just now took the rest with it
+            handle = ready.popleft()
+            if not handle._cancelled and not (frozen and self._park(handle)):
+                handle._run()
+        handle = None  # type: ignore[assignment] # or what it holds would live on
+
+    def _timer_handle_cancelled(self, timer: asyncio.TimerHandle) -> None:
+        """Forget timers that were cancelled, if they are more than the others."""
+        self._timers_cancelled += 1
+        if self._timers_cancelled > max(100, len(self._timers) // 2):
+            self._timers_cancelled = 0
+            self._timers[:] = [each for each in self._timers if not each[2]._cancelled]
+            heapq.heapify(self._timers)
+
+    def _park(self, handle: asyncio.Handle) -> bool:
+        """Keep a callback of a process that stands still."""
+        process = _process_of(handle)
+        if process is None or process.parked is None:
+            return False
+        process.parked.append(handle)
+        return True
+
+    def _take_ready(self, process: Process) -> list[asyncio.Handle]:
+        """Take out of the queue what a process would do next."""
+        taken = [handle for handle in self._ready if _process_of(handle) is process]
+        if taken:
+            rest = [handle for handle in self._ready if _process_of(handle) is not process]
+            self._ready.clear()
+            self._ready += rest
+        return taken
+
     def _hash_log(self) -> None:
         self._digest.update("\n".join(self._log).encode() + b"\n")
         self._log.clear()
@@ -217,6 +315,8 @@ class SimLoop(asyncio.SelectorEventLoop):
     def _finish(self) -> None:
         """Cancel what the main task left behind; what cannot be cancelled is let go."""
         self._limit, self._steps = float("inf"), 0
+        for process in list(self._frozen):
+            self.thaw(process)
         try:
             for _ in range(3):
                 tasks = sorted(asyncio.all_tasks(self), key=hash)
@@ -234,20 +334,6 @@ class SimLoop(asyncio.SelectorEventLoop):
     ) -> SimTask:
         self._tasks_made += 1
         return SimTask(work, loop, self._tasks_made, options)
-
-
-class _JumpingSelector(selectors.SelectSelector):
-    def __init__(self, loop: SimLoop) -> None:
-        super().__init__()
-        self._loop = loop
-
-    def select(self, timeout: float | None = None) -> list[Any]:
-        self._loop.look_for_end()
-        if timeout is None or timeout >= _FOREVER:
-            raise Hang(f"every task waits and no timer is set\n{self._loop.waiting()}")
-        if timeout > 0:
-            self._loop.jump(timeout)
-        return []
 
 
 class _OrderedSet(dict[T, None], Generic[T]):
@@ -278,6 +364,11 @@ def _ordered_cancel_scopes() -> Iterator[None]:
         yield
     finally:
         CancelScope.__init__ = make  # type: ignore[method-assign]
+
+
+def _process_of(handle: asyncio.Handle) -> Process | None:
+    context: contextvars.Context = handle._context  # type: ignore[attr-defined]
+    return context.get(PROCESS)
 
 
 def _name(callback: Callable[..., Any]) -> str:

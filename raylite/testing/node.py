@@ -103,12 +103,13 @@ class SimNode:
 
     async def start(self, *, is_head: bool = True) -> None:
         """Run the raylet, and a GCS if the node is alone."""
-        with self.world.at(self.name):
-            if not self.name:
+        if not self.name:
+            with self.world.at(GCS):
                 gcs = self.network(GCS)
                 await gcs.listen(GCS)
                 host = build_gcs(gcs)
                 self._gcs = host, self._watched(host, lambda: False)
+        with self.world.at(self.host("raylet")):
             network = self._network = self.network(self.host("raylet"))
             await network.listen(self.address("raylet"))
             self.raylet = build_raylet(
@@ -128,7 +129,7 @@ class SimNode:
 
     async def driver(self, name: str) -> "SimDriver":
         """Attach a driver; it is a host of this name."""
-        with self.world.at(self.name):
+        with self.world.at(self.host(name)):
             network = self.network(self.host(name))
             await network.listen(self.address(name))
             id = self.world.random(f"{network.name}/id").randbytes(28)
@@ -171,7 +172,7 @@ class SimNode:
             self.see_off(self._running)
             self.workers.close()
             for driver in self.drivers.values():  # they stand at the door, and hear it close
-                with self.world.at(self.name):
+                with self.world.at(driver.name):
                     link = driver.core.raylet_link
                     asyncio.get_running_loop().call_later(0.01, link.confirm_dead, "its node ended")
 
@@ -215,7 +216,7 @@ class SimNode:
             process.attachment.running.cancel()
             self.see_off(process.attachment.running)
             if isinstance(process, SimDriver) and not self.is_dead:
-                with self.world.at(self.name):  # the system tells the raylet
+                with self.world.at(self.host("raylet")):  # the system tells it
                     asyncio.get_running_loop().call_later(0.01, self._driver_ended, process.core.id)
 
     def _driver_ended(self, id: bytes) -> None:
@@ -459,7 +460,7 @@ class SimWorkers:
             self.listener.ended(worker.token, cause, was_killed=cause == KILLED)
 
     def _later(self, delay: float, action: Callable[..., object], *args: object) -> None:
-        with self._node.world.at(self._node.name):
+        with self._node.world.at(self._node.host("raylet")):
             asyncio.get_running_loop().call_later(delay, action, *args)
 
 
@@ -501,13 +502,15 @@ class SimWorker:
             self.node.drop(self.process, linger)
         elif self._network is not None:
             self.node.world.kill(self._network.address, linger=linger)
-            closing = asyncio.get_running_loop().create_task(self._network.close())
+            with self.node.world.at(self.name):
+                closing = asyncio.get_running_loop().create_task(self._network.close())
             self.node.see_off(closing)
         if self._work is not None:
             self._work.cancel()
             self.node.see_off(self._work)
         if self.runner is not None:
             self.runner.abandon()
+        self.node.world.thaw(self.name)  # one that had not begun to listen
         later = self._random.choice((0.0, 0.002, 0.02, 0.1)) * self._random.random()
         self._source.end(self, cause, later)
 

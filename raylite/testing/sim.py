@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import Token
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import TypeVar
 
@@ -24,7 +24,7 @@ from raylite._kernel.memory import MemoryWire
 from raylite._kernel.network import Network
 from raylite._kernel.seams import Seams
 from raylite._kernel.wire import Deaf, Wire, WireEvents
-from raylite.testing.loop import CLOCK, Clock
+from raylite.testing.loop import PROCESS, Clock, Process, SimLoop
 
 T = TypeVar("T")
 
@@ -60,6 +60,8 @@ class World:
         self._wires_made = 0
         self._lives: dict[str, int] = {}
         self._off: dict[str, None] = {}  # machines that answer nobody
+        self._processes: dict[str, Process | None] = {}  # by host
+        self._frozen: dict[str, list[Callable[[], object]]] = {}  # what waits until they go on
 
     def random(self, name: str) -> random.Random:
         """The stream of randomness with this name; the same for the same seed."""
@@ -77,8 +79,53 @@ class World:
         return Seams(random=lambda name: self.random(f"{host} {life}/{name}"), to_thread=to_thread)
 
     def at(self, host: str) -> "_At":
-        """Do something as a host does: by the clock of its machine."""
-        return _At(self.clocks.get(machine_of(host)))
+        """Do something as a host does: by the clock of its machine, and while it does not stand still."""
+        return _At(self.process(host))
+
+    def process(self, host: str) -> Process | None:
+        """The process that a host's callbacks belong to; none between all machines."""
+        try:
+            return self._processes[host]
+        except KeyError:
+            process = Process(self.clocks.get(machine_of(host))) if host else None
+            self._processes[host] = process
+            return process
+
+    def freeze(self, host: str) -> None:
+        """Let a host stand still, as SIGSTOP does.
+
+        None of its callbacks runs. Its machine goes on: connections to it are taken, and what it is sent
+        is kept. To freeze it twice is to freeze it once.
+        """
+        process = self.process(host)
+        if host not in self._frozen and process is not None:
+            self._frozen[host] = []
+            _running_loop().freeze(process)
+
+    def thaw(self, host: str) -> None:
+        """Let a host go on: all that came meanwhile is there at once, and its timers are late."""
+        waiting, process = self._frozen.pop(host, None), self.process(host)
+        if waiting is not None and process is not None:
+            loop = _running_loop()
+            timers_first = self.random(f"thaw {host} {loop.moment}").random() < 0.5
+            loop.thaw(process, timers_first=timers_first)
+            for action in waiting:
+                action()
+
+    def is_frozen(self, host: str) -> bool:
+        """Whether a host stands still."""
+        return host in self._frozen
+
+    def when_it_goes_on(self, host: str, action: Callable[[], object]) -> None:
+        """Do something as soon as a host that stands still is thawed, or killed."""
+        self._frozen[host].append(action)
+
+    async def wait_thawed(self, host: str) -> None:
+        """Wait until a host does not stand still."""
+        while host in self._frozen:
+            thawed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.when_it_goes_on(host, partial(_resolve, thawed))
+            await thawed
 
     def cut(self, one: str, other: str, *, silently: bool = False, one_way: bool = False) -> None:
         """Break the wires between two hosts and refuse new ones.
@@ -121,6 +168,8 @@ class World:
                 wire.mute(0.0)
             elif any(machine_of(host) == machine for host in wire.path):
                 wire.is_blocked = True
+        for host in [host for host in self._frozen if machine_of(host) == machine]:
+            self.thaw(host)
         self._off[machine] = None
 
     def power_on(self, machine: str) -> None:
@@ -145,6 +194,7 @@ class World:
                     wire.mute(linger)
                 elif network.name in wire.path[1:-1]:
                     wire.abort("the one that carried it died")
+            self.thaw(network.name)  # what it does now, nobody hears
 
     def is_cut(self, one: str, other: str) -> bool:
         """Whether a wire between two hosts cannot be made."""
@@ -179,18 +229,18 @@ class World:
 
 
 class _At:
-    """A block by somebody's clock. Every packet enters several, so it is no generator."""
+    """A block of somebody's doing. Every packet enters several, so it is no generator."""
 
-    __slots__ = ("_clock", "_token")
+    __slots__ = ("_process", "_token")
 
-    def __init__(self, clock: Clock | None) -> None:
-        self._clock = clock
+    def __init__(self, process: Process | None) -> None:
+        self._process = process
 
     def __enter__(self) -> None:
-        self._token: Token[Clock | None] = CLOCK.set(self._clock)
+        self._token: Token[Process | None] = PROCESS.set(self._process)
 
     def __exit__(self, *_: object) -> None:
-        CLOCK.reset(self._token)
+        PROCESS.reset(self._token)
 
 
 def _is_at(host: str, name: str) -> bool:
@@ -204,6 +254,17 @@ def _concerns(cut: tuple[str, str], one: str, other: str) -> bool:
 
 
 def _ignore(one: str, other: str, size: int) -> None: ...
+
+
+def _running_loop() -> SimLoop:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, SimLoop), "only a simulated loop can let a process stand still"
+    return loop
+
+
+def _resolve(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 class SimNetwork(Network):
@@ -224,14 +285,20 @@ class SimNetwork(Network):
         return address
 
     async def dial(self, address: str, events: WireEvents) -> Wire:
-        """Reach an address, unless a cut or a death stands between."""
+        """Reach an address, unless a cut or a death stands between.
+
+        At one that stands still, its machine takes the connection, and nobody says who is there.
+        """
         await asyncio.sleep(self.world.mean_delay(self.name, address))
         peer = self.world.networks.get(address)
         there = address if peer is None else peer.name
         pause = RESENT
-        while self.is_dead or self.world.is_silent(self.name, there):
-            await asyncio.sleep(pause)  # until the deadline on dialling, if need be
-            pause *= 2
+        while self.is_dead or self.world.is_silent(self.name, there) or self.world.is_frozen(there):
+            if self.world.is_frozen(there):
+                await self.world.wait_thawed(there)
+            else:
+                await asyncio.sleep(pause)  # until the deadline on dialling, if need be
+                pause *= 2
             peer = self.world.networks.get(address)
             there = address if peer is None else peer.name
         if peer is None or self.world.is_cut(self.name, there):
@@ -247,6 +314,9 @@ class SimNetwork(Network):
         carriers = await self._carriers(way, address, self)
         names = [carrier.name for carrier in carriers]
         peer = self.world.networks.get(address)
+        if peer is not None:
+            await self.world.wait_thawed(peer.name)
+            peer = self.world.networks.get(address)
         if peer is None or any(
             self.world.is_cut(*leg) for leg in pairwise([self.name, *names, peer.name])
         ):
@@ -275,7 +345,7 @@ class SimNetwork(Network):
         await asyncio.sleep(self.world.mean_delay(one.name, address))
         peer = self.world.networks.get(address)
         there = address if peer is None else peer.name
-        if one.is_dead or self.world.is_silent(one.name, there):
+        if one.is_dead or self.world.is_silent(one.name, there) or self.world.is_frozen(there):
             await asyncio.sleep(self.config.carry_timeout)
             raise TimeoutError
         if peer is None or self.world.is_cut(one.name, there):
@@ -333,14 +403,21 @@ class SimWire(MemoryWire):
             super().abort(reason)
 
     def break_end(self, reason: str) -> None:
-        """Break this end only, by its machine's clock."""
+        """Break this end only. A process that stands still may read first what it was sent before."""
         with self._world.at(self.host):
+            if self._world.is_frozen(self.host) and not self.is_broken:
+                if self._arriving and None not in self._arriving and self._random.random() < 0.5:
+                    self.arrive(None)
+                    return
             super().break_end(reason)
 
     def drained(self) -> None:
         """The other side has read enough that more may be sent."""
         with self._world.at(self.host):
-            super().drained()
+            if self._world.is_frozen(self.host):
+                self._loop.call_soon(super().drained)
+            else:
+                super().drained()
 
     def mute(self, linger: float) -> None:
         """The process at this end is gone: it sends and hears no more, and the wire breaks soon."""
@@ -352,6 +429,10 @@ class SimWire(MemoryWire):
             self.abort("the peer died")
 
     def _land(self) -> None:
+        for carrier in self.path[1:-1]:
+            if self._world.is_frozen(carrier):
+                self._world.when_it_goes_on(carrier, self._land)
+                return
         item = self._flying.popleft()
         if not self.peer.is_broken and not self.is_blocked:
             with self._world.at(self.peer.host):

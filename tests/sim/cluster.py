@@ -24,6 +24,7 @@ from tests.sim.invariants import (
     HEAD,
     ClusterLedger,
     Cut,
+    Freeze,
     Losses,
     Tables,
     check,
@@ -61,6 +62,8 @@ class Plan:
         plan.faults = [kind for kind in KINDS if draw.random() < 0.35]
         plan.delay = draw.choice((0.0001, 0.001, 0.001, 0.01))
         plan.until = draw.choice((1.0, 2.0, 4.0))
+        if random.Random(f"freezes {seed}").random() < 0.4:
+            plan.faults.append("freeze")
         return plan
 
 
@@ -111,6 +114,7 @@ class Faults:
         self._cluster, self._plan, self._losses = cluster, plan, losses
         self._draw = random.Random(f"cluster faults {plan.seed}")
         self._cut: dict[tuple[str, str], None] = {}  # that are, or were for long
+        self._frozen: dict[str, None] = {}  # that are, or were
         self._tasks: list[asyncio.Task[None]] = []
         self.log = log
         self._kinds = [
@@ -195,6 +199,8 @@ class Faults:
                         draw.choice((1.0, 5.0)), cluster.world.delays.pop, pair, None
                     )
                 return f"{one} {other} {delay}"
+            case "freeze":
+                return self._freeze(target)
             case "join":
                 if len(cluster.nodes) < 6:
                     machine = f"n{len(cluster.nodes) + len(cluster.gone)}"
@@ -216,6 +222,32 @@ class Faults:
                 await self._cluster.add(machine, cpus=node.cpus)
 
             self._later(self._draw.choice((0.1, 1.0, 12.0)), again)
+
+    def _freeze(self, target: str) -> str:
+        """Let a process stand still, each at most once: several times in a row would be as one long time."""
+        draw, cluster = self._draw, self._cluster
+        raylets = [node.host("raylet") for node in cluster.nodes.values()]
+        workers = [worker.name for node in cluster.nodes.values() for worker in node.workers.all()]
+        drivers = [driver.name for driver in cluster.drivers()]
+        kind = draw.choice([[GCS], raylets, raylets, workers, workers, drivers])
+        chosen = [name for name in kind if name not in self._frozen]
+        if not chosen:
+            return ""
+        name = target if target in chosen else draw.choice(chosen)
+        lengths = [0.05, 0.5, 2.0, 5.0, 8.0, 12.0, 25.0]
+        if name in raylets and not name.startswith(HEAD):
+            lengths.append(40.0)  # it is fenced: a head's would be let in again
+        seconds = draw.choice(lengths)
+        self._frozen[name] = None
+        cluster.world.freeze(name)
+        if name in raylets:
+            self._losses.freezes.append(Freeze(name.partition("/")[0], moment(), seconds))
+
+        async def thaw() -> None:
+            cluster.world.thaw(name)
+
+        self._later(seconds, thaw)
+        return f"{name} for {seconds}"
 
     def _partition(self, *, one_way: bool) -> str:
         draw, machines = self._draw, self._machines()
@@ -352,7 +384,7 @@ def _node_ended(cluster: SimCluster, losses: Losses, node: SimNode, error: BaseE
     losses.lose(node.name)
     if not isinstance(error, RaySystemError):
         cluster.fail(error)
-    elif not losses.was_cut_off(machine_of(node.name)):
+    elif not losses.was_silent(node.name):
         cluster.fail(Wrong(f"V11: {node.name} gave its cluster up without need: {error}"))
 
 

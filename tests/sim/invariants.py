@@ -19,6 +19,7 @@ from raylite.exceptions import (
     RaySystemError,
     WorkerCrashedError,
 )
+from raylite.testing.sim import machine_of
 from raylite.testing.simcluster import SimCluster
 from tests.sim.ledger import Attempt, Ledger, moment
 from tests.sim.scripts import Expected, Script, Wrong
@@ -26,6 +27,7 @@ from tests.sim.scripts import Expected, Script, Wrong
 HEAD = "n0"  # its machine is the GCS's
 UNNOTICED = 8.0  # seconds of a cut after which a node may be taken for dead: ten less two beats
 WINDOW = 12.0  # seconds in which several cuts may add up to that
+STOOD_STILL = 28.0  # seconds after which a raylet that stands still may be: thirty less two beats
 FORGOTTEN = 55.0  # seconds of a cut after which a session may have ended
 WAITING = 2_000  # messages in a mailbox
 
@@ -40,11 +42,21 @@ class Cut:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """A node whose raylet stood still."""
+
+    node: str
+    began: float
+    seconds: float
+
+
 class Losses:
     """Which nodes the cluster may take for dead, or some of it may, and since when."""
 
     def __init__(self) -> None:
         self.cuts: list[Cut] = []
+        self.freezes: list[Freeze] = []  # at most one of a node
         self._lost: dict[str, list[float]] = {}
         self._estranged: dict[str, list[float]] = {}
 
@@ -64,21 +76,30 @@ class Losses:
         """Whether the others take a node for dead, so that what runs there may run again."""
         return any(at >= since for at in self._lost.get(node, ()))
 
-    def was_cut_off(self, machine: str) -> bool:
-        """Whether a machine was unheard by the GCS for so long that its death may be declared.
+    def was_silent(self, node: str) -> bool:
+        """Whether a node was unheard by the GCS for so long that its death may be declared.
 
-        Cuts that follow one another count together: what dials in between may not get through.
+        Cuts that follow one another count together: what dials in between may not get through. A raylet
+        that stands still counts alike if it is cut off as well, and else has longer.
         """
-        now = moment()
-        ends = [
+        now, machine = moment(), machine_of(node)
+        cuts = [
             (cut.began, min(now, cut.began + cut.seconds))
             for cut in self.cuts
             if {cut.one, cut.other} == {machine, HEAD}
         ]
-        return any(
-            sum(max(0.0, end - max(began, at)) for at, end in ends if at < began + WINDOW)
+        freezes = [
+            (freeze.began, min(now, freeze.began + freeze.seconds))
+            for freeze in self.freezes
+            if freeze.node == node
+        ]
+        if any(end - began >= STOOD_STILL for began, end in freezes):
+            return True
+        silences = [*cuts, *freezes]
+        return bool(cuts) and any(
+            sum(max(0.0, end - max(began, at)) for at, end in silences if at < began + WINDOW)
             >= UNNOTICED
-            for began, _ in ends
+            for began, _ in silences
         )
 
     def __len__(self) -> int:
@@ -200,7 +221,7 @@ class Tables:
         self.deaths.append(name)
         node = self._cluster.nodes.get(name)
         if node is not None:
-            if not self._losses.was_cut_off(name.partition(".")[0]):
+            if not self._losses.was_silent(name):
                 self._wrong(f"V11: {name} is taken for dead, and nothing happened to it")
             self._losses.lose(name, is_dead=True)
 

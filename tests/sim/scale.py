@@ -30,7 +30,7 @@ from raylite._types.resources import Resources
 from raylite._types.strategies import NodeKey, NodeView
 from raylite._wire import hot
 from raylite._wire.messages import gcs as msg
-from raylite.testing.loop import CLOCK, Clock, SimLoop
+from raylite.testing.loop import PROCESS, Clock, SimLoop
 from raylite.testing.node import GCS, SimDriver, TaskContext
 from raylite.testing.sim import SimNetwork, SimWire, World
 from raylite.testing.simcluster import SimCluster
@@ -114,7 +114,7 @@ class MeteredLoop(SimLoop):
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._meter: Meter | None = None
-        super().__init__()
+        super().__init__(traced=False)
 
     @contextmanager
     def metering(self) -> Iterator["Meter"]:
@@ -145,16 +145,15 @@ class MeteredLoop(SimLoop):
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
         call = self._metered(callback, context)
-        return asyncio.SelectorEventLoop.call_at(self, when, call, *args, context=context)
+        return super().call_at(when, call, *args, context=context)
 
-    def look_for_end(self) -> None:
-        self._log.clear()
+    def look_for_end(self) -> None: ...
 
     def _metered(
         self, callback: Callable[[*Ts], object], context: contextvars.Context | None
     ) -> Callable[[*Ts], object]:
-        clock = CLOCK.get() if context is None else context.get(CLOCK)
-        if clock is not self._clock or self._meter is None:
+        process = PROCESS.get() if context is None else context.get(PROCESS)
+        if self._meter is None or process is None or process.clock is not self._clock:
             return callback
         meter = self._meter
 

@@ -1,6 +1,7 @@
 """The simulated loop and network: the same run every time, and a hang is an exception."""
 
 import asyncio
+import contextvars
 import random
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,12 +15,13 @@ from anyio._backends._asyncio import CancelScope
 from raylite._kernel.host import Host
 from raylite._kernel.interface import Interface, call, feed, post
 from raylite._kernel.link import LinkConfig
+from raylite._kernel.network import Probe
 from raylite._kernel.seams import now
 from raylite._kernel.service import Service, every, handles
 from raylite._kernel.topic import Topic
 from raylite.exceptions import PeerLostError
 from raylite.testing import loop as loop_module
-from raylite.testing.loop import Hang, SimLoop
+from raylite.testing.loop import PROCESS, Hang, Process, SimLoop
 from raylite.testing.sim import SimNetwork, World
 
 # ---- time --------------------------------------------------------------------------------
@@ -402,3 +404,143 @@ def test_a_reset_is_not_noticed_above_the_session() -> None:
 async def _join(members: Members, number: int) -> None:
     await asyncio.sleep(number * 0.01)
     await members.join(Beat(f"node {number}"))
+
+
+# ---- processes that stand still ----------------------------------------------------------
+
+
+class Echo(Interface):
+    say = call(Beat, Event)
+    tell = post(Beat)
+
+
+class EchoService(Service, serves=(Echo,)):
+    """Answers; and notes what it is told, and when it looked at its clock."""
+
+    def __init__(self) -> None:
+        self.noted: list[tuple[str, float]] = []
+
+    @handles(Echo.say)
+    def say(self, request: Beat) -> Event:
+        return Event(request.node, is_alive=True)
+
+    @handles(Echo.tell)
+    def tell(self, request: Beat) -> None:
+        self.noted.append((request.node, now()))
+
+    @every(seconds=1.0)
+    def look(self) -> None:
+        self.noted.append(("look", now()))
+
+
+async def _echo(world: World) -> tuple[EchoService, Echo]:
+    """Start a host that answers, and reach it from another."""
+    service = EchoService()
+    with world.at("n1/there"):
+        there = SimNetwork(world, "n1/there")
+        await there.listen("n1/there")
+        running = Host(there, service).start("there")
+    assert not running.done()
+    echo = Echo(SimNetwork(world, "n2/here").connect("n1/there"))
+    await echo.say(Beat("first"))
+    return service, echo
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_frozen_process_does_nothing_and_then_everything_at_once(seed: int) -> None:
+    async def main() -> None:
+        world = World(seed)
+        service, echo = await _echo(world)
+        await asyncio.sleep(0.5)
+        service.noted.clear()
+        world.freeze("n1/there")
+        world.freeze("n1/there")
+        echo.tell(Beat("one"))
+        echo.tell(Beat("two"))
+        answer = asyncio.create_task(echo.say(Beat("three")))
+        await asyncio.sleep(4.0)
+        assert service.noted == [], "no packet is read, no timer fires"
+        assert not answer.done()
+        world.thaw("n1/there")
+        await answer
+        names = [name for name, _ in service.noted]
+        assert sorted(names) == ["look", "one", "two"], "a timer that is late fires once"
+        assert names.index("one") < names.index("two")
+        assert {round(at, 1) for _, at in service.noted} == {4.5}
+
+    SimLoop().run(main())
+
+
+@pytest.mark.parametrize("timers_first", [False, True])
+def test_what_waited_before_a_freeze_comes_first_and_then_timers_or_packets(
+    timers_first: bool,
+) -> None:
+    done: list[str] = []
+
+    async def main() -> None:
+        loop, process = asyncio.get_running_loop(), Process()
+        assert isinstance(loop, SimLoop)
+        context = contextvars.copy_context()
+        context.run(PROCESS.set, process)
+        loop.call_later(1.0, done.append, "timer", context=context)
+        loop.call_later(2.0, done.append, "later timer", context=context)
+        loop.call_soon(done.append, "before", context=context)
+        loop.freeze(process)
+        for packet in ("packet", "next packet"):
+            loop.call_soon(done.append, packet, context=context)
+        await asyncio.sleep(3.0)
+        loop.call_soon(done.append, "last packet", context=context)  # in the turn of the thaw
+        assert done == []
+        loop.thaw(process, timers_first=timers_first)
+        loop.thaw(process)
+        loop.call_soon(done.append, "after", context=context)
+        await asyncio.sleep(0)
+
+    SimLoop().run(main())
+    timers, packets = ["timer", "later timer"], ["packet", "next packet", "last packet"]
+    middle = [*timers, *packets] if timers_first else [*packets, *timers]
+    assert done == ["before", *middle, "after"]
+
+
+def test_a_session_outlives_a_freeze_that_its_wire_does_not() -> None:
+    async def main() -> None:
+        world = World(1)
+        service, echo = await _echo(world)
+        world.freeze("n1/there")
+        for number in range(20):
+            echo.tell(Beat(str(number)))
+            await asyncio.sleep(1.0)  # the silence breaks the wire, and nobody answers the dialler
+        world.thaw("n1/there")
+        await echo.say(Beat("last"))
+        told = [name for name, _ in service.noted if name != "look"]
+        assert told == [str(number) for number in range(20)]
+
+    SimLoop().run(main())
+
+
+def test_a_frozen_process_can_be_killed_and_its_machine_takes_connections_until_then() -> None:
+    async def main() -> None:
+        world = World(1)
+        _, echo = await _echo(world)
+        world.freeze("n1/there")
+        asker = SimNetwork(world, "n3/asker")
+        assert await asker.probe("n1/there", 2.0) is Probe.ANSWERED
+        answer = asyncio.create_task(echo.say(Beat("never")))
+        await asyncio.sleep(1.0)
+        world.kill("n1/there")
+        assert await asker.probe("n1/there", 2.0) is Probe.REFUSED
+        assert not world.is_frozen("n1/there")
+        answer.cancel()
+
+    SimLoop().run(main())
+
+
+def test_a_simulation_that_fails_meanwhile_ends_all_the_same() -> None:
+    async def main() -> None:
+        world = World(1)
+        await _echo(world)
+        world.freeze("n1/there")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        SimLoop().run(main())
