@@ -92,6 +92,7 @@ class Nodes:
     def restored(self, node_id: bytes, incarnation: int, now: float) -> None:
         """A node was a member before the GCS was started: it has more than a grace to be heard."""
         self._members.setdefault(node_id, _Member(incarnation, now, now, RESTORED))
+        self._watch(now)
 
     def restored_dead(self, node_id: bytes, incarnation: int, reason: str) -> None:
         """A node had died before the GCS was started."""
@@ -115,6 +116,7 @@ class Nodes:
         if standing is Standing.REPLACED:
             effects.append(self._die(node_id, "it was replaced by a new incarnation"))
         self._members[node_id] = _Member(incarnation, now, now)
+        self._watch(now)
         return [*effects, NodeJoined(node_id)]
 
     def heard(self, node_id: bytes, incarnation: int, now: float, lag: float = 0.0) -> list[Effect]:
@@ -232,6 +234,11 @@ class Nodes:
         for node_id, member in self._members.items():
             assert (node_id, member.incarnation) not in self._dead, "a member that has died"
             assert member.steady_since <= member.heard_at, "it is steady before it is heard"
+
+    def _watch(self, now: float) -> None:
+        """There is somebody to be heard: whoever stands still before the first `expire` does so, too."""
+        if self._expired_at is None:
+            self._expired_at = now
 
     def _heard(self, node_id: bytes, now: float) -> list[Effect]:
         member = self._members[node_id]

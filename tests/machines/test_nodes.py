@@ -4,6 +4,7 @@ import math
 import random
 from collections import Counter
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -42,7 +43,7 @@ def test_members_are_listed_in_the_order_they_joined() -> None:
 
 
 def test_a_node_silent_for_the_whole_grace_dies_and_says_why() -> None:
-    nodes = Nodes(grace=2.5)
+    nodes = Nodes(grace=2.5, stall=math.inf)
     nodes.joined(A, 1, 0.0)
     assert died(nodes.expire(2.4)) == []
     assert nodes.expire(2.5) == [NodeDied(A, "it was silent for 2.5 s")]
@@ -129,7 +130,7 @@ def test_who_may_return_does() -> None:
 
 
 def test_a_stale_incarnation_keeps_nobody_alive() -> None:
-    nodes = Nodes(grace=10)
+    nodes = Nodes(grace=10, stall=math.inf)
     nodes.joined(A, 1, 0.0)
     nodes.joined(A, 2, 0.0)
     nodes.heard(A, 1, 9.0)
@@ -226,6 +227,19 @@ def test_a_node_to_which_connections_are_taken_has_thirty_seconds_the_first_time
         assert died(nodes.expire(moment + 2)) == []
     nodes.answered(A, 1, 29.9)
     assert nodes.expire(30.0) == [NodeDied(A, "it stood still for 30 s")]
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+def test_what_the_watcher_slept_through_before_it_first_looked_is_nobodys_silence(
+    is_new: bool,
+) -> None:
+    nodes = Nodes(grace=10, stall=1.5)
+    if is_new:
+        nodes.joined(A, 1, 0.1)
+    else:
+        nodes.restored(A, 1, 0.1)
+    assert nodes.expire(20.0) == []
+    assert nodes.heard(A, 1, 20.0) == []
 
 
 def test_a_node_that_stood_still_and_then_vanished_has_ten_seconds_from_then() -> None:
