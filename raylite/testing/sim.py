@@ -14,8 +14,6 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from contextvars import Token
-from functools import lru_cache, partial
 from itertools import pairwise
 from typing import TypeVar
 
@@ -24,7 +22,7 @@ from raylite._kernel.memory import MemoryWire
 from raylite._kernel.network import Network
 from raylite._kernel.seams import Seams
 from raylite._kernel.wire import Deaf, Wire, WireEvents
-from raylite.testing.loop import PROCESS, Clock, Process, SimLoop
+from raylite.testing.hosts import Hosts, machine_of
 
 T = TypeVar("T")
 
@@ -32,13 +30,7 @@ RESENT = 0.2  # seconds until an unanswered SYN is sent again, then twice as man
 BETWEEN = ""  # the place between all machines, where the world's own clock is read
 
 
-@lru_cache(4096)
-def machine_of(host: str) -> str:
-    """Return the machine that a host runs on; also of an address, which begins with its host."""
-    return host.partition("/")[0].partition(".")[0]
-
-
-class World:
+class World(Hosts):
     """The hosts of one simulation, and what stands between them.
 
     Args:
@@ -47,10 +39,9 @@ class World:
     """
 
     def __init__(self, seed: int, *, delay: float = 0.001) -> None:
-        self._seed = seed
+        super().__init__(seed)
         self.delay = delay
         self.delays: dict[tuple[str, str], float] = {}  # between machines, where it is another
-        self.clocks: dict[str, Clock] = {}  # of machines whose clock is not the world's
         self.networks: dict[str, SimNetwork] = {}
         self.on_packet: Callable[[str, str, int], None] = (
             _ignore  # landed: from, at, how many bytes
@@ -60,12 +51,6 @@ class World:
         self._wires_made = 0
         self._lives: dict[str, int] = {}
         self._off: dict[str, None] = {}  # machines that answer nobody
-        self._processes: dict[str, Process | None] = {}  # by host
-        self._frozen: dict[str, list[Callable[[], object]]] = {}  # what waits until they go on
-
-    def random(self, name: str) -> random.Random:
-        """The stream of randomness with this name; the same for the same seed."""
-        return random.Random(f"{self._seed}/{name}")
 
     def seams(self, host: str) -> Seams:
         """Return what a host takes from this world; another life of it takes other randomness."""
@@ -77,55 +62,6 @@ class World:
             return function(*args)
 
         return Seams(random=lambda name: self.random(f"{host} {life}/{name}"), to_thread=to_thread)
-
-    def at(self, host: str) -> "_At":
-        """Do something as a host does: by the clock of its machine, and while it does not stand still."""
-        return _At(self.process(host))
-
-    def process(self, host: str) -> Process | None:
-        """The process that a host's callbacks belong to; none between all machines."""
-        try:
-            return self._processes[host]
-        except KeyError:
-            process = Process(self.clocks.get(machine_of(host))) if host else None
-            self._processes[host] = process
-            return process
-
-    def freeze(self, host: str) -> None:
-        """Let a host stand still, as SIGSTOP does.
-
-        None of its callbacks runs. Its machine goes on: connections to it are taken, and what it is sent
-        is kept. To freeze it twice is to freeze it once.
-        """
-        process = self.process(host)
-        if host not in self._frozen and process is not None:
-            self._frozen[host] = []
-            _running_loop().freeze(process)
-
-    def thaw(self, host: str) -> None:
-        """Let a host go on: all that came meanwhile is there at once, and its timers are late."""
-        waiting, process = self._frozen.pop(host, None), self.process(host)
-        if waiting is not None and process is not None:
-            loop = _running_loop()
-            timers_first = self.random(f"thaw {host} {loop.moment}").random() < 0.5
-            loop.thaw(process, timers_first=timers_first)
-            for action in waiting:
-                action()
-
-    def is_frozen(self, host: str) -> bool:
-        """Whether a host stands still."""
-        return host in self._frozen
-
-    def when_it_goes_on(self, host: str, action: Callable[[], object]) -> None:
-        """Do something as soon as a host that stands still is thawed, or killed."""
-        self._frozen[host].append(action)
-
-    async def wait_thawed(self, host: str) -> None:
-        """Wait until a host does not stand still."""
-        while host in self._frozen:
-            thawed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self.when_it_goes_on(host, partial(_resolve, thawed))
-            await thawed
 
     def cut(self, one: str, other: str, *, silently: bool = False, one_way: bool = False) -> None:
         """Break the wires between two hosts and refuse new ones.
@@ -228,21 +164,6 @@ class World:
         self._wires.pop(wire, None)
 
 
-class _At:
-    """A block of somebody's doing. Every packet enters several, so it is no generator."""
-
-    __slots__ = ("_process", "_token")
-
-    def __init__(self, process: Process | None) -> None:
-        self._process = process
-
-    def __enter__(self) -> None:
-        self._token: Token[Process | None] = PROCESS.set(self._process)
-
-    def __exit__(self, *_: object) -> None:
-        PROCESS.reset(self._token)
-
-
 def _is_at(host: str, name: str) -> bool:
     return host == name or machine_of(host) == name
 
@@ -254,17 +175,6 @@ def _concerns(cut: tuple[str, str], one: str, other: str) -> bool:
 
 
 def _ignore(one: str, other: str, size: int) -> None: ...
-
-
-def _running_loop() -> SimLoop:
-    loop = asyncio.get_running_loop()
-    assert isinstance(loop, SimLoop), "only a simulated loop can let a process stand still"
-    return loop
-
-
-def _resolve(future: "asyncio.Future[None]") -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 class SimNetwork(Network):

@@ -6,8 +6,9 @@ from typing import Any
 
 from raylite._kernel.link import LinkConfig
 from raylite.exceptions import RaySystemError
+from raylite.testing.hosts import machine_of
 from raylite.testing.node import KILLED, SimDriver, SimNode, SimProcess
-from raylite.testing.sim import World, machine_of
+from raylite.testing.sim import World
 from raylite.testing.simgcs import SimDisk, SimGcs
 
 

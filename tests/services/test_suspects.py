@@ -3,8 +3,9 @@
 import asyncio
 from collections.abc import Awaitable
 
+from raylite.testing.hosts import machine_of
 from raylite.testing.node import TaskContext
-from raylite.testing.sim import World, machine_of
+from raylite.testing.sim import World
 from raylite.testing.simcluster import SimCluster
 from tests.services.rig import simulated
 

@@ -14,9 +14,10 @@ from typing import Any
 from raylite._protocol import gcs
 from raylite._wire.messages import gcs as msg
 from raylite.exceptions import RayError, RaySystemError
+from raylite.testing.hosts import machine_of
 from raylite.testing.loop import Clock, SimLoop
 from raylite.testing.node import GCS, KILLED, SimDriver, SimNode
-from raylite.testing.sim import World, machine_of
+from raylite.testing.sim import World
 from raylite.testing.simcluster import SimCluster
 from raylite.testing.simgcs import SimDisk
 from tests.sim.invariants import (

@@ -19,7 +19,7 @@ from raylite.exceptions import (
     RaySystemError,
     WorkerCrashedError,
 )
-from raylite.testing.sim import machine_of
+from raylite.testing.hosts import machine_of
 from raylite.testing.simcluster import SimCluster
 from tests.sim.ledger import Attempt, Ledger, moment
 from tests.sim.scripts import Expected, Script, Wrong

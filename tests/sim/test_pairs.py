@@ -11,9 +11,10 @@ import pytest
 
 from raylite._kernel.link import Link, LinkConfig
 from raylite.exceptions import OwnerDiedError, WorkerCrashedError
+from raylite.testing.hosts import machine_of
 from raylite.testing.loop import SimLoop
 from raylite.testing.node import KILLED, SimDriver, TaskContext
-from raylite.testing.sim import SimWire, World, machine_of
+from raylite.testing.sim import SimWire, World
 from raylite.testing.simcluster import SimCluster
 from tests.sim.ledger import moment
 
