@@ -80,6 +80,7 @@ class ClusterService(Service):
             bytes, None
         ] = {}  # processes of other nodes, against telling them twice
         self._changed = asyncio.Event()
+        self._report_due = asyncio.Event()
         self.on_change: list[Callable[[], None]] = []
         self.on_node_died: list[Callable[[NodeKey], None]] = []
         self.on_node_joined: list[Callable[[NodeKey], None]] = []
@@ -286,6 +287,7 @@ class ClusterService(Service):
             await self._compare_nodes(link)
         publisher = self._publisher
         publisher.resume(0 if is_new else publisher.version - 1)
+        self._report_due.set()
         if jobs := [*{**self.drivers, **dict.fromkeys(self._pool.jobs())}]:
             ended = await gcs.Jobs(link).ended(msg.AskEnded(jobs))
             believe(self._epochs, ended.epoch)
@@ -303,6 +305,7 @@ class ClusterService(Service):
         publisher.resume(0)
         views = gcs.Views(self._network.connect(self._gcs))
         while True:
+            self._report_due.clear()
             publisher.update(self._reported())
             if (delta := publisher.changes()) is not None:
                 wanted = await views.report(wire.encode(delta))
@@ -310,7 +313,12 @@ class ClusterService(Service):
                     publisher.resume(0)
                     await asyncio.sleep(SOON)
                     continue
-            await asyncio.sleep(between_reports(len(self._raylets)))
+                await asyncio.sleep(between_reports(len(self._raylets)))
+            await self._report_due.wait()
+
+    def view_may_have_changed(self) -> None:
+        """Look what there is to report of this node, as soon as it is time."""
+        self._report_due.set()
 
     def _reported(self) -> NodeView:
         """Return this node's view with what waits here, which is counted for reports only."""

@@ -100,6 +100,7 @@ class LeaseService(Service, serves=(raylet.Leases,)):
                 self._place(self._picker.keep(ask, moment))
             else:
                 self._place(self._picker.request(ask, self._cluster.nodes(), moment))
+        self._cluster.view_may_have_changed()  # some may be parked without a word
 
     def reconsider(self) -> None:
         """Other nodes have changed: what waits here may be better off there."""
@@ -126,6 +127,7 @@ class LeaseService(Service, serves=(raylet.Leases,)):
         self._backlogs.pop(owner.id, None)
         if backlog.tasks:
             self._backlogs[owner.id] = dict(views.decode_shapes(backlog.tasks))
+        self._cluster.view_may_have_changed()
 
     @handles(raylet.Leases.unreachable)
     def unreachable(self, lease: bytes) -> None:
@@ -225,6 +227,7 @@ class LeaseService(Service, serves=(raylet.Leases,)):
         return known
 
     def _perform(self, effects: list[Effect]) -> None:
+        self._cluster.view_may_have_changed()
         for effect in effects:
             match effect:
                 case Grant(lease, _, demand):
