@@ -69,6 +69,11 @@ class Hosts:
             for action in waiting:
                 action()
 
+    @property
+    def frozen(self) -> list[str]:
+        """The hosts that stand still."""
+        return list(self._frozen)
+
     def is_frozen(self, host: str) -> bool:
         """Whether a host stands still."""
         return host in self._frozen

@@ -1,6 +1,7 @@
 """Run seeds of the simulated workloads: ``python -m tests.sim 1234``, or ``100-200`` for many.
 
-With ``--nodes``, of the one with many nodes; with ``--cancel``, of the one that cancels tasks.
+With ``--nodes``, of the one with many nodes; with ``--cancel``, of the one that cancels tasks; with
+``--standstills``, of the healthy cluster that has too much to do.
 """
 
 import sys
@@ -8,7 +9,7 @@ import time
 import traceback
 from functools import partial
 
-from tests.sim import cluster, workload
+from tests.sim import cluster, standstills, workload
 from tests.sim.cancelling import CancellingProgram
 from tests.sim.workload import quiet_collector
 
@@ -18,6 +19,8 @@ SHOWN, LINES = 1, 3  # failures shown with tracebacks, and how much of these
 def main(arguments: list[str]) -> int:
     """Run the seeds; one alone is shown with its plan, its faults and its ledger."""
     module = cluster if "--nodes" in arguments else workload
+    if "--standstills" in arguments:
+        module = standstills
     simulate = module.simulate
     if "--cancel" in arguments:
         simulate = partial(workload.simulate, program=CancellingProgram)
