@@ -171,6 +171,8 @@ class Nodes:
             for member in self._members.values():
                 slept = now - max(self._expired_at, member.heard_at)
                 member.heard_at += max(slept - SWEEP, 0.0)
+                slept = now - max(self._expired_at, member.answered_at)  # nobody was tried, either
+                member.answered_at += max(slept - SWEEP, 0.0)
         self._expired_at = now
         grace, effects = self.grace, list[Effect]()
         for node_id, member in list(self._members.items()):

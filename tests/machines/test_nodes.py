@@ -229,6 +229,23 @@ def test_a_node_to_which_connections_are_taken_has_thirty_seconds_the_first_time
     assert nodes.expire(30.0) == [NodeDied(A, "it stood still for 30 s")]
 
 
+def test_a_watcher_that_stands_still_takes_no_patience_from_a_node_that_does() -> None:
+    nodes = Nodes(grace=10)
+    nodes.joined(A, 1, 0.0)
+    for half_seconds in range(1, 31):
+        assert died(nodes.expire(half_seconds / 2)) == []
+        if half_seconds % 5 == 0:
+            nodes.answered(A, 1, half_seconds / 2)
+    assert died(nodes.expire(26.5)) == [], "it could not try it for eleven seconds"
+    nodes.answered(A, 1, 27.0)
+    now = 27.0
+    while not (dead := died(nodes.expire(now))):
+        now += 0.5
+        nodes.answered(A, 1, now - 0.1)
+    assert dead == [A]
+    assert now == 41.0  # thirty seconds, and those of the watcher
+
+
 @pytest.mark.parametrize("is_new", [False, True])
 def test_what_the_watcher_slept_through_before_it_first_looked_is_nobodys_silence(
     is_new: bool,
