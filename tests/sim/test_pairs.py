@@ -78,6 +78,12 @@ class Scene:
         hosts = {host for link in self.links() if self.is_carried(link) for host in _path(link)}
         return {machine_of(host) for host in hosts} - {"n1", "n2"}
 
+    async def stand_still(self, node: str, seconds: float) -> None:
+        """Let a node's raylet do so; its workers go on."""
+        self.cluster.world.freeze(f"{node}/raylet")
+        await asyncio.sleep(seconds)
+        self.cluster.world.thaw(f"{node}/raylet")
+
 
 def _path(link: Link) -> Sequence[str]:
     assert isinstance(link._wire, SimWire)
@@ -198,6 +204,18 @@ async def test_a_shorter_cut_costs_no_attempt() -> None:
         await asyncio.sleep(15.0)
         at.heal()
         assert (await outcome(at, ref)).startswith("n2/")
+
+
+@simulated
+async def test_what_runs_where_a_raylet_stands_still_goes_on_with_it_within_its_grace() -> None:
+    async with scene() as at:
+        ref = at.driver.submit(rest, 60.0, max_retries=0)
+        await at.begun()
+        await at.cluster.add("n3", cpus=1)
+        await asyncio.sleep(20.0)
+        await at.stand_still("n2", 26.3)  # its owner asks after 26, and reaches it after the GCS
+        assert (await outcome(at, ref)).startswith("n2/")
+        assert len(at.runs) == 1
 
 
 @simulated
@@ -408,6 +426,19 @@ async def carried(by: str, *, seed: int = 5) -> AsyncIterator[tuple[Scene, Any]]
 
 
 @simulated
+async def test_the_one_that_carries_may_stand_still_and_another_does() -> None:
+    for by, other in ("n0", "n3"), ("n3", "n0"):
+        async with carried(by) as (at, _):
+            standing = asyncio.create_task(at.stand_still(by, 25.0))
+            await asyncio.sleep(18.0)
+            assert all(at.is_carried(link) for link in at.links())
+            assert at.carriers() == {other}
+            await standing
+            await asyncio.sleep(5.0)
+            assert all(at.is_carried(link) for link in at.links())
+
+
+@simulated
 async def test_the_one_that_carries_may_lose_its_power_and_another_does() -> None:
     async with carried("n3") as (at, _):
         at.cluster.power_off(at.cluster.nodes["n3"])
@@ -443,6 +474,46 @@ async def test_it_carries_to_no_node_that_is_dead_or_unknown() -> None:
         at.cluster.kill(at.cluster.nodes["n2"])
         await asyncio.sleep(15.0)
         assert not gcs.carries(there)
+
+
+@simulated
+async def test_when_the_one_that_carries_stands_still_the_direct_way_is_taken_before_long() -> None:
+    for by in ("n0", "n3"):
+        async with carried(by) as (at, _):
+            at.heal()
+            at.cluster.world.cut("n0" if by == "n3" else "n3", "n2", silently=True)
+            standing = asyncio.create_task(at.stand_still(by, 25.0))
+            await asyncio.sleep(18.0)
+            assert [link for link in at.links() if not link.is_attached] == []
+            await standing
+            await asyncio.sleep(30.0)  # the GCS may have carried for so long
+            assert [link for link in at.links() if at.is_carried(link)] == []
+
+
+@simulated
+async def test_whoever_carries_what_is_sent_it_comes_once() -> None:
+    """Carriers stand still and die in the middle of packets, by turns; and the direct way comes and goes."""
+    for seed in range(2):
+        async with carried("n3", seed=seed) as (at, _):
+            draw, life = at.cluster.world.random("carriers"), 3
+            for fault in draw.sample(["n0", "last", "dies", "heals"], 4):
+                large, small = at.driver.submit(make), [at.driver.submit(where) for _ in range(5)]
+                match fault:
+                    case "dies":
+                        at.cluster.kill(at.cluster.nodes[f"n{life}"])
+                        life += 1
+                        await at.cluster.add(f"n{life}", cpus=0)
+                    case "heals":
+                        at.heal()
+                        await asyncio.sleep(draw.uniform(0.0, 25.0))
+                        at.cut()
+                    case "n0" | "last":
+                        node = fault if fault == "n0" else f"n{life}"
+                        await at.stand_still(node, draw.uniform(1.0, 20.0))
+                assert len(await outcome(at, large)) == LARGE
+                for ref in small:
+                    assert (await outcome(at, ref)).startswith("n2/")
+                del large
 
 
 @simulated
