@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-CONFTEST = (Path(__file__).parent / "conftest.py").read_text()
+ROOT = Path(__file__).resolve().parents[1]
+CONFTEST = (ROOT / "tests" / "conftest.py").read_text()
 PREAMBLE = """
 import asyncio, gc, mmap, os, signal, socket, subprocess, sys, threading, time
 import pytest
@@ -90,7 +91,7 @@ def pytest_sessionfinish():
 def inner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """A test session of its own under the same conftest, with a mark and a short grace of its own."""
     monkeypatch.delenv("RAYLITE_TESTS", raising=False)
-    monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # where `tests` is
     pytester.makeconftest(CONFTEST.replace("GRACE = 2.0", "GRACE = 0.3") + END_STRAYS)
     pytester.makeini(
         "[pytest]\nasyncio_default_fixture_loop_scope = function\n"
