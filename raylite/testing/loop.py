@@ -65,7 +65,7 @@ class Process:
     __slots__ = ("clock", "parked", "waiting")
 
     def __init__(self, clock: Clock | None = None) -> None:
-        self.clock = clock
+        self.clock: Clock | None = clock
         self.waiting: list[asyncio.Handle] = []  # since before it stood still
         self.parked: list[asyncio.Handle] | None = None  # what came since; None while it runs
 
