@@ -25,7 +25,7 @@ from hypothesis import example, given, settings, strategies as st
 from msgspec.structs import replace
 
 from raylite._kernel import grpc
-from raylite._kernel.connection import Connection
+from raylite._kernel.connection import FRAME, WINDOW, Connection
 from raylite._kernel.grpc import GrpcNetwork
 from raylite._kernel.grpcwire import Cutter, GrpcWire
 from raylite._kernel.link import LinkConfig
@@ -137,6 +137,55 @@ def test_large_parts_are_kept_as_they_came_and_small_ones_by_themselves() -> Non
         assert list(cutter.cut(data[start:end])) == []
     assert [type(part) for part in cutter._parts] == [memoryview, bytes, memoryview]
     assert list(cutter.cut(data[-1:])) == [packet]
+
+
+@given(flags=st.integers(0, 2), claimed=st.integers(0, 12), size=st.integers(0, 12))
+def test_what_is_taken_uncut_is_one_packet_within_the_limit(
+    flags: int, claimed: int, size: int
+) -> None:
+    cutter = Cutter()
+    cutter.limit = 10
+    data = memoryview(bytes([flags]) + struct.pack(">I", claimed) + bytes(size))
+    assert cutter.is_whole(data) is (not flags and claimed == size <= 10)
+
+
+@GRPC
+def test_a_frame_that_is_too_long_is_refused_before_its_body_comes(kind: str) -> None:
+    """Without the cure: 16 MiB of it are kept until h2 says that it is too long."""
+
+    async def scenario(rig: Rig) -> None:
+        config = replace(QUICK, connect_timeout=600.0)  # or that ends it as well
+        async with (
+            rig.serving(ToyService(), config=config),
+            connected(rig.address("there")) as (reader, writer),
+        ):
+            writer.write(PREFACE + b"\xff\xff\xff" + b"\0\0" + struct.pack(">I", 1))
+            with contextlib.suppress(ConnectionResetError):
+                while await reader.read(1000):
+                    pass
+
+    run_on(kind, scenario)
+
+
+@GRPC
+def test_who_sends_more_than_flow_control_admits_to_one_that_reads_nothing_is_ended(
+    kind: str,
+) -> None:
+    """Without the cure: whatever it sends is held, for no window is h2's business here."""
+
+    async def scenario(rig: Rig) -> None:
+        async with rig.pair(ToyService()) as (link, there):
+            [served], wire = there.links, link._wire
+            assert isinstance(wire, GrpcWire)
+            assert served._wire is not None
+            served._wire.pause_reading()
+            frame = struct.pack(">HBBBI", FRAME >> 8, FRAME & 0xFF, 0, 0, wire._id) + bytes(FRAME)
+            for _ in range(WINDOW // FRAME + 1):
+                wire._transport.write(frame)
+            await until(lambda: served.is_ended)
+            assert "flow control" in str(served.error)
+
+    run_on(kind, scenario)
 
 
 @given(data=st.binary(min_size=5, max_size=40))
