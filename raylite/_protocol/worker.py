@@ -40,9 +40,7 @@ class Owner(Interface):
     cancel = call(hot.CancelTask, hot.Cancelled)  # replies when the task has ended
     give_up = batch(hot.Borrow, bulk=False)  # the borrower holds these no more
     received = batch(bytes, bulk=False)  # a value's references have found their new holder
-    review = post(
-        str
-    )  # from a borrower (its address), whose session has ended: what is lent to it?
+    review = post(str)  # from a borrower whose session has ended, its address: what is lent to it?
     unheld = post(hot.Unheld)  # its answer to `Borrower.lent`, in the lane of `give_up`
 
 

@@ -36,7 +36,7 @@ from raylite.exceptions import RaySystemError
 
 _TIDY = frozenset(Ending) - {Ending.FAILED}  # a fork server that ended so left nothing behind
 
-_DYING = 1.0  # seconds for a killed process to end; only one stuck in the kernel takes longer
+_DYING = 1.0  # seconds for killed processes to end; only one stuck in the kernel takes longer
 
 
 class Addresses(Struct, frozen=True):
@@ -298,8 +298,9 @@ class NodeProcess:
             if not self._is_tidy():
                 inode = os.fstat(self._arena_fd).st_ino if self._arena_fd >= 0 else None
                 sweep(self.config.session_dir, inode)
+            deadline = monotonic() + _DYING
             for pidfd in self._killed:  # whose title is gone already, so that no sweep finds them
-                processes.wait_exit(pidfd, _DYING)
+                processes.wait_exit(pidfd, deadline - monotonic())
             clear(self.config)
 
     def _is_tidy(self) -> bool:
