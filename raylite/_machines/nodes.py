@@ -165,14 +165,12 @@ class Nodes:
         """Declare dead who has been silent for the whole grace, and suspect who has been for half of it.
 
         To be called every `SWEEP` seconds. Who asks only after `stall` seconds stood still meanwhile
-        and has not read what the nodes said: that time is nobody's silence.
+        and has not read what the nodes said: that time is nobody's silence. After half the grace their
+        connections have broken as well, as when the GCS is started again: all have the grace anew.
         """
         if self._expired_at is not None and now - self._expired_at >= self._stall:
             for member in self._members.values():
-                slept = now - max(self._expired_at, member.heard_at)
-                member.heard_at += max(slept - SWEEP, 0.0)
-                slept = now - max(self._expired_at, member.answered_at)  # nobody was tried, either
-                member.answered_at += max(slept - SWEEP, 0.0)
+                self._forgive(member, self._expired_at, now)
         self._expired_at = now
         grace, effects = self.grace, list[Effect]()
         for node_id, member in list(self._members.items()):
@@ -241,6 +239,16 @@ class Nodes:
         """There is somebody to be heard: whoever stands still before the first `expire` does so, too."""
         if self._expired_at is None:
             self._expired_at = now
+
+    def _forgive(self, member: _Member, since: float, now: float) -> None:
+        """Nobody listened since then, nor tried a silent node."""
+        if now - since >= self.grace * SUSPECT:
+            if now - member.heard_at > GAP * self.beat:
+                member.steady_since = now
+            member.heard_at = now
+            return
+        member.heard_at += max(now - max(since, member.heard_at) - SWEEP, 0.0)
+        member.answered_at += max(now - max(since, member.answered_at) - SWEEP, 0.0)
 
     def _heard(self, node_id: bytes, now: float) -> list[Effect]:
         member = self._members[node_id]

@@ -173,15 +173,50 @@ def test_very_many_nodes_are_heard_less_often_and_have_as_much_longer() -> None:
 
 
 def test_what_the_watcher_slept_through_is_nobodys_silence() -> None:
-    nodes = Nodes(grace=10, stall=5)
+    nodes = Nodes(grace=10, stall=3)
     nodes.joined(A, 1, 0.0)
     nodes.joined(B, 1, 0.0)
-    assert nodes.expire(4.0) == []
-    nodes.heard(B, 1, 6.0)
-    assert nodes.expire(34.0) == []  # it stood still for 30 s
-    assert died(nodes.expire(38.0)) == []
-    assert died(nodes.expire(40.0)) == [A]  # silent for 4 s before, and 6 s after
-    assert died(nodes.expire(44.0)) == [B]
+    assert nodes.expire(2.5) == []
+    nodes.heard(B, 1, 4.5)
+    assert nodes.expire(7.0) == []  # it stood still for 4 s
+    assert died(nodes.expire(9.5)) == []
+    assert died(nodes.expire(12.0)) == []
+    assert died(nodes.expire(14.0)) == [A]  # silent for 3 s before, and 7 s after
+    assert died(nodes.expire(16.5)) == [B]
+
+
+def test_a_watcher_that_slept_for_half_the_grace_begins_anew_with_all() -> None:
+    """Whoever says something then has to dial again first: what it had said is lost with its connection."""
+    nodes = Nodes(grace=10)
+    nodes.joined(A, 1, 0.0)
+    nodes.joined(B, 1, 0.0)
+    for half in range(1, 19):
+        nodes.heard(B, 1, half / 2)
+        nodes.expire(half / 2)  # at last at 9.0: A has one second
+    assert nodes.expire(29.0) == []
+    assert not nodes.is_steady(A, 29.0)
+    nodes.heard(B, 1, 29.5)
+    for half in range(59, 78):
+        assert died(nodes.expire(half / 2)) == []
+    assert died(nodes.expire(39.0)) == [A]
+
+
+def test_a_watcher_and_a_node_that_stand_still_in_turn_do_not_lose_each_other() -> None:
+    """The node for twice twenty seconds, and the watcher between these, with a moment to spare each time."""
+    nodes = Nodes()
+    nodes.joined(A, 1, 0.0)
+    for half in range(1, 40):
+        now = half / 2
+        if now not in (4.0, 8.0, 12.0, 16.0):
+            assert died(nodes.expire(now)) == []
+        else:
+            nodes.answered(A, 1, now)
+    assert died(nodes.expire(39.0)) == []  # it stood still for twenty seconds, while A did not
+    for half in range(79, 118):  # and now A does again
+        now = half / 2
+        if not half % 6:
+            nodes.answered(A, 1, now)
+        assert died(nodes.expire(now)) == []
 
 
 def test_a_watcher_that_is_always_late_finds_the_dead_late_but_finds_them() -> None:
@@ -243,7 +278,7 @@ def test_a_watcher_that_stands_still_takes_no_patience_from_a_node_that_does() -
         now += 0.5
         nodes.answered(A, 1, now - 0.1)
     assert dead == [A]
-    assert now == 41.0  # thirty seconds, and those of the watcher
+    assert now == 56.5  # thirty seconds from when the watcher could see it again
 
 
 @pytest.mark.parametrize("is_new", [False, True])
