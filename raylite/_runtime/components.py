@@ -56,15 +56,16 @@ def build_gcs(
     network: Network,
     storage: Storage | None = None,
     *further: Service,
+    epoch: Epoch | None = None,
     system: Mapping[str, Scalar] = NO_SETTINGS,
     keyring: Keyring | None = None,
 ) -> Host:
     """Return the GCS, to be run; the storage, if one is given, is for the caller to close.
 
-    It tells nodes of the tokens that a keyring has.
+    It tells nodes of the tokens that a keyring has. Without an epoch it begins one.
     """
     kept = storage or MemoryStorage()
-    epoch = Epoch(kept, network.seams.random("cluster"))
+    epoch = epoch or Epoch(kept, network.seams.random("cluster"))
     nodes = NodeService(Membership(Settings.of(system).silence), kept, epoch, network.probe)
     network.detours = GcsDetours(nodes)
     workers = WorkerService(kept, epoch, nodes)

@@ -33,7 +33,9 @@ from raylite._runtime.striker import Striker
 from raylite._runtime.variables import Variables
 from raylite._runtime.workers import ForkedWorkers
 from raylite._services.gcs.certificates import CertificateService
+from raylite._services.gcs.epoch import Epoch
 from raylite._services.gcs.storage import (
+    Storage,
     StorageError,
     StorageTakenError,
     open_storage,
@@ -65,19 +67,23 @@ def gcs(inherited: Inherited, network_of: NetworkOf = networks.network_of) -> No
 
 async def _gcs(inherited: Inherited, network_of: NetworkOf) -> None:
     config = inherited.config
+    network = network_of(config, newcomers=not config.one_port)
+    attempt = partial(_open_tables, config, network)
     try:
-        place = f"{config.cluster or config.ip} on {os.uname().nodename}"
-        attempt = partial(open_storage, config.storage, config.node_id, place)
-        storage = await (wait_for_storage(attempt) if inherited.again else attempt())
+        storage, epoch = await (wait_for_storage(attempt) if inherited.again else attempt())
     except StorageTakenError as error:
         _be_fenced(error)
     except (StorageError, ValueError) as error:
         sys.exit(str(error))
     try:
-        network = network_of(config, newcomers=not config.one_port)
         issued = Keyring.open(config.token_file) if config.token_file else None
         host = build_gcs(
-            network, storage, *_signing(network, config), system=config.system, keyring=issued
+            network,
+            storage,
+            *_signing(network, config),
+            epoch=epoch,
+            system=config.system,
+            keyring=issued,
         )
         await networks.listen(
             network, config, config.gcs_address, inherited.listener, inherited.tcp
@@ -89,6 +95,19 @@ async def _gcs(inherited: Inherited, network_of: NetworkOf) -> None:
         _be_fenced(error)
     finally:
         await storage.close()
+
+
+async def _open_tables(config: NodeConfig, network: GrpcNetwork) -> tuple[Storage, Epoch]:
+    """Open the tables and begin an epoch of theirs, which shows that they can be written."""
+    place = f"{config.cluster or config.ip} on {os.uname().nodename}"
+    storage = await open_storage(config.storage, config.node_id, place)
+    try:
+        epoch = Epoch(storage, network.seams.random("cluster"))
+        await epoch.begin()
+    except BaseException:
+        await storage.close()
+        raise
+    return storage, epoch
 
 
 def _be_fenced(error: Exception) -> NoReturn:

@@ -1,6 +1,7 @@
 """A cluster that `raylite start` began: how it stands, how it ends, and what is left after a crash."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -312,6 +313,23 @@ def test_a_gcs_that_ends_again_and_again_ends_its_node() -> None:
         assert eventually(lambda: not head.is_living or has_another_gcs(head, gcs))  # noqa: B023
     assert left(watched) == []
     assert raylite("health-check").returncode == 1
+
+
+def test_a_gcs_that_is_killed_while_its_disk_is_full_waits_and_its_node_goes_on() -> None:
+    head = start("--head", "--port=0")
+    log = Path(head.session_dir) / "logs" / "gcs.log"
+    before, first = nodes(head), epoch(head)
+    gcs = component(head, "gcs")
+    # The kernel lets nothing that the fork server begins from now on make a file longer than this.
+    _, limit = resource.prlimit(head.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(head.pid, resource.RLIMIT_FSIZE, (4096, limit))
+    os.kill(gcs, signal.SIGKILL)
+    assert eventually(lambda: log.read_text().count("the GCS waits for its tables") == 3)
+    waiting = component(head, "gcs")
+    resource.prlimit(waiting, resource.RLIMIT_FSIZE, (limit, limit))
+    assert epoch(head) == first + 1
+    assert [row.node_id for row in nodes(head) if row.alive] == [row.node_id for row in before]
+    assert component(head, "gcs") == waiting != gcs
 
 
 def has_another_gcs(head: NodeRecord, gcs: int) -> bool:

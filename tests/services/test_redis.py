@@ -8,7 +8,12 @@ import pytest
 from redis.asyncio import Redis
 
 from raylite._kernel.seams import now
-from raylite._services.gcs.storage import StorageError, StorageTakenError, wait_for_storage
+from raylite._services.gcs.storage import (
+    StorageError,
+    StorageTakenError,
+    StorageUnusableError,
+    wait_for_storage,
+)
 from raylite._services.gcs.storage.redis import RedisStorage
 from tests.services.storages import RedisServer
 
@@ -178,6 +183,35 @@ async def test_a_redis_that_was_away_takes_the_tables_from_no_living_gcs(
     watching.cancel()
     await asyncio.wait([watching])
     await held.close()
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_redis_that_is_full_fails_writes_and_ends_nobody(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    held = await RedisStorage.open(redis_server.url, "c", "a")
+    await held.put("t", b"k", b"v")
+    watching = asyncio.ensure_future(held.watch())
+    client = Redis.from_url(redis_server.url)
+    await client.config_set("maxmemory", "1")
+    with pytest.raises(StorageUnusableError, match=r"^Redis failed: \W*command not allowed when"):
+        await held.put("t", b"k", b"not kept")
+    assert await held.load("t") == {b"k": b"v"}
+    again = asyncio.ensure_future(
+        wait_for_storage(lambda: RedisStorage.open(redis_server.url, "c", "a"))
+    )
+    for said in ("the tables cannot be watched", "the GCS waits for its tables"):
+        while said not in caplog.text:
+            assert not watching.done()
+            assert not again.done()
+            await asyncio.sleep(0.01)
+    await client.config_set("maxmemory", "0")
+    await client.aclose()
+    watching.cancel()
+    await asyncio.wait([watching])
+    new = await again
+    assert await new.load("t") == {b"k": b"v"}
+    await asyncio.gather(held.close(), new.close())
 
 
 async def test_tables_that_were_deleted_end_their_writer(

@@ -3,13 +3,19 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from raylite._services.gcs.storage import Storage, StorageError, Write
+from raylite._services.gcs.storage import (
+    MemoryStorage,
+    Storage,
+    StorageError,
+    StorageUnusableError,
+    Write,
+)
 from raylite._services.gcs.storage.record import _HEAD, _checksum
 from tests.services.storages import KINDS, Reopen, damage, opener
 
@@ -124,6 +130,32 @@ async def test_a_damaged_record_is_quarantined_and_the_rest_loads(
     async with opened(reopen) as storage:
         assert await storage.load("t") == {b"a": b"row a", b"b": b"again", b"c": b"row c"}
         assert await storage.damaged() == {b"t/b": found}
+
+
+async def test_a_damaged_record_that_cannot_be_moved_is_left_out_all_the_same(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    storage = FullStorage()
+    await storage.put("t", b"a", b"row a")
+    await storage.put("t", b"b", b"row b")
+    await damage(storage, "t", b"b", lambda record: record[:-1])
+    storage.is_full = True
+    assert await storage.load("t") == {b"a": b"row a"}
+    assert "it stays there unread, for the disk is full" in caplog.text
+    storage.is_full = False
+    assert await storage.load("t") == {b"a": b"row a"}
+    assert list(await storage.damaged()) == [b"t/b"]
+
+
+class FullStorage(MemoryStorage):
+    is_full = False
+
+    def _commit(self, records: Sequence[Write]) -> "asyncio.Future[None]":
+        if not self.is_full:
+            return super()._commit(records)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done.set_exception(StorageUnusableError("the disk is full"))
+        return done
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "memory"])

@@ -9,7 +9,7 @@ from raylite._services.gcs.storage import (
     MemoryStorage,
     Storage,
     StorageError,
-    StorageUnreachableError,
+    StorageUnusableError,
     check_storage,
     open_storage,
     wait_for_storage,
@@ -102,7 +102,7 @@ def test_a_storage_that_is_away_is_waited_for() -> None:
     async def attempt() -> Storage:
         attempts.append(now())
         if now() - attempts[0] < 60:
-            raise StorageUnreachableError("Redis failed: connection refused")
+            raise StorageUnusableError("Redis failed: connection refused")
         return MemoryStorage()
 
     storage = SimLoop().run(wait_for_storage(attempt))
@@ -123,5 +123,5 @@ def test_tables_that_cannot_be_read_are_not_waited_for() -> None:
 @pytest.mark.process
 async def test_a_redis_that_is_away_can_be_waited_for(redis_server: RedisServer) -> None:
     redis_server.kill()
-    with pytest.raises(StorageUnreachableError):
+    with pytest.raises(StorageUnusableError):
         await open_storage(f"redis://127.0.0.1:{redis_server.port}/0")

@@ -4,7 +4,7 @@ from raylite._services.gcs.storage.interface import (
     Storage,
     StorageError,
     StorageTakenError,
-    StorageUnreachableError,
+    StorageUnusableError,
     Write,
 )
 from raylite._services.gcs.storage.memory import MemoryStorage
@@ -20,7 +20,7 @@ __all__ = [
     "Storage",
     "StorageError",
     "StorageTakenError",
-    "StorageUnreachableError",
+    "StorageUnusableError",
     "Write",
     "check_storage",
     "open_storage",

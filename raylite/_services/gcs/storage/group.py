@@ -62,7 +62,7 @@ class GroupCommit:
             await self._commit([write for batch in group for write in batch.writes])
         except StorageError as error:
             for batch in group:
-                batch.done.set_exception(StorageError(str(error)))  # each its own: it gets frames
+                batch.done.set_exception(type(error)(str(error)))  # each its own: it gets frames
         except Exception as error:
             for batch in group:
                 batch.done.set_exception(error)

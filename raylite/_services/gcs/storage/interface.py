@@ -24,8 +24,8 @@ class StorageError(UnavailableError):
     """The storage cannot be opened, read or written. What was being written may be kept or not."""
 
 
-class StorageUnreachableError(StorageError):
-    """Nothing answers where the storage is. It may come back."""
+class StorageUnusableError(StorageError):
+    """Nothing answers where the storage is, or it takes nothing: it is full, or read-only. That may pass."""
 
 
 class StorageTakenError(StorageError):
@@ -76,11 +76,15 @@ class Storage(ABC):
                 found[key] = str(error)
                 place = table.encode() + b"/" + key
                 moves += [Write(QUARANTINE, place, record), Write(table, key, None)]
+        where = "it is quarantined"
         if moves:
-            await asyncio.shield(self._commit(moves))
+            try:
+                await asyncio.shield(self._commit(moves))
+            except StorageUnusableError as error:
+                where = f"it stays there unread, for {error}"
             self.quarantined += len(found)
         for key, damage in found.items():
-            logger.error("record %s of table %s %s; it is quarantined", key.hex(), table, damage)
+            logger.error("record %s of table %s %s; %s", key.hex(), table, damage, where)
         return rows
 
     async def damaged(self) -> dict[bytes, bytes]:

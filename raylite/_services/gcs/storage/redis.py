@@ -27,7 +27,7 @@ from raylite._services.gcs.storage.group import GroupCommit
 from raylite._services.gcs.storage.interface import (
     Storage,
     StorageError,
-    StorageUnreachableError,
+    StorageUnusableError,
     Write,
 )
 from raylite._services.gcs.storage.tenure import RENEW, Tenure
@@ -38,6 +38,7 @@ T = TypeVar("T")
 
 FORMAT = 1
 TIMEOUT = 5.0  # seconds that Redis has for an answer
+_BLAME = " of pipeline caused error: "  # redis-py puts the whole command before it
 
 
 class RedisStorage(Storage):
@@ -100,7 +101,7 @@ class RedisStorage(Storage):
             try:
                 with self._explained():
                     await self._tenure.renew()
-            except StorageUnreachableError as error:
+            except StorageUnusableError as error:
                 logger.warning("the tables cannot be watched: %s", error)
 
     async def close(self) -> None:
@@ -168,11 +169,12 @@ class RedisStorage(Storage):
         try:
             yield
         except (RedisConnectionError, RedisTimeoutError, OSError) as error:
-            raise StorageUnreachableError(
+            raise StorageUnusableError(
                 f"Redis failed: {error} Is it running, and is this where it is?"
             ) from error
-        except RedisError as error:
-            raise StorageError(f"Redis failed: {error}") from error
+        except RedisError as error:  # its memory is full, its disk, it is a replica: that may pass
+            reason = str(error).rpartition(_BLAME)[2]
+            raise StorageUnusableError(f"Redis failed: {reason}") from error
 
 
 async def _typed(kind: type[T], reply: object) -> T:

@@ -16,7 +16,12 @@ from typing import Any, TypeVar, TypeVarTuple
 
 from raylite._kernel.threads import LoopThread
 from raylite._services.gcs.storage.group import GroupCommit
-from raylite._services.gcs.storage.interface import Storage, StorageError, Write
+from raylite._services.gcs.storage.interface import (
+    Storage,
+    StorageError,
+    StorageUnusableError,
+    Write,
+)
 from raylite._services.gcs.storage.record import is_sound
 
 logger = logging.getLogger(__name__)
@@ -223,7 +228,8 @@ class _File:
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest says more precisely
             reason = _REASONS.get(code, f"failed: {error}")
-            raise StorageError(f"{self._path} {reason}") from error
+            kind = StorageUnusableError if code in _PASSING else StorageError
+            raise kind(f"{self._path} {reason}") from error
 
 
 _REASONS = {
@@ -233,4 +239,7 @@ _REASONS = {
     sqlite3.SQLITE_CANTOPEN: "cannot be opened: is its directory there, and writable?",
     sqlite3.SQLITE_FULL: "cannot grow: the disk is full",
     sqlite3.SQLITE_READONLY: "cannot be written: it is read-only",
+}
+_PASSING = {
+    *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
 }

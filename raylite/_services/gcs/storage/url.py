@@ -5,22 +5,24 @@ import logging
 from collections.abc import Awaitable, Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 from raylite._services.gcs.storage.interface import (
     Storage,
     StorageError,
-    StorageUnreachableError,
+    StorageUnusableError,
 )
 from raylite._services.gcs.storage.memory import MemoryStorage
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _REDIS = ("redis://", "rediss://")
 _PACKAGE = "raylite._services.gcs.storage"
 
-FIRST_PAUSE, LAST_PAUSE = 0.1, 2.0  # seconds between two attempts to reach a storage
+FIRST_PAUSE, LAST_PAUSE = 0.1, 2.0  # seconds between two attempts to use a storage
 
 ALLOWED = (
     "a storage is `memory`, a file (`sqlite:///var/lib/raylite/gcs.db`, or only its path), "
@@ -75,8 +77,8 @@ def _path(url: str) -> Path:
     return Path(path)
 
 
-async def wait_for_storage(attempt: Callable[[], Awaitable[Storage]]) -> Storage:
-    """Return what `attempt` opens, repeated for as long as nothing can be reached there.
+async def wait_for_storage(attempt: Callable[[], Awaitable[T]]) -> T:
+    """Return what `attempt` opens, repeated for as long as the storage cannot be used.
 
     For a GCS that was there before: the cluster goes on without it until its tables are back.
 
@@ -87,7 +89,7 @@ async def wait_for_storage(attempt: Callable[[], Awaitable[Storage]]) -> Storage
     while True:
         try:
             return await attempt()
-        except StorageUnreachableError as error:
+        except StorageUnusableError as error:
             logger.warning("the GCS waits for its tables: %s", error)
         await asyncio.sleep(pause)
         pause = min(pause * 2, LAST_PAUSE)
