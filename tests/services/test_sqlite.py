@@ -130,6 +130,72 @@ async def test_a_damaged_tree_is_mended_and_the_file_kept_as_it_was(
     assert not caplog.records
 
 
+FRAME = 24 + 4096
+FLIPS = {
+    **{f"byte {offset} of the log": offset for offset in (1, 6, 10, 13, 18, 25)},
+    **{f"byte {offset} of a frame": 32 + 3 * FRAME + offset for offset in (2, 6, 9, 14, 17, 23)},
+    **{f"byte {offset} of a page": 32 + 3 * FRAME + 24 + offset for offset in (0, 9, 2000, 4090)},
+    "the first page": 32 + 24 + 2000,
+    "the last page but one": 32 + 18 * FRAME + 24 + 4000,
+}
+
+
+@pytest.mark.parametrize("offset", FLIPS.values(), ids=FLIPS.keys())
+async def test_a_bit_flipped_in_the_log_hides_no_later_commit(
+    path: Path, caplog: pytest.LogCaptureFixture, offset: int
+) -> None:
+    storage = await SqliteStorage.open(path)
+    for key, row in list(ROWS.items())[:19]:
+        await storage.put("t", key, row)
+    log, main = Path(f"{path}-wal").read_bytes(), path.read_bytes()
+    await storage.close()
+    expected = dict(list(ROWS.items())[:19])
+    for bit in (1, 128):
+        flipped = log[:offset] + bytes([log[offset] ^ bit]) + log[offset + 1 :]
+        path.write_bytes(main)
+        Path(f"{path}-wal").write_bytes(flipped)
+        caplog.clear()
+        assert await load(path) == (expected, 0)
+        assert "was damaged (in its log): 19 records could be read" in caplog.text
+        caplog.clear()
+        assert await load(path) == (expected, 0)
+        assert not caplog.records
+
+
+async def test_damage_to_the_last_commit_of_the_log_is_told_and_loses_only_that(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It looks like a write that a loss of power has torn, which nobody was told of."""
+    storage = await SqliteStorage.open(path)
+    for key, row in ROWS.items():
+        await storage.put("t", key, row)
+    begin = Path(f"{path}-wal").stat().st_size
+    await storage.batch([Write("t", b"%d" % n, bytes(1000)) for n in range(50)])
+    log, main = Path(f"{path}-wal").read_bytes(), path.read_bytes()
+    await storage.close()
+    assert len(log) - begin > 5 * FRAME
+    for offset in (begin + 24 + 100, begin + 3 * FRAME + 24 + 100, len(log) - 100):
+        path.write_bytes(main)
+        Path(f"{path}-wal").write_bytes(log[:offset] + b"\xff" + log[offset + 1 :])
+        caplog.clear()
+        assert await load(path) == (ROWS, 0)
+        assert "ends in a commit that is torn" in caplog.text
+        assert not Path(f"{path}.damaged").exists()
+
+
+@pytest.mark.process
+async def test_a_file_that_was_mended_is_locked_as_any_other(path: Path) -> None:
+    await fill(path)
+    sound = path.read_bytes()
+    path.write_bytes(sound.replace(b"tkey 20", b"ukey 20", 1))
+    storage = await SqliteStorage.open(path)
+    assert Path(f"{path}.damaged").exists()
+    program = "import sqlite3, sys; sqlite3.connect(sys.argv[1], 0).execute('SELECT * FROM record')"
+    other = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True)
+    assert "database is locked" in other.stderr
+    await storage.close()
+
+
 # ---- other files -------------------------------------------------------------------------
 
 

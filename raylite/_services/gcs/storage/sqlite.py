@@ -10,7 +10,7 @@ import logging
 import shutil
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, TypeVarTuple
 
@@ -23,6 +23,7 @@ from raylite._services.gcs.storage.interface import (
     Write,
 )
 from raylite._services.gcs.storage.record import is_sound
+from raylite._services.gcs.storage.wal import examine, length
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +119,7 @@ class _File:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._connection: sqlite3.Connection | None = None
+        self._open = ExitStack()  # to close any descriptor of the file would be to give up its lock
 
     def open(self) -> None:
         with self._explained():
@@ -128,10 +130,14 @@ class _File:
             self._connection.text_factory = bytes
             self._pragma("locking_mode = EXCLUSIVE")
             self._pragma("cell_size_check = ON")
-            is_new = self._check_origin()
+            self._pragma("schema_version")  # the first to read has the file, and reads the log
+            hidden = self._hidden()
+            is_new = self._check_origin(self._connection)
             self._pragma("journal_mode = WAL")
             self._pragma("synchronous = FULL")
             self._prepare(is_new)
+            if hidden is not None:
+                self._replace(hidden)
             self._mend()
 
     def commit(self, writes: Sequence[Write]) -> None:
@@ -161,10 +167,12 @@ class _File:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+        self._open.close()
 
-    def _check_origin(self) -> bool:
+    def _check_origin(self, connection: sqlite3.Connection) -> bool:
         """Whether the file is new; a StorageError if it is somebody else's."""
-        application, format = self._pragma("application_id"), self._pragma("user_version")
+        application = _pragma(connection, "application_id")
+        format = _pragma(connection, "user_version")
         if application == APPLICATION and format <= FORMAT:
             return False
         if application == APPLICATION:
@@ -172,7 +180,7 @@ class _File:
                 f"{self._path} is in format {format}, and this raylite reads up to {FORMAT}: "
                 "start the raylite that wrote it, or a newer one"
             )
-        if application or self._pragma("schema_version"):
+        if application or _pragma(connection, "schema_version"):
             raise StorageError(f"{self._path} is a SQLite file of another program; name another")
         return True
 
@@ -196,25 +204,61 @@ class _File:
         finding = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if finding == b"ok":
             return
-        cells = connection.execute(_READ_ALL).fetchall()
-        records = [[cell or b"" for cell in record] for record in cells]
-        records.sort(key=lambda record: is_sound(*record))  # of two under one key the last stays
+        records = _read_all(connection)
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._tell_of_damage(finding.decode(errors="replace"), len(records), self._copy())
+        self._replace(records)
+
+    def _hidden(self) -> list[list[bytes]] | None:
+        """Return all records if damage in the log hides some from SQLite, which has read it by now."""
+        log = Path(f"{self._path}-wal")
+        found, size = log.read_bytes() if log.exists() else b"", self._pragma("page_size")
+        if not found:
+            return None
+        _, read, _ = self._opened().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        if read == length(found, size) > 0:
+            return None
+        examined = examine(found, size)
+        if examined.is_torn:
+            logger.warning(
+                "%s ends in a commit that is torn, which nobody was told of, or damaged: it is left out", log
+            )  # fmt: skip
+        if not examined.hides:
+            return None
+        aside = self._copy()
+        Path(f"{aside}-wal").write_bytes(examined.readable)
+        with closing(sqlite3.connect(aside, isolation_level=None)) as connection:
+            connection.text_factory = bytes
+            self._check_origin(connection)
+            records = _read_all(connection)
+        self._tell_of_damage("in its log", len(records), aside)
+        return records
+
+    def _copy(self) -> Path:
+        """Copy the file as it is."""
         aside = Path(f"{self._path}.damaged")
-        shutil.copyfile(self._path, aside)
+        with open(aside, "wb") as copy:
+            whole = open(self._path, "rb")  # noqa: SIM115
+            shutil.copyfileobj(self._open.enter_context(whole), copy)
+        return aside
+
+    def _replace(self, records: list[list[bytes]]) -> None:
+        records.sort(key=lambda record: is_sound(*record))  # of two under one key the last stays
+        connection = self._opened()
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("DELETE FROM record")
         connection.executemany(_PUT, records)
         connection.execute("COMMIT")
+
+    def _tell_of_damage(self, finding: str, count: int, aside: Path) -> None:
         logger.error(
             "%s was damaged (%s): %d records could be read and were written anew; "
             "the damaged file is kept as %s",
-            *(self._path, finding.decode(errors="replace"), len(records), aside),
+            *(self._path, finding, count, aside),
         )
 
     def _pragma(self, words: str) -> int:
-        row = self._opened().execute(f"PRAGMA {words}").fetchone()
-        return row[0] if row is not None and isinstance(row[0], int) else 0
+        return _pragma(self._opened(), words)
 
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None:
@@ -230,6 +274,16 @@ class _File:
             reason = _REASONS.get(code, f"failed: {error}")
             kind = StorageUnusableError if code in _PASSING else StorageError
             raise kind(f"{self._path} {reason}") from error
+
+
+def _pragma(connection: sqlite3.Connection, words: str) -> int:
+    row = connection.execute(f"PRAGMA {words}").fetchone()
+    return row[0] if row is not None and isinstance(row[0], int) else 0
+
+
+def _read_all(connection: sqlite3.Connection) -> list[list[bytes]]:
+    cells = connection.execute(_READ_ALL).fetchall()
+    return [[cell or b"" for cell in record] for record in cells]
 
 
 _REASONS = {
