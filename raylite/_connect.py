@@ -8,7 +8,6 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
-from importlib import import_module
 from types import ModuleType
 from typing import Any, Self
 
@@ -16,6 +15,7 @@ from raylite._options import validate_init_options
 from raylite._runtime import beginnings, interrupts, joining, local, presence
 from raylite._runtime.guest import GuestNode
 from raylite._runtime.interpreter import Interpreter
+from raylite._runtime.loading import load
 from raylite._runtime.local import SessionOptions
 from raylite._runtime.presence import Attached
 from raylite._runtime.settings import setting
@@ -189,8 +189,8 @@ def _begin(
 
 def _sessions() -> ModuleType:
     """Return the session's module, loading with it what the program will use next."""
-    import_module("raylite._api")
-    return import_module("raylite._runtime.session")
+    load("raylite._api")
+    return load("raylite._runtime.session")
 
 
 def disconnect() -> None:

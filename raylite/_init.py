@@ -12,6 +12,7 @@ from importlib import import_module
 
 from raylite._runtime import interrupts, nurseries
 from raylite._runtime.interpreter import Interpreter, import_path
+from raylite._runtime.loading import load
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def is_initialized() -> bool:
 
 
 def _heavy() -> ModuleType:
-    return import_module(_HEAVY)
+    return load(_HEAVY)
 
 
 def _begin_early(

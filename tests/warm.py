@@ -30,7 +30,12 @@ from raylite._wire.warm import warm_messages
 from tests.programs import Birth, Place
 
 _LARGEST = 192 * 1024  # bytes of a message: what a socket takes at once
-_IMPORTED = ("raylite._connect", "raylite.aio", "raylite._runtime.roles")
+_IMPORTED = (
+    "raylite._connect",
+    "raylite.aio",
+    "raylite._runtime.roles",
+    "raylite._runtime.workerprocess",
+)
 
 
 class _Node(Struct):

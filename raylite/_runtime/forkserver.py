@@ -52,6 +52,7 @@ from raylite._runtime.node import (
     Forked,
     ForkFailed,
     Inherited,
+    Later,
     Message,
     NodeConfig,
     Ready,
@@ -72,6 +73,7 @@ _REAPING = 2.0  # seconds to wait for killed processes; only one stuck in the ke
 _RESTARTS = 5  # of a GCS within so many seconds:
 _RESTARTS_WITHIN = 60.0
 _ENDING = 3  # seconds that nodes have to end when the process that they were forked from does
+_QUIET = 0.05  # seconds in which nothing is asked of it, until it imports what is needed later
 _FD_LIMIT = 65536  # more would slow down programs that close every number up to it
 
 
@@ -194,10 +196,14 @@ class ForkServer:
     def run(self) -> Ending:
         """Serve until the node ends; every child has been reaped when this returns."""
         while self._ending is None:
-            wait = None if self._kill_at is None else max(0.0, self._kill_at - time.monotonic())
+            wait = None if _is_loaded(self._roles) else _QUIET
+            if self._kill_at is not None:
+                wait = max(0.0, self._kill_at - time.monotonic())
             ready = self._selector.select(wait)
             if not ready and self._kill_at is not None:
                 self._conclude(Ending.STOPPED)
+            elif not ready:
+                _load_all(self._roles)
             for key, _ in ready:
                 key.data()
 
@@ -415,6 +421,7 @@ class ForkServer:
             self._raylet.send(ForkFailed(request.token, "the node is stopping"))
             return
 
+        _load_all(self._roles)
         inherited = Inherited("worker", self._config, self._arena, token=request.token)
         pid, fds = None, list[int]()
         try:
@@ -519,6 +526,19 @@ def _load(roles: str) -> Roles:
     return loaded
 
 
+def _is_loaded(roles: Roles) -> bool:
+    return all(role.is_loaded for role in roles.values() if isinstance(role, Later))
+
+
+def _load_all(roles: Roles) -> None:
+    """Import what may be needed later as well, so that it is not imported in each child."""
+    if not _is_loaded(roles):
+        for role in roles.values():
+            if isinstance(role, Later):
+                role.load()
+        gc.freeze()
+
+
 def _raise_fd_limit() -> None:
     # The raylet holds three descriptors for each worker; 1024 is a common default.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -559,7 +579,7 @@ def main(fd: int, roles: str) -> NoReturn:
         loaded = _load(roles)
         warm_messages(gcs, raylet)
         gc.freeze()  # or every child's first collection writes to, and so copies, every page
-        owner, start = _wait_start(owner)
+        owner, start = _wait_start(owner, loaded)
         _print_to(start.config)
         for name in start.config.warm:
             importlib.import_module(name)
@@ -572,13 +592,17 @@ def main(fd: int, roles: str) -> NoReturn:
     serve(owner, start, loaded)
 
 
-def _wait_start(owner: Channel) -> tuple[Channel, Start]:
+def _wait_start(owner: Channel, roles: Roles) -> tuple[Channel, Start]:
     """Wait to be told of a node, and by whom it is owned; without one, this process ends.
+
+    While there is nothing to do it imports the rest of the roles.
 
     Who is told of nodes that are not its own forks the processes that this returns in.
     """
     while not owner.ended:
-        wait_readable(owner.fileno(), None)
+        if not wait_readable(owner.fileno(), 0.0):
+            _load_all(roles)
+            wait_readable(owner.fileno(), None)
         for message, fds in owner.receive():
             if not isinstance(message, Start) or os.getppid() != message.owner:
                 continue

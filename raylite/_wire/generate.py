@@ -20,6 +20,11 @@ PROTOS = HERE / "proto"
 MESSAGES = HERE / "messages"
 PACKAGE = "raylite"  # every .proto file's package begins with it
 
+_BUILTINS = ("bool", "bytes", "dict", "float", "int", "list", "str", "None")
+_CLASS = re.compile(r"class (\w+)\(")
+_FIELD = re.compile(r'    (\w+): "(.*)" = ')
+_NAME = re.compile(r"\w+")
+
 
 def compile_protos(directory: Path) -> dict[str, str]:
     """Compile all .proto files in one call; returns the text of each module by relative path.
@@ -55,7 +60,28 @@ def _flattened(output: Path) -> Iterator[tuple[str, str]]:
             text = re.sub(
                 r"^from \.(\.+)message_pool ", r"from \1message_pool ", text, flags=re.MULTILINE
             )
-        yield "/".join(parts), text
+        yield "/".join(parts), _evaluated(text)
+
+
+def _evaluated(module: str) -> str:
+    """Take the quotes off each annotation that means something where it stands.
+
+    What is text is compiled once more in every process that loads the module, and again when its class
+    is used first. A name that comes later, or that a field of the class hides, stays text.
+    """
+    known, hidden, lines = {*_BUILTINS}, set[str](), list[str]()
+    current = ""  # the class whose body this is: it can be named when that has ended
+    for line in module.splitlines(keepends=True):
+        if begun := _CLASS.match(line):
+            known.add(current)
+            current, hidden = begun[1], set()
+        elif field := _FIELD.match(line):
+            name, annotation = field.groups()
+            if {*_NAME.findall(annotation)} <= known - hidden:
+                line = line.replace(f'"{annotation}"', annotation, 1)
+            hidden.add(name)
+        lines.append(line)
+    return "".join(lines)
 
 
 def checked_in() -> dict[str, str]:

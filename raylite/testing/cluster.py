@@ -22,6 +22,7 @@ from typing import Any, Literal, Self
 
 from raylite._runtime import interrupts, nurseries
 from raylite._runtime.interpreter import Interpreter, import_path
+from raylite._runtime.loading import load
 from raylite.testing.nodes import STORE, LocalNode, NodeSpec
 from raylite.testing.nursery import ROLES
 
@@ -98,7 +99,7 @@ class LocalCluster:
         if self._workers == "processes":
             self._running = self._start_processes()
         else:
-            heavy = import_module("raylite.testing.inprocess")
+            heavy = load("raylite.testing.inprocess")
             self._running = heavy.InProcessCluster(self._specs, self._namespace)
         return self
 
@@ -108,7 +109,7 @@ class LocalCluster:
             if nurseries.current() is None:
                 own = Interpreter(import_path(), ROLES)
                 unneeded.callback(own.close)
-            heavy = import_module("raylite.testing.processes")
+            heavy = load("raylite.testing.processes")
             interrupt.raise_if_interrupted()
             running: ProcessCluster = heavy.ProcessCluster(self._specs, self._namespace, own)
             unneeded.pop_all()

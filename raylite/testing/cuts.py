@@ -11,7 +11,7 @@ from raylite._kernel.grpc import GrpcNetwork
 from raylite._kernel.interface import SCOPES
 from raylite._kernel.wire import Wire, WireEvents
 from raylite._runtime import networks, roles
-from raylite._runtime.node import NodeConfig, Roles
+from raylite._runtime.node import Later, NodeConfig, Roles
 from raylite._types.marks import mark_of
 from raylite.exceptions import LinkError
 
@@ -185,6 +185,6 @@ def network_of(
 ROLES: Roles = {
     "gcs": partial(roles.gcs, network_of=network_of),
     "raylet": partial(roles.raylet, network_of=network_of),
-    "worker": partial(roles.worker, network_of=network_of),
+    "worker": Later(roles.WORKER, network_of=network_of),
 }
 """What the processes of a node that may be cut off run: production's, on such a network."""

@@ -17,17 +17,17 @@ betterproto2.check_compiler_version(_COMPILER_VERSION)
 
 @dataclass(eq=False, repr=False)
 class Packet(betterproto2.Message):
-    seq: "int" = betterproto2.field(1, betterproto2.TYPE_FIXED64)
+    seq: int = betterproto2.field(1, betterproto2.TYPE_FIXED64)
     """
     numbers the packets of a session from 1; 0 is outside its sequence
     """
 
-    ack: "int" = betterproto2.field(2, betterproto2.TYPE_FIXED64)
+    ack: int = betterproto2.field(2, betterproto2.TYPE_FIXED64)
     """
     the last packet received
     """
 
-    frames: "bytes" = betterproto2.field(3, betterproto2.TYPE_BYTES)
+    frames: bytes = betterproto2.field(3, betterproto2.TYPE_BYTES)
 
 
 default_message_pool.register_message("raylite", "Packet", Packet)

@@ -97,19 +97,23 @@ class JobState(betterproto2.Enum):
 
 @dataclass(eq=False, repr=False)
 class AddJob(betterproto2.Message):
-    driver_id: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
+    """
+    A driver's beginning.
+    """
 
-    driver_pid: "int" = betterproto2.field(2, betterproto2.TYPE_UINT32)
+    driver_id: bytes = betterproto2.field(1, betterproto2.TYPE_BYTES)
 
-    entrypoint: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    driver_pid: int = betterproto2.field(2, betterproto2.TYPE_UINT32)
 
-    namespace: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    entrypoint: str = betterproto2.field(3, betterproto2.TYPE_STRING)
 
-    driver_address: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
+    namespace: str = betterproto2.field(4, betterproto2.TYPE_STRING)
 
-    node_id: "bytes" = betterproto2.field(6, betterproto2.TYPE_BYTES)
+    driver_address: str = betterproto2.field(5, betterproto2.TYPE_STRING)
 
-    config: "bytes" = betterproto2.field(7, betterproto2.TYPE_BYTES)
+    node_id: bytes = betterproto2.field(6, betterproto2.TYPE_BYTES)
+
+    config: bytes = betterproto2.field(7, betterproto2.TYPE_BYTES)
     """
     the driver's; the GCS does not read it
     """
@@ -124,7 +128,7 @@ class AskEnded(betterproto2.Message):
     Which of these have ended, as far as is durable; those of which nothing is known are not told.
     """
 
-    ids: "list[bytes]" = betterproto2.field(1, betterproto2.TYPE_BYTES, repeated=True)
+    ids: list[bytes] = betterproto2.field(1, betterproto2.TYPE_BYTES, repeated=True)
 
 
 default_message_pool.register_message("raylite.gcs", "AskEnded", AskEnded)
@@ -132,7 +136,7 @@ default_message_pool.register_message("raylite.gcs", "AskEnded", AskEnded)
 
 @dataclass(eq=False, repr=False)
 class Certificate(betterproto2.Message):
-    certificate: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    certificate: str = betterproto2.field(1, betterproto2.TYPE_STRING)
     """
     and behind it that of the cluster's CA
     """
@@ -147,7 +151,7 @@ class CertificateRequest(betterproto2.Message):
     Certificates: what nodes show to one another. All in PEM.
     """
 
-    request: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    request: str = betterproto2.field(1, betterproto2.TYPE_STRING)
     """
     PKCS #10, with the addresses of the node
     """
@@ -164,11 +168,11 @@ class Doubt(betterproto2.Message):
     Whether a member is suspected to be dead. Those are, in the first event, of which there is one.
     """
 
-    node_id: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
+    node_id: bytes = betterproto2.field(1, betterproto2.TYPE_BYTES)
 
-    incarnation: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
+    incarnation: int = betterproto2.field(2, betterproto2.TYPE_UINT64)
 
-    suspect: "bool" = betterproto2.field(3, betterproto2.TYPE_BOOL)
+    suspect: bool = betterproto2.field(3, betterproto2.TYPE_BOOL)
 
 
 default_message_pool.register_message("raylite.gcs", "Doubt", Doubt)
@@ -180,9 +184,9 @@ class Epoch(betterproto2.Message):
     Which life of the GCS this is, of which cluster. The number grows with every start.
     """
 
-    number: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
+    number: int = betterproto2.field(1, betterproto2.TYPE_UINT64)
 
-    cluster_id: "bytes" = betterproto2.field(2, betterproto2.TYPE_BYTES)
+    cluster_id: bytes = betterproto2.field(2, betterproto2.TYPE_BYTES)
 
 
 default_message_pool.register_message("raylite.gcs", "Epoch", Epoch)
@@ -190,9 +194,13 @@ default_message_pool.register_message("raylite.gcs", "Epoch", Epoch)
 
 @dataclass(eq=False, repr=False)
 class FinishJob(betterproto2.Message):
-    job_id: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
+    """
+    A job's end.
+    """
 
-    died: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
+    job_id: bytes = betterproto2.field(1, betterproto2.TYPE_BYTES)
+
+    died: bool = betterproto2.field(2, betterproto2.TYPE_BOOL)
     """
     its raylet saw the driver end; it counts if the driver has not said so before
     """
@@ -203,11 +211,15 @@ default_message_pool.register_message("raylite.gcs", "FinishJob", FinishJob)
 
 @dataclass(eq=False, repr=False)
 class Heartbeat(betterproto2.Message):
-    node_id: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
+    """
+    A member's sign of life.
+    """
 
-    incarnation: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
+    node_id: bytes = betterproto2.field(1, betterproto2.TYPE_BYTES)
 
-    available: "dict[str, float]" = betterproto2.field(
+    incarnation: int = betterproto2.field(2, betterproto2.TYPE_UINT64)
+
+    available: dict[str, float] = betterproto2.field(
         3,
         betterproto2.TYPE_MAP,
         map_meta=betterproto2.map_meta(
@@ -215,7 +227,7 @@ class Heartbeat(betterproto2.Message):
         ),
     )
 
-    lag: "float" = betterproto2.field(4, betterproto2.TYPE_DOUBLE)
+    lag: float = betterproto2.field(4, betterproto2.TYPE_DOUBLE)
     """
     seconds for which its loop stood still since the last one
     """
@@ -226,31 +238,35 @@ default_message_pool.register_message("raylite.gcs", "Heartbeat", Heartbeat)
 
 @dataclass(eq=False, repr=False)
 class Job(betterproto2.Message):
-    job_id: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
+    """
+    A job.
+    """
 
-    driver_id: "bytes" = betterproto2.field(2, betterproto2.TYPE_BYTES)
+    job_id: bytes = betterproto2.field(1, betterproto2.TYPE_BYTES)
 
-    driver_pid: "int" = betterproto2.field(3, betterproto2.TYPE_UINT32)
+    driver_id: bytes = betterproto2.field(2, betterproto2.TYPE_BYTES)
 
-    entrypoint: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    driver_pid: int = betterproto2.field(3, betterproto2.TYPE_UINT32)
 
-    namespace: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
+    entrypoint: str = betterproto2.field(4, betterproto2.TYPE_STRING)
 
-    finished: "bool" = betterproto2.field(6, betterproto2.TYPE_BOOL)
+    namespace: str = betterproto2.field(5, betterproto2.TYPE_STRING)
 
-    started_at: "float" = betterproto2.field(7, betterproto2.TYPE_DOUBLE)
+    finished: bool = betterproto2.field(6, betterproto2.TYPE_BOOL)
 
-    finished_at: "float" = betterproto2.field(8, betterproto2.TYPE_DOUBLE)
+    started_at: float = betterproto2.field(7, betterproto2.TYPE_DOUBLE)
 
-    driver_address: "str" = betterproto2.field(9, betterproto2.TYPE_STRING)
+    finished_at: float = betterproto2.field(8, betterproto2.TYPE_DOUBLE)
 
-    node_id: "bytes" = betterproto2.field(10, betterproto2.TYPE_BYTES)
+    driver_address: str = betterproto2.field(9, betterproto2.TYPE_STRING)
 
-    state: "JobState" = betterproto2.field(
+    node_id: bytes = betterproto2.field(10, betterproto2.TYPE_BYTES)
+
+    state: JobState = betterproto2.field(
         11, betterproto2.TYPE_ENUM, default_factory=lambda: JobState(0)
     )
 
-    config: "bytes" = betterproto2.field(12, betterproto2.TYPE_BYTES)
+    config: bytes = betterproto2.field(12, betterproto2.TYPE_BYTES)
 
 
 default_message_pool.register_message("raylite.gcs", "Job", Job)
@@ -258,13 +274,17 @@ default_message_pool.register_message("raylite.gcs", "Job", Job)
 
 @dataclass(eq=False, repr=False)
 class JobAdded(betterproto2.Message):
-    job_id: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
+    """
+    The number of its job.
+    """
 
-    epoch: "Epoch | None" = betterproto2.field(
+    job_id: bytes = betterproto2.field(1, betterproto2.TYPE_BYTES)
+
+    epoch: Epoch | None = betterproto2.field(
         2, betterproto2.TYPE_MESSAGE, optional=True
     )
 
-    has_ended: "bool" = betterproto2.field(3, betterproto2.TYPE_BOOL)
+    has_ended: bool = betterproto2.field(3, betterproto2.TYPE_BOOL)
     """
     its driver was given up, and what it says comes too late
     """
@@ -275,9 +295,13 @@ default_message_pool.register_message("raylite.gcs", "JobAdded", JobAdded)
 
 @dataclass(eq=False, repr=False)
 class JobEvent(betterproto2.Message):
-    jobs: "list[Job]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    Jobs that have changed.
+    """
 
-    epoch: "Epoch | None" = betterproto2.field(
+    jobs: list[Job] = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
+
+    epoch: Epoch | None = betterproto2.field(
         2, betterproto2.TYPE_MESSAGE, optional=True
     )
 
@@ -287,6 +311,10 @@ default_message_pool.register_message("raylite.gcs", "JobEvent", JobEvent)
 
 @dataclass(eq=False, repr=False)
 class JobFinished(betterproto2.Message):
+    """
+    It is durable.
+    """
+
     pass
 
 
@@ -295,9 +323,13 @@ default_message_pool.register_message("raylite.gcs", "JobFinished", JobFinished)
 
 @dataclass(eq=False, repr=False)
 class JobList(betterproto2.Message):
-    jobs: "list[Job]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    The jobs.
+    """
 
-    epoch: "Epoch | None" = betterproto2.field(
+    jobs: list[Job] = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
+
+    epoch: Epoch | None = betterproto2.field(
         2, betterproto2.TYPE_MESSAGE, optional=True
     )
 
@@ -311,7 +343,7 @@ class KnownNodes(betterproto2.Message):
     Whether a raylet knows the same members: a digest for each part of them (see _machines/roster.py).
     """
 
-    digests: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
+    digests: bytes = betterproto2.field(1, betterproto2.TYPE_BYTES)
 
 
 default_message_pool.register_message("raylite.gcs", "KnownNodes", KnownNodes)
@@ -319,11 +351,15 @@ default_message_pool.register_message("raylite.gcs", "KnownNodes", KnownNodes)
 
 @dataclass(eq=False, repr=False)
 class KvDelete(betterproto2.Message):
-    namespace: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
+    """
+    Remove a key, or all that begin with it.
+    """
 
-    key: "bytes" = betterproto2.field(2, betterproto2.TYPE_BYTES)
+    namespace: bytes = betterproto2.field(1, betterproto2.TYPE_BYTES)
 
-    by_prefix: "bool" = betterproto2.field(3, betterproto2.TYPE_BOOL)
+    key: bytes = betterproto2.field(2, betterproto2.TYPE_BYTES)
+
+    by_prefix: bool = betterproto2.field(3, betterproto2.TYPE_BOOL)
 
 
 default_message_pool.register_message("raylite.gcs", "KvDelete", KvDelete)
@@ -331,7 +367,11 @@ default_message_pool.register_message("raylite.gcs", "KvDelete", KvDelete)
 
 @dataclass(eq=False, repr=False)
 class KvDeleted(betterproto2.Message):
-    count: "int" = betterproto2.field(1, betterproto2.TYPE_UINT32)
+    """
+    How many there were.
+    """
+
+    count: int = betterproto2.field(1, betterproto2.TYPE_UINT32)
 
 
 default_message_pool.register_message("raylite.gcs", "KvDeleted", KvDeleted)
@@ -339,9 +379,13 @@ default_message_pool.register_message("raylite.gcs", "KvDeleted", KvDeleted)
 
 @dataclass(eq=False, repr=False)
 class KvEvent(betterproto2.Message):
-    key: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
+    """
+    A key has changed.
+    """
 
-    value: "bytes | None" = betterproto2.field(
+    key: bytes = betterproto2.field(1, betterproto2.TYPE_BYTES)
+
+    value: bytes | None = betterproto2.field(
         2, betterproto2.TYPE_BYTES, optional=True
     )
     """
@@ -354,9 +398,13 @@ default_message_pool.register_message("raylite.gcs", "KvEvent", KvEvent)
 
 @dataclass(eq=False, repr=False)
 class KvGet(betterproto2.Message):
-    namespace: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
+    """
+    What is there?
+    """
 
-    key: "bytes" = betterproto2.field(2, betterproto2.TYPE_BYTES)
+    namespace: bytes = betterproto2.field(1, betterproto2.TYPE_BYTES)
+
+    key: bytes = betterproto2.field(2, betterproto2.TYPE_BYTES)
 
 
 default_message_pool.register_message("raylite.gcs", "KvGet", KvGet)
@@ -364,7 +412,11 @@ default_message_pool.register_message("raylite.gcs", "KvGet", KvGet)
 
 @dataclass(eq=False, repr=False)
 class KvKeyList(betterproto2.Message):
-    keys: "list[bytes]" = betterproto2.field(1, betterproto2.TYPE_BYTES, repeated=True)
+    """
+    The keys.
+    """
+
+    keys: list[bytes] = betterproto2.field(1, betterproto2.TYPE_BYTES, repeated=True)
 
 
 default_message_pool.register_message("raylite.gcs", "KvKeyList", KvKeyList)
@@ -372,9 +424,13 @@ default_message_pool.register_message("raylite.gcs", "KvKeyList", KvKeyList)
 
 @dataclass(eq=False, repr=False)
 class KvKeys(betterproto2.Message):
-    namespace: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
+    """
+    Which keys begin so?
+    """
 
-    prefix: "bytes" = betterproto2.field(2, betterproto2.TYPE_BYTES)
+    namespace: bytes = betterproto2.field(1, betterproto2.TYPE_BYTES)
+
+    prefix: bytes = betterproto2.field(2, betterproto2.TYPE_BYTES)
 
 
 default_message_pool.register_message("raylite.gcs", "KvKeys", KvKeys)
@@ -386,13 +442,13 @@ class KvPut(betterproto2.Message):
     Kv: small values by name, kept for the other services and for programs.
     """
 
-    namespace: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
+    namespace: bytes = betterproto2.field(1, betterproto2.TYPE_BYTES)
 
-    key: "bytes" = betterproto2.field(2, betterproto2.TYPE_BYTES)
+    key: bytes = betterproto2.field(2, betterproto2.TYPE_BYTES)
 
-    value: "bytes" = betterproto2.field(3, betterproto2.TYPE_BYTES)
+    value: bytes = betterproto2.field(3, betterproto2.TYPE_BYTES)
 
-    overwrite: "bool" = betterproto2.field(4, betterproto2.TYPE_BOOL)
+    overwrite: bool = betterproto2.field(4, betterproto2.TYPE_BOOL)
 
 
 default_message_pool.register_message("raylite.gcs", "KvPut", KvPut)
@@ -400,7 +456,11 @@ default_message_pool.register_message("raylite.gcs", "KvPut", KvPut)
 
 @dataclass(eq=False, repr=False)
 class KvStored(betterproto2.Message):
-    added: "bool" = betterproto2.field(1, betterproto2.TYPE_BOOL)
+    """
+    It is durable.
+    """
+
+    added: bool = betterproto2.field(1, betterproto2.TYPE_BOOL)
 
 
 default_message_pool.register_message("raylite.gcs", "KvStored", KvStored)
@@ -408,7 +468,11 @@ default_message_pool.register_message("raylite.gcs", "KvStored", KvStored)
 
 @dataclass(eq=False, repr=False)
 class KvValue(betterproto2.Message):
-    value: "bytes | None" = betterproto2.field(
+    """
+    The value, if there is one.
+    """
+
+    value: bytes | None = betterproto2.field(
         1, betterproto2.TYPE_BYTES, optional=True
     )
 
@@ -418,6 +482,10 @@ default_message_pool.register_message("raylite.gcs", "KvValue", KvValue)
 
 @dataclass(eq=False, repr=False)
 class ListJobs(betterproto2.Message):
+    """
+    Which jobs are remembered?
+    """
+
     pass
 
 
@@ -426,6 +494,10 @@ default_message_pool.register_message("raylite.gcs", "ListJobs", ListJobs)
 
 @dataclass(eq=False, repr=False)
 class ListNodes(betterproto2.Message):
+    """
+    Who is there, and who is remembered?
+    """
+
     pass
 
 
@@ -434,6 +506,10 @@ default_message_pool.register_message("raylite.gcs", "ListNodes", ListNodes)
 
 @dataclass(eq=False, repr=False)
 class ListWorkers(betterproto2.Message):
+    """
+    Which workers are there, and which are remembered?
+    """
+
     pass
 
 
@@ -446,19 +522,19 @@ class Node(betterproto2.Message):
     Node: who is in the cluster.
     """
 
-    node_id: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
+    node_id: bytes = betterproto2.field(1, betterproto2.TYPE_BYTES)
 
-    address: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    address: str = betterproto2.field(2, betterproto2.TYPE_STRING)
 
-    hostname: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    hostname: str = betterproto2.field(3, betterproto2.TYPE_STRING)
 
-    pid: "int" = betterproto2.field(4, betterproto2.TYPE_UINT32)
+    pid: int = betterproto2.field(4, betterproto2.TYPE_UINT32)
 
-    alive: "bool" = betterproto2.field(5, betterproto2.TYPE_BOOL)
+    alive: bool = betterproto2.field(5, betterproto2.TYPE_BOOL)
 
-    head: "bool" = betterproto2.field(6, betterproto2.TYPE_BOOL)
+    head: bool = betterproto2.field(6, betterproto2.TYPE_BOOL)
 
-    resources: "dict[str, float]" = betterproto2.field(
+    resources: dict[str, float] = betterproto2.field(
         7,
         betterproto2.TYPE_MAP,
         map_meta=betterproto2.map_meta(
@@ -466,7 +542,7 @@ class Node(betterproto2.Message):
         ),
     )
 
-    available: "dict[str, float]" = betterproto2.field(
+    available: dict[str, float] = betterproto2.field(
         8,
         betterproto2.TYPE_MAP,
         map_meta=betterproto2.map_meta(
@@ -474,7 +550,7 @@ class Node(betterproto2.Message):
         ),
     )
 
-    labels: "dict[str, str]" = betterproto2.field(
+    labels: dict[str, str] = betterproto2.field(
         9,
         betterproto2.TYPE_MAP,
         map_meta=betterproto2.map_meta(
@@ -482,34 +558,34 @@ class Node(betterproto2.Message):
         ),
     )
 
-    incarnation: "int" = betterproto2.field(10, betterproto2.TYPE_UINT64)
+    incarnation: int = betterproto2.field(10, betterproto2.TYPE_UINT64)
 
-    started_at: "float" = betterproto2.field(11, betterproto2.TYPE_DOUBLE)
+    started_at: float = betterproto2.field(11, betterproto2.TYPE_DOUBLE)
 
-    ended_at: "float" = betterproto2.field(12, betterproto2.TYPE_DOUBLE)
+    ended_at: float = betterproto2.field(12, betterproto2.TYPE_DOUBLE)
 
-    death_reason: "str" = betterproto2.field(13, betterproto2.TYPE_STRING)
+    death_reason: str = betterproto2.field(13, betterproto2.TYPE_STRING)
 
-    ip: "str" = betterproto2.field(14, betterproto2.TYPE_STRING)
+    ip: str = betterproto2.field(14, betterproto2.TYPE_STRING)
 
-    version: "str" = betterproto2.field(15, betterproto2.TYPE_STRING)
+    version: str = betterproto2.field(15, betterproto2.TYPE_STRING)
     """
     of raylite
     """
 
-    python: "str" = betterproto2.field(16, betterproto2.TYPE_STRING)
+    python: str = betterproto2.field(16, betterproto2.TYPE_STRING)
 
-    left: "bool" = betterproto2.field(17, betterproto2.TYPE_BOOL)
+    left: bool = betterproto2.field(17, betterproto2.TYPE_BOOL)
     """
     it ended in order, having said goodbye
     """
 
-    settings: "str" = betterproto2.field(18, betterproto2.TYPE_STRING)
+    settings: str = betterproto2.field(18, betterproto2.TYPE_STRING)
     """
     a head's: the system config of the cluster, as JSON
     """
 
-    suspect: "bool" = betterproto2.field(19, betterproto2.TYPE_BOOL)
+    suspect: bool = betterproto2.field(19, betterproto2.TYPE_BOOL)
     """
     it has not been heard for long, and may be dead; not kept
     """
@@ -524,20 +600,20 @@ class NodeEvent(betterproto2.Message):
     The first says complete: all members, and the dead that are remembered. The others, what changed.
     """
 
-    nodes: "list[Node]" = betterproto2.field(
+    nodes: list[Node] = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, repeated=True
     )
 
-    complete: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
+    complete: bool = betterproto2.field(2, betterproto2.TYPE_BOOL)
 
-    epoch: "Epoch | None" = betterproto2.field(
+    epoch: Epoch | None = betterproto2.field(
         3, betterproto2.TYPE_MESSAGE, optional=True
     )
     """
     in the first, as in other events
     """
 
-    doubts: "list[Doubt]" = betterproto2.field(
+    doubts: list[Doubt] = betterproto2.field(
         4, betterproto2.TYPE_MESSAGE, repeated=True
     )
 
@@ -547,11 +623,15 @@ default_message_pool.register_message("raylite.gcs", "NodeEvent", NodeEvent)
 
 @dataclass(eq=False, repr=False)
 class NodeList(betterproto2.Message):
-    nodes: "list[Node]" = betterproto2.field(
+    """
+    The nodes.
+    """
+
+    nodes: list[Node] = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, repeated=True
     )
 
-    epoch: "Epoch | None" = betterproto2.field(
+    epoch: Epoch | None = betterproto2.field(
         2, betterproto2.TYPE_MESSAGE, optional=True
     )
 
@@ -561,19 +641,23 @@ default_message_pool.register_message("raylite.gcs", "NodeList", NodeList)
 
 @dataclass(eq=False, repr=False)
 class NodesCompared(betterproto2.Message):
-    parts: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
+    """
+    Where the two differ.
+    """
+
+    parts: bytes = betterproto2.field(1, betterproto2.TYPE_BYTES)
     """
     those that differ, a byte each
     """
 
-    nodes: "list[Node]" = betterproto2.field(
+    nodes: list[Node] = betterproto2.field(
         2, betterproto2.TYPE_MESSAGE, repeated=True
     )
     """
     all of these parts, the dead that are remembered too
     """
 
-    epoch: "Epoch | None" = betterproto2.field(
+    epoch: Epoch | None = betterproto2.field(
         3, betterproto2.TYPE_MESSAGE, optional=True
     )
 
@@ -583,7 +667,11 @@ default_message_pool.register_message("raylite.gcs", "NodesCompared", NodesCompa
 
 @dataclass(eq=False, repr=False)
 class Registered(betterproto2.Message):
-    epoch: "Epoch | None" = betterproto2.field(
+    """
+    It is one.
+    """
+
+    epoch: Epoch | None = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
 
@@ -593,19 +681,23 @@ default_message_pool.register_message("raylite.gcs", "Registered", Registered)
 
 @dataclass(eq=False, repr=False)
 class RegisterNode(betterproto2.Message):
-    node_id: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
+    """
+    A raylet's wish to be a member.
+    """
 
-    address: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    node_id: bytes = betterproto2.field(1, betterproto2.TYPE_BYTES)
 
-    hostname: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    address: str = betterproto2.field(2, betterproto2.TYPE_STRING)
 
-    pid: "int" = betterproto2.field(4, betterproto2.TYPE_UINT32)
+    hostname: str = betterproto2.field(3, betterproto2.TYPE_STRING)
 
-    incarnation: "int" = betterproto2.field(5, betterproto2.TYPE_UINT64)
+    pid: int = betterproto2.field(4, betterproto2.TYPE_UINT32)
 
-    head: "bool" = betterproto2.field(6, betterproto2.TYPE_BOOL)
+    incarnation: int = betterproto2.field(5, betterproto2.TYPE_UINT64)
 
-    resources: "dict[str, float]" = betterproto2.field(
+    head: bool = betterproto2.field(6, betterproto2.TYPE_BOOL)
+
+    resources: dict[str, float] = betterproto2.field(
         7,
         betterproto2.TYPE_MAP,
         map_meta=betterproto2.map_meta(
@@ -613,7 +705,7 @@ class RegisterNode(betterproto2.Message):
         ),
     )
 
-    labels: "dict[str, str]" = betterproto2.field(
+    labels: dict[str, str] = betterproto2.field(
         8,
         betterproto2.TYPE_MAP,
         map_meta=betterproto2.map_meta(
@@ -621,13 +713,13 @@ class RegisterNode(betterproto2.Message):
         ),
     )
 
-    ip: "str" = betterproto2.field(9, betterproto2.TYPE_STRING)
+    ip: str = betterproto2.field(9, betterproto2.TYPE_STRING)
 
-    version: "str" = betterproto2.field(10, betterproto2.TYPE_STRING)
+    version: str = betterproto2.field(10, betterproto2.TYPE_STRING)
 
-    python: "str" = betterproto2.field(11, betterproto2.TYPE_STRING)
+    python: str = betterproto2.field(11, betterproto2.TYPE_STRING)
 
-    settings: "str" = betterproto2.field(12, betterproto2.TYPE_STRING)
+    settings: str = betterproto2.field(12, betterproto2.TYPE_STRING)
 
 
 default_message_pool.register_message("raylite.gcs", "RegisterNode", RegisterNode)
@@ -635,15 +727,19 @@ default_message_pool.register_message("raylite.gcs", "RegisterNode", RegisterNod
 
 @dataclass(eq=False, repr=False)
 class ReportWorkers(betterproto2.Message):
-    node_id: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
+    """
+    Workers that have changed, from their raylet.
+    """
 
-    incarnation: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
+    node_id: bytes = betterproto2.field(1, betterproto2.TYPE_BYTES)
+
+    incarnation: int = betterproto2.field(2, betterproto2.TYPE_UINT64)
 
     workers: "list[Worker]" = betterproto2.field(
         3, betterproto2.TYPE_MESSAGE, repeated=True
     )
 
-    complete: "bool" = betterproto2.field(4, betterproto2.TYPE_BOOL)
+    complete: bool = betterproto2.field(4, betterproto2.TYPE_BOOL)
     """
     these are all that live: who is not among them is dead
     """
@@ -658,20 +754,20 @@ class SealedToken(betterproto2.Message):
     Tokens: those that were issued on the head, for nodes that have the cluster's own.
     """
 
-    under: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    under: str = betterproto2.field(1, betterproto2.TYPE_STRING)
     """
     the id of the token that opens it
     """
 
-    scope: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    scope: str = betterproto2.field(2, betterproto2.TYPE_STRING)
 
-    id: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    id: str = betterproto2.field(3, betterproto2.TYPE_STRING)
 
-    nonce: "bytes" = betterproto2.field(4, betterproto2.TYPE_BYTES)
+    nonce: bytes = betterproto2.field(4, betterproto2.TYPE_BYTES)
 
-    masked: "bytes" = betterproto2.field(5, betterproto2.TYPE_BYTES)
+    masked: bytes = betterproto2.field(5, betterproto2.TYPE_BYTES)
 
-    proof: "bytes" = betterproto2.field(6, betterproto2.TYPE_BYTES)
+    proof: bytes = betterproto2.field(6, betterproto2.TYPE_BYTES)
 
 
 default_message_pool.register_message("raylite.gcs", "SealedToken", SealedToken)
@@ -679,16 +775,20 @@ default_message_pool.register_message("raylite.gcs", "SealedToken", SealedToken)
 
 @dataclass(eq=False, repr=False)
 class Synced(betterproto2.Message):
-    epoch: "Epoch | None" = betterproto2.field(
+    """
+    What it is answered.
+    """
+
+    epoch: Epoch | None = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
 
-    register_again: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
+    register_again: bool = betterproto2.field(2, betterproto2.TYPE_BOOL)
     """
     the GCS does not know the node: it was taken for dead, or forgotten
     """
 
-    beat: "float" = betterproto2.field(3, betterproto2.TYPE_DOUBLE)
+    beat: float = betterproto2.field(3, betterproto2.TYPE_DOUBLE)
     """
     seconds until the next heartbeat is wanted
     """
@@ -699,14 +799,18 @@ default_message_pool.register_message("raylite.gcs", "Synced", Synced)
 
 @dataclass(eq=False, repr=False)
 class TokenList(betterproto2.Message):
-    tokens: "list[SealedToken]" = betterproto2.field(
+    """
+    The tokens.
+    """
+
+    tokens: list[SealedToken] = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, repeated=True
     )
     """
     all that are valid, each under every token of the cluster
     """
 
-    epoch: "Epoch | None" = betterproto2.field(
+    epoch: Epoch | None = betterproto2.field(
         2, betterproto2.TYPE_MESSAGE, optional=True
     )
 
@@ -716,6 +820,10 @@ default_message_pool.register_message("raylite.gcs", "TokenList", TokenList)
 
 @dataclass(eq=False, repr=False)
 class WatchJobs(betterproto2.Message):
+    """
+    Tell me of the jobs, now and whenever one changes.
+    """
+
     pass
 
 
@@ -724,9 +832,13 @@ default_message_pool.register_message("raylite.gcs", "WatchJobs", WatchJobs)
 
 @dataclass(eq=False, repr=False)
 class WatchKv(betterproto2.Message):
-    namespace: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
+    """
+    Tell me of keys that begin so, whenever one changes.
+    """
 
-    prefix: "bytes" = betterproto2.field(2, betterproto2.TYPE_BYTES)
+    namespace: bytes = betterproto2.field(1, betterproto2.TYPE_BYTES)
+
+    prefix: bytes = betterproto2.field(2, betterproto2.TYPE_BYTES)
 
 
 default_message_pool.register_message("raylite.gcs", "WatchKv", WatchKv)
@@ -734,6 +846,10 @@ default_message_pool.register_message("raylite.gcs", "WatchKv", WatchKv)
 
 @dataclass(eq=False, repr=False)
 class WatchNodes(betterproto2.Message):
+    """
+    Tell me of the nodes, now and whenever one changes.
+    """
+
     pass
 
 
@@ -742,6 +858,10 @@ default_message_pool.register_message("raylite.gcs", "WatchNodes", WatchNodes)
 
 @dataclass(eq=False, repr=False)
 class WatchTokens(betterproto2.Message):
+    """
+    Tell me of the tokens, now and whenever that changes.
+    """
+
     pass
 
 
@@ -750,6 +870,10 @@ default_message_pool.register_message("raylite.gcs", "WatchTokens", WatchTokens)
 
 @dataclass(eq=False, repr=False)
 class WatchWorkers(betterproto2.Message):
+    """
+    Tell me of workers that end.
+    """
+
     pass
 
 
@@ -762,23 +886,23 @@ class Worker(betterproto2.Message):
     Worker: a process that runs tasks. Its raylet is the truth about it.
     """
 
-    worker_id: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
+    worker_id: bytes = betterproto2.field(1, betterproto2.TYPE_BYTES)
 
-    node_id: "bytes" = betterproto2.field(2, betterproto2.TYPE_BYTES)
+    node_id: bytes = betterproto2.field(2, betterproto2.TYPE_BYTES)
 
-    pid: "int" = betterproto2.field(3, betterproto2.TYPE_UINT32)
+    pid: int = betterproto2.field(3, betterproto2.TYPE_UINT32)
 
-    job_id: "bytes" = betterproto2.field(4, betterproto2.TYPE_BYTES)
+    job_id: bytes = betterproto2.field(4, betterproto2.TYPE_BYTES)
 
-    alive: "bool" = betterproto2.field(5, betterproto2.TYPE_BOOL)
+    alive: bool = betterproto2.field(5, betterproto2.TYPE_BOOL)
 
-    exit_cause: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
+    exit_cause: str = betterproto2.field(6, betterproto2.TYPE_STRING)
 
-    started_at: "float" = betterproto2.field(7, betterproto2.TYPE_DOUBLE)
+    started_at: float = betterproto2.field(7, betterproto2.TYPE_DOUBLE)
 
-    ended_at: "float" = betterproto2.field(8, betterproto2.TYPE_DOUBLE)
+    ended_at: float = betterproto2.field(8, betterproto2.TYPE_DOUBLE)
 
-    address: "str" = betterproto2.field(9, betterproto2.TYPE_STRING)
+    address: str = betterproto2.field(9, betterproto2.TYPE_STRING)
 
 
 default_message_pool.register_message("raylite.gcs", "Worker", Worker)
@@ -790,11 +914,11 @@ class WorkerEvent(betterproto2.Message):
     Of those that ended; which workers live is of no use to a watcher, and there are many.
     """
 
-    workers: "list[Worker]" = betterproto2.field(
+    workers: list[Worker] = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, repeated=True
     )
 
-    epoch: "Epoch | None" = betterproto2.field(
+    epoch: Epoch | None = betterproto2.field(
         2, betterproto2.TYPE_MESSAGE, optional=True
     )
 
@@ -804,11 +928,15 @@ default_message_pool.register_message("raylite.gcs", "WorkerEvent", WorkerEvent)
 
 @dataclass(eq=False, repr=False)
 class WorkerList(betterproto2.Message):
-    workers: "list[Worker]" = betterproto2.field(
+    """
+    The workers.
+    """
+
+    workers: list[Worker] = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, repeated=True
     )
 
-    epoch: "Epoch | None" = betterproto2.field(
+    epoch: Epoch | None = betterproto2.field(
         2, betterproto2.TYPE_MESSAGE, optional=True
     )
 

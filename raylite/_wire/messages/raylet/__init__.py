@@ -26,11 +26,15 @@ betterproto2.check_compiler_version(_COMPILER_VERSION)
 
 @dataclass(eq=False, repr=False)
 class DriverRegistered(betterproto2.Message):
-    node_id: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
+    """
+    Where a driver is.
+    """
 
-    gcs_address: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    node_id: bytes = betterproto2.field(1, betterproto2.TYPE_BYTES)
 
-    arena_size: "int" = betterproto2.field(3, betterproto2.TYPE_UINT64)
+    gcs_address: str = betterproto2.field(2, betterproto2.TYPE_STRING)
+
+    arena_size: int = betterproto2.field(3, betterproto2.TYPE_UINT64)
 
 
 default_message_pool.register_message(
@@ -46,7 +50,7 @@ class GetResources(betterproto2.Message):
     The answer waits until the raylet knows these nodes, and so can send tasks to them.
     """
 
-    nodes: "list[bytes]" = betterproto2.field(1, betterproto2.TYPE_BYTES, repeated=True)
+    nodes: list[bytes] = betterproto2.field(1, betterproto2.TYPE_BYTES, repeated=True)
 
 
 default_message_pool.register_message("raylite.raylet", "GetResources", GetResources)
@@ -54,13 +58,13 @@ default_message_pool.register_message("raylite.raylet", "GetResources", GetResou
 
 @dataclass(eq=False, repr=False)
 class LogLines(betterproto2.Message):
-    name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    name: str = betterproto2.field(1, betterproto2.TYPE_STRING)
 
-    pid: "int" = betterproto2.field(2, betterproto2.TYPE_UINT32)
+    pid: int = betterproto2.field(2, betterproto2.TYPE_UINT32)
 
-    is_stderr: "bool" = betterproto2.field(3, betterproto2.TYPE_BOOL)
+    is_stderr: bool = betterproto2.field(3, betterproto2.TYPE_BOOL)
 
-    lines: "list[str]" = betterproto2.field(4, betterproto2.TYPE_STRING, repeated=True)
+    lines: list[str] = betterproto2.field(4, betterproto2.TYPE_STRING, repeated=True)
 
 
 default_message_pool.register_message("raylite.raylet", "LogLines", LogLines)
@@ -68,13 +72,17 @@ default_message_pool.register_message("raylite.raylet", "LogLines", LogLines)
 
 @dataclass(eq=False, repr=False)
 class RegisterDriver(betterproto2.Message):
-    driver_id: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
+    """
+    A driver's beginning, at its own raylet.
+    """
 
-    job_id: "bytes" = betterproto2.field(2, betterproto2.TYPE_BYTES)
+    driver_id: bytes = betterproto2.field(1, betterproto2.TYPE_BYTES)
 
-    pid: "int" = betterproto2.field(3, betterproto2.TYPE_UINT32)
+    job_id: bytes = betterproto2.field(2, betterproto2.TYPE_BYTES)
 
-    address: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    pid: int = betterproto2.field(3, betterproto2.TYPE_UINT32)
+
+    address: str = betterproto2.field(4, betterproto2.TYPE_STRING)
 
 
 default_message_pool.register_message(
@@ -88,13 +96,13 @@ class RegisterWorker(betterproto2.Message):
     Pool: the processes of a node make themselves known.
     """
 
-    token: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
+    token: bytes = betterproto2.field(1, betterproto2.TYPE_BYTES)
 
-    worker_id: "bytes" = betterproto2.field(2, betterproto2.TYPE_BYTES)
+    worker_id: bytes = betterproto2.field(2, betterproto2.TYPE_BYTES)
 
-    pid: "int" = betterproto2.field(3, betterproto2.TYPE_UINT32)
+    pid: int = betterproto2.field(3, betterproto2.TYPE_UINT32)
 
-    address: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    address: str = betterproto2.field(4, betterproto2.TYPE_STRING)
 
 
 default_message_pool.register_message(
@@ -104,7 +112,11 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class ResourceView(betterproto2.Message):
-    total: "dict[str, float]" = betterproto2.field(
+    """
+    The resources.
+    """
+
+    total: dict[str, float] = betterproto2.field(
         1,
         betterproto2.TYPE_MAP,
         map_meta=betterproto2.map_meta(
@@ -112,7 +124,7 @@ class ResourceView(betterproto2.Message):
         ),
     )
 
-    available: "dict[str, float]" = betterproto2.field(
+    available: dict[str, float] = betterproto2.field(
         2,
         betterproto2.TYPE_MAP,
         map_meta=betterproto2.map_meta(
@@ -130,7 +142,7 @@ class WatchLogs(betterproto2.Message):
     Logs: lines that workers printed, for the driver's terminal.
     """
 
-    job_id: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
+    job_id: bytes = betterproto2.field(1, betterproto2.TYPE_BYTES)
 
 
 default_message_pool.register_message("raylite.raylet", "WatchLogs", WatchLogs)
@@ -138,11 +150,15 @@ default_message_pool.register_message("raylite.raylet", "WatchLogs", WatchLogs)
 
 @dataclass(eq=False, repr=False)
 class WorkerRegistered(betterproto2.Message):
-    node_id: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
+    """
+    Where a worker is.
+    """
 
-    gcs_address: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    node_id: bytes = betterproto2.field(1, betterproto2.TYPE_BYTES)
 
-    arena_size: "int" = betterproto2.field(3, betterproto2.TYPE_UINT64)
+    gcs_address: str = betterproto2.field(2, betterproto2.TYPE_STRING)
+
+    arena_size: int = betterproto2.field(3, betterproto2.TYPE_UINT64)
 
 
 default_message_pool.register_message(
