@@ -24,7 +24,7 @@ from msgspec import Struct
 
 import raylite.cli
 from raylite._kernel import processes
-from raylite._runtime import forkserver, interpreter
+from raylite._runtime import interpreter, prenatal
 from raylite._wire.messages import gcs, raylet
 from raylite._wire.warm import warm_messages
 from tests.programs import Birth, Place
@@ -176,7 +176,7 @@ def _become_node(told: socket.socket) -> NoReturn:
         node.place.take()
         roles, *path = map(os.fsdecode, node.arguments)
         sys.path[:], sys.argv[:] = path, [""]
-        forkserver.main(3, roles)
+        prenatal.main(3, roles)
     except BaseException:
         traceback.print_exc()
     finally:

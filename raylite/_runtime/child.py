@@ -10,7 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from raylite._kernel import processes
-from raylite._runtime.node import Inherited, Role
+from raylite._runtime.later import Role
+from raylite._runtime.node import Inherited
 
 SIGNALS = {signal.SIGCHLD, signal.SIGTERM}
 """What the fork server handles, and a child does not."""

@@ -1,4 +1,4 @@
-"""The process `raylite: node`: imports everything once, then forks the node's processes.
+"""The process `raylite: node`: forks the others of the node, with everything imported (see `prenatal`).
 
 It has one thread and no event loop, so that a fork copies no lock that another thread holds and
 takes milliseconds where a new interpreter takes hundreds. It owns what must exist before the first
@@ -13,10 +13,7 @@ Other processes of this user come in by the door, a unix socket: each is told wh
 given the arena, and hears when the node ends.
 """
 
-import gc
-import importlib
 import os
-import resource
 import selectors
 import signal
 import socket
@@ -36,6 +33,7 @@ from raylite._kernel.arena import Arena
 from raylite._kernel.listener import is_own_user
 from raylite._runtime import child, folders, listeners, records
 from raylite._runtime.child import SIGNALS
+from raylite._runtime.later import Roles, complete, is_complete
 from raylite._runtime.listeners import CannotListen, Listeners
 from raylite._runtime.logfiles import open_log
 from raylite._runtime.node import (
@@ -52,29 +50,21 @@ from raylite._runtime.node import (
     Forked,
     ForkFailed,
     Inherited,
-    Later,
     Message,
-    NodeConfig,
     Ready,
-    Roles,
     Start,
     Stop,
     Stopped,
     clear,
     pair,
     tail,
-    wait_readable,
 )
-from raylite._wire.messages import gcs, raylet
-from raylite._wire.warm import warm_messages
 
 _GRACE = 1.0  # seconds to stop in when a SIGTERM asks, not the owner
 _REAPING = 2.0  # seconds to wait for killed processes; only one stuck in the kernel takes longer
 _RESTARTS = 5  # of a GCS within so many seconds:
 _RESTARTS_WITHIN = 60.0
-_ENDING = 3  # seconds that nodes have to end when the process that they were forked from does
 _QUIET = 0.05  # seconds in which nothing is asked of it, until it imports what is needed later
-_FD_LIMIT = 65536  # more would slow down programs that close every number up to it
 
 
 class ForkServer:
@@ -196,14 +186,14 @@ class ForkServer:
     def run(self) -> Ending:
         """Serve until the node ends; every child has been reaped when this returns."""
         while self._ending is None:
-            wait = None if _is_loaded(self._roles) else _QUIET
+            wait = None if is_complete(self._roles) else _QUIET
             if self._kill_at is not None:
                 wait = max(0.0, self._kill_at - time.monotonic())
             ready = self._selector.select(wait)
             if not ready and self._kill_at is not None:
                 self._conclude(Ending.STOPPED)
             elif not ready:
-                _load_all(self._roles)
+                complete(self._roles)
             for key, _ in ready:
                 key.data()
 
@@ -421,7 +411,7 @@ class ForkServer:
             self._raylet.send(ForkFailed(request.token, "the node is stopping"))
             return
 
-        _load_all(self._roles)
+        complete(self._roles)
         inherited = Inherited("worker", self._config, self._arena, token=request.token)
         pid, fds = None, list[int]()
         try:
@@ -519,34 +509,6 @@ def _pipe(fds: list[int]) -> tuple[int, int]:
     return ends
 
 
-def _load(roles: str) -> Roles:
-    """Import the functions of the node's processes, with all that they need."""
-    module, _, attribute = roles.partition(":")
-    loaded: Roles = getattr(importlib.import_module(module), attribute)
-    return loaded
-
-
-def _is_loaded(roles: Roles) -> bool:
-    return all(role.is_loaded for role in roles.values() if isinstance(role, Later))
-
-
-def _load_all(roles: Roles) -> None:
-    """Import what may be needed later as well, so that it is not imported in each child."""
-    if not _is_loaded(roles):
-        for role in roles.values():
-            if isinstance(role, Later):
-                role.load()
-        gc.freeze()
-
-
-def _raise_fd_limit() -> None:
-    # The raylet holds three descriptors for each worker; 1024 is a common default.
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _FD_LIMIT if hard == resource.RLIM_INFINITY else min(hard, _FD_LIMIT)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
 def serve(owner: Channel, start: Start, roles: Roles) -> NoReturn:
     """Be a node's fork server until the node ends, and this process with it."""
     processes.set_title("raylite: node")
@@ -564,92 +526,3 @@ def serve(owner: Channel, start: Start, roles: Roles) -> NoReturn:
         with suppress(OSError, ValueError):
             sys.stderr.flush()
         os._exit(ending)
-
-
-def main(fd: int, roles: str) -> NoReturn:
-    """Be the fork server of the node that the holder of a socket's other end will name.
-
-    Args:
-        fd: The socket.
-        roles: Where the functions of the node's processes are, to be imported meanwhile.
-    """
-    owner = Channel(socket.socket(fileno=fd))
-    try:
-        _raise_fd_limit()
-        loaded = _load(roles)
-        warm_messages(gcs, raylet)
-        gc.freeze()  # or every child's first collection writes to, and so copies, every page
-        owner, start = _wait_start(owner, loaded)
-        _print_to(start.config)
-        for name in start.config.warm:
-            importlib.import_module(name)
-    except BaseException:
-        owner.send(Failed(f"the node's fork server failed:\n{traceback.format_exc()}"))
-        traceback.print_exc()
-        os._exit(Ending.FAILED)
-    gc.freeze()
-    gc.enable()
-    serve(owner, start, loaded)
-
-
-def _wait_start(owner: Channel, roles: Roles) -> tuple[Channel, Start]:
-    """Wait to be told of a node, and by whom it is owned; without one, this process ends.
-
-    While there is nothing to do it imports the rest of the roles.
-
-    Who is told of nodes that are not its own forks the processes that this returns in.
-    """
-    while not owner.ended:
-        if not wait_readable(owner.fileno(), 0.0):
-            _load_all(roles)
-            wait_readable(owner.fileno(), None)
-        for message, fds in owner.receive():
-            if not isinstance(message, Start) or os.getppid() != message.owner:
-                continue
-            if not fds:
-                return owner, message
-            theirs = Channel(socket.socket(fileno=fds[0]))
-            if _fork_apart():
-                theirs.close()
-                continue
-            owner.close()
-            _begin_as(message, theirs)
-            return theirs, message
-    signal.alarm(_ENDING)  # of what was forked here: that ends as well, by itself if there is time
-    with suppress(ChildProcessError):
-        os.wait()
-    os._exit(Ending.OWNER_ENDED)
-
-
-def _fork_apart() -> int:
-    """Fork a process that the kernel reaps when it has ended."""
-    processes.set_title("raylite: nursery")
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    parent, pid = os.getpid(), os.fork()
-    if pid == 0:
-        child.be_born(parent, 1, 2)
-    return pid
-
-
-def _begin_as(start: Start, owner: Channel) -> None:
-    """Be where the owner is, as if this process had been started from there."""
-    processes.close_fds({0, 1, 2, owner.fileno()})
-    owner.send(Born(os.getpid()), [processes.open_pidfd(os.getpid())])
-    environment = {
-        name.encode("latin-1"): value.encode("latin-1") for name, value in start.environment.items()
-    }
-    os.environb.clear()
-    os.environb.update(environment)
-    sys.path[:] = map(os.fsdecode, start.config.sys_path)
-    with suppress(OSError):  # it has been removed
-        os.chdir(start.directory)
-
-
-def _print_to(config: NodeConfig) -> None:
-    """Print to the node's log from now on; what was printed before goes there as well."""
-    os.environ[SESSION_VARIABLE] = config.session_dir
-    log = open_log(config.logs / "node.log")
-    os.write(log, os.pread(2, 1 << 20, 0))
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(log)

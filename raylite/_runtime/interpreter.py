@@ -25,7 +25,7 @@ for fd in map(int, os.listdir("/proc/self/fd")):
         except OSError: pass  # that of the listing itself
 sys.path[:] = sys.argv[2:]
 roles, sys.argv[:] = sys.argv[1], [""]
-from raylite._runtime.forkserver import main
+from raylite._runtime.prenatal import main
 main(3, roles)
 """
 

@@ -6,19 +6,16 @@ import select
 import shutil
 import socket
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from enum import IntEnum
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from msgspec import Struct, field
 
 from raylite._kernel import processes
 from raylite._kernel.arena import Arena
-from raylite._runtime.loading import load
 from raylite._version import __version__
 
 SESSION_VARIABLE = "RAYLITE_SESSION"
@@ -452,38 +449,3 @@ class Inherited(Struct, frozen=True):
     token: int | None = None
     tcp: socket.socket | None = None
     again: bool = False
-
-
-Role = Callable[[Inherited], Any]
-
-
-class Later:
-    """A role whose module need not be imported before the node's first processes have begun.
-
-    Args:
-        function: Where it is, as ``module:attribute``.
-        options: Further arguments for it.
-    """
-
-    def __init__(self, function: str, **options: Any) -> None:
-        self._function = function
-        self._options = options
-        self._role: Role | None = None
-
-    @property
-    def is_loaded(self) -> bool:
-        """Whether its module has been imported."""
-        return self._role is not None
-
-    def load(self) -> Role:
-        """Import it; another time this does nothing."""
-        if self._role is None:
-            module, _, attribute = self._function.partition(":")
-            self._role = partial(getattr(load(module), attribute), **self._options)
-        return self._role
-
-    def __call__(self, inherited: Inherited) -> Any:
-        return self.load()(inherited)
-
-
-Roles = Mapping[str, Role]

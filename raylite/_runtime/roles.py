@@ -21,10 +21,11 @@ from raylite._runtime import credentials, networks, settings
 from raylite._runtime.components import Raylet, build_gcs, build_raylet
 from raylite._runtime.drivers import DriverWatch
 from raylite._runtime.issued import IssuedService
+from raylite._runtime.later import Later, Roles
 from raylite._runtime.logfiles import ComponentLog, WorkerLogs
 from raylite._runtime.membership import NodeFenced
 from raylite._runtime.networks import NetworkOf
-from raylite._runtime.node import FENCED, Inherited, Later, NodeConfig, Roles
+from raylite._runtime.node import FENCED, Inherited, NodeConfig
 from raylite._runtime.workers import ForkedWorkers
 from raylite._services.gcs.certificates import CertificateService
 from raylite._services.gcs.epoch import Epoch

@@ -11,7 +11,8 @@ from raylite._kernel.grpc import GrpcNetwork
 from raylite._kernel.interface import SCOPES
 from raylite._kernel.wire import Wire, WireEvents
 from raylite._runtime import networks, roles
-from raylite._runtime.node import Later, NodeConfig, Roles
+from raylite._runtime.later import Later, Roles
+from raylite._runtime.node import NodeConfig
 from raylite._types.marks import mark_of
 from raylite.exceptions import LinkError
 
