@@ -20,6 +20,7 @@ from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from typing import Any, Literal, Self
 
+from raylite._options import validate_init_options
 from raylite._runtime import interrupts, nurseries
 from raylite._runtime.interpreter import Interpreter, import_path
 from raylite._runtime.loading import load
@@ -88,6 +89,7 @@ class LocalCluster:
         ]
         if not self._specs:
             raise ValueError("a cluster has at least one node")
+        validate_init_options({"namespace": namespace})
         self._namespace = namespace
         self._workers = workers
         self._running: ProcessCluster | InProcessCluster | None = None
@@ -136,23 +138,29 @@ class LocalCluster:
         object_store_memory: int = STORE,
     ) -> LocalNode:
         """Let another node join; it can be given tasks when this returns."""
-        spec = NodeSpec(num_cpus, num_gpus, resources or {}, labels or {}, object_store_memory)
-        return self._cluster.add_node(spec)
+        given: dict[str, object] = {
+            "num_cpus": num_cpus,
+            "num_gpus": num_gpus,
+            "resources": resources,
+            "labels": labels,
+            "object_store_memory": object_store_memory,
+        }
+        return self._cluster.add_node(NodeSpec.of(given))
 
     def remove_node(self, node: LocalNode) -> None:
         """End a node in order: the cluster knows at once."""
-        self._cluster.remove_node(node)
+        self._cluster.remove_node(LocalNode.checked(node))
 
     def kill_node(self, node: LocalNode) -> None:
         """End a node as a power cut does: nobody is told, connections to it are reset."""
-        self._cluster.kill_node(node)
+        self._cluster.kill_node(LocalNode.checked(node))
 
     def partition(self, *nodes: LocalNode) -> None:
         """Let nothing pass between these nodes and all others, silently, until `heal`.
 
         The GCS and this process are on the first node's side.
         """
-        self._cluster.partition(nodes)
+        self._cluster.partition([LocalNode.checked(node) for node in nodes])
 
     def heal(self) -> None:
         """End a partition."""

@@ -289,6 +289,22 @@ def test_an_unknown_kind_of_worker_is_refused() -> None:
         LocalCluster(workers="fibres")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("namespace", "error"), [("", ValueError), (5, TypeError)])
+def test_a_namespace_that_is_none_is_refused_before_anything_starts(
+    namespace: Any, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match="namespace"):
+        LocalCluster(namespace=namespace)
+
+
+def test_a_program_may_begin_and_end_its_session_inside() -> None:
+    with LocalCluster(workers="threads"):
+        ray.init(ignore_reinit_error=True)
+        ray.shutdown()
+        assert ray.is_initialized()
+        assert ray.get(square.remote(3)) == 9
+
+
 def test_a_task_that_exits_its_thread_is_retried_and_fails_as_a_crash() -> None:
     @ray.remote(max_retries=1)
     def leave() -> None:

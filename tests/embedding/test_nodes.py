@@ -16,7 +16,7 @@ import raylite as ray
 from raylite.exceptions import NodeDiedError, RaySystemError, TaskUnschedulableError
 from raylite.testing import LocalCluster
 from raylite.testing.cluster import Workers
-from raylite.testing.nodes import LocalNode
+from raylite.testing.nodes import LocalNode, NodeSpec
 from raylite.util.scheduling_strategies import (
     DoesNotExist,
     In,
@@ -258,6 +258,27 @@ def test_the_first_node_cannot_be_taken_away(cluster: LocalCluster) -> None:
 def test_a_node_with_a_wrong_field_is_refused() -> None:
     with pytest.raises(TypeError, match="a node has no cpus"):
         LocalCluster(nodes=[{"cpus": 1}], workers="threads")
+
+
+@pytest.mark.parametrize(
+    ("size", "error"),
+    [(0, ValueError), (-1, ValueError), ("1", TypeError), (True, TypeError), (1.5, TypeError)],
+)
+def test_a_store_of_an_impossible_size_is_refused(size: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="object_store_memory must be"):
+        LocalCluster(object_store_memory=size)
+
+
+def test_a_field_that_is_none_is_not_given() -> None:
+    given: Any = {"num_cpus": None, "labels": None, "object_store_memory": None}
+    assert NodeSpec.of(given) == NodeSpec()
+
+
+def test_what_is_no_node_is_refused_by_what_takes_one(cluster: LocalCluster) -> None:
+    number: Any = 1
+    for use in (cluster.remove_node, cluster.kill_node, cluster.partition):
+        with pytest.raises(TypeError, match=r"a node is one of .* not 1"):
+            use(number)
 
 
 # -- Nodes that are processes
