@@ -318,13 +318,15 @@ class Cluster:
             timeout: Seconds.
 
         Raises:
-            TimeoutError: They are not; the message says which is missing, or still there.
+            TimeoutError: They are not; the message says which is missing, or still there. At once, if one
+                that was not removed has ended.
             RaySystemError: One of them could not start.
         """
         deadline = monotonic() + timeout
         head = self._head()
         for node in self.list_all_nodes():
             node.process.wait_ready(max(deadline - monotonic(), 0.0))
+        self._refuse_ended()
         expected = {node.node_id for node in self.list_all_nodes()}
         config = head.process.config
         keys = read_keys(config.token_file, config.tls)
@@ -337,7 +339,19 @@ class Cluster:
                 f"after {timeout:g} s the cluster has {len(alive)} nodes instead of {len(expected)}: "
                 f"missing {', '.join(missing) or 'none'}, surplus {', '.join(surplus) or 'none'}"
             )
+        self._refuse_ended()
         inquiry.wait_acquainted([node.process.config for node in self.list_all_nodes()])
+
+    def _refuse_ended(self) -> None:
+        """Wait for no node that ended after it had begun: it comes back no more."""
+        nodes = self.list_all_nodes()
+        ended = [str(node) for node in nodes if not node.any_processes_alive()]
+        if ended:
+            raise TimeoutError(
+                f"the cluster can have no more than {len(nodes) - len(ended)} nodes instead of {len(nodes)}: "
+                f"missing {', '.join(ended)}, which a test has killed, or which has died; "
+                "`remove_node` waits for it no longer"
+            )
 
     def list_all_nodes(self) -> list[Node]:
         """Return the nodes that were not removed, the head first, in the order they were added."""
@@ -418,8 +432,8 @@ def _options(given: Mapping[str, Any], address: str | None) -> NodeOptions:
         resources,
         address,
         args.pop("node_ip_address", None) or starting.LOOPBACK,
-        gcs_port=args.pop("port", None) or 0,
-        raylet_port=args.pop("node_manager_port", None) or None,
+        gcs_port=_port("port", args.pop("port", None)),
+        raylet_port=_port("node_manager_port", args.pop("node_manager_port", None)) or None,
         worker_ports=_worker_ports(
             args.pop("min_worker_port", None),
             args.pop("max_worker_port", None),
@@ -437,5 +451,17 @@ def _worker_ports(
     first: int | None, last: int | None, several: str | Sequence[int] | None
 ) -> Sequence[int]:
     if several:
-        return [int(port) for port in (several.split(",") if isinstance(several, str) else several)]
-    return range(first, last + 1) if first and last else ()
+        listed = several.split(",") if isinstance(several, str) else several
+        return [_port("worker_port_list", port) for port in listed]
+    lowest, highest = _port("min_worker_port", first), _port("max_worker_port", last)
+    if lowest > highest > 0:
+        raise ValueError(f"min_worker_port={first} is above max_worker_port={last}: exchange them")
+    return range(lowest, highest + 1) if lowest and highest else ()
+
+
+def _port(name: str, given: object) -> int:
+    """Return a port that a program may listen on, or 0 for any."""
+    text = "0" if given is None else str(given).strip()
+    if not text.isdecimal() or not (int(text) == 0 or 1024 <= int(text) <= 65535):
+        raise ValueError(f"{name} is 0, for any that is free, or from 1024 to 65535, not {given!r}")
+    return int(text)

@@ -144,11 +144,23 @@ def test_a_node_that_is_missed_is_named(cluster: Cluster) -> None:
         cluster.wait_for_nodes(0.1)
 
 
+def test_a_node_that_was_killed_is_not_waited_for(cluster: Cluster) -> None:
+    node = cluster.add_node(**SMALL)
+    node.kill_raylet()
+    with pytest.raises(TimeoutError, match=f"missing Node.{node.node_id[:8]}.*`remove_node`"):
+        cluster.wait_for_nodes(3600)
+    cluster.remove_node(node)
+    cluster.wait_for_nodes(KILLED_FREES)
+
+
 @pytest.mark.parametrize(
     ("given", "error", "reason"),
     [
         ({"cpus": 1}, TypeError, "a node has no argument cpus"),
         ({"num_cpus": -1}, ValueError, "num_cpus"),
+        ({"port": 99_999}, ValueError, "port is 0, .* or from 1024 to 65535, not 99999"),
+        ({"worker_port_list": "10002,x"}, ValueError, "worker_port_list is 0, .* not 'x'"),
+        ({"min_worker_port": 10_003, "max_worker_port": 10_002}, ValueError, "exchange them"),
         ({"node_ip_address": "192.0.2.1"}, RaySystemError, "not an address of this machine"),
         ({"temp_dir": "/" + "long/" * 30}, OSError, "shorter temporary directory"),
     ],
