@@ -53,6 +53,7 @@ OUTSIDE_THE_KERNEL = {
     ("raylite/_runtime/interpreter.py", "socket"): "makes the channel to the fork server",
     ("raylite/_runtime/launch.py", "socket"): "hands listening sockets to the fork server",
     ("raylite/_runtime/launch.py", "time"): "waits for the fork server before there is a loop",
+    ("raylite/_runtime/stopping.py", "time"): "waits for others' processes, and has no loop",
     ("raylite/_runtime/listeners.py", "socket"): "binds what the processes of a node inherit",
     ("raylite/_runtime/node.py", "socket"): "adopts sockets that the fork server made",
     ("raylite/_runtime/networks.py", "socket"): "hands bound sockets to the transport",

@@ -46,7 +46,7 @@ def choose_temp_dir(given: str = "") -> Path:
 
 def sessions(temp_dir: str = "") -> Iterator[Path]:
     """Yield this user's session directories under a temporary directory."""
-    for directory in _candidates(choose_temp_dir(temp_dir)):
+    for directory in candidates(choose_temp_dir(temp_dir)):
         if _is_private(directory):
             yield from sorted(each for each in directory.glob("session_2*") if each.is_dir())
 
@@ -126,7 +126,8 @@ def maker_of(session: Path) -> int:
     return int(digits) if digits.isdecimal() else 0
 
 
-def _candidates(temp_dir: Path) -> list[Path]:
+def candidates(temp_dir: Path) -> list[Path]:
+    """Return where this user's sessions may be: `_private` says why there are two places."""
     return [temp_dir / name for name in ("raylite", f"raylite-{os.geteuid()}")]
 
 
@@ -136,7 +137,7 @@ def _private(temp_dir: Path, session: str) -> Path:
     Ray: one directory for all users, open to all. Who owns a directory can replace what is in it,
     so the second user gets another.
     """
-    for directory in _candidates(temp_dir):
+    for directory in candidates(temp_dir):
         sockets = NodeConfig(0, 0, session_dir=str(directory / session)).sockets
         socket_path = str(sockets / _LONGEST_NAME)
         if len(os.fsencode(socket_path)) > _PATH_LIMIT:

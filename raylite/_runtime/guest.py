@@ -11,7 +11,7 @@ from raylite._kernel import processes
 from raylite._runtime.node import Channel, Failed, NodeConfig, Ready, Stop, Stopped, wait_readable
 from raylite._version import __version__
 
-_SECONDS = 10.0  # for the fork server to open: it does nothing long
+PATIENCE = 10.0  # seconds for the fork server to open: it does nothing long
 
 
 class GuestNode:
@@ -21,18 +21,19 @@ class GuestNode:
 
     Args:
         session_dir: The node's session.
+        patience: Seconds for it to open.
 
     Raises:
         ConnectionError: There is no such node, or it does not answer.
         RuntimeError: It runs another version of raylite, or of Python.
     """
 
-    def __init__(self, session_dir: str) -> None:
+    def __init__(self, session_dir: str, patience: float = PATIENCE) -> None:
         self.config = NodeConfig(0, 0, session_dir=session_dir)
         self._reason: str | None = None
         end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            end.settimeout(_SECONDS)
+            end.settimeout(patience)
             end.connect(self.config.door)
         except OSError as error:
             end.close()
@@ -46,13 +47,13 @@ class GuestNode:
         """The GCS's when this process came in; 0 if another node has it."""
 
         try:
-            self._enter(session_dir)
+            self._enter(session_dir, patience)
         except BaseException:
             self.stop()
             raise
 
-    def _enter(self, session_dir: str) -> None:
-        wait_readable(self._channel.fileno(), _SECONDS)
+    def _enter(self, session_dir: str, patience: float) -> None:
+        wait_readable(self._channel.fileno(), patience)
         try:
             received = self._channel.receive()
         except msgspec.DecodeError as error:

@@ -1,10 +1,18 @@
 """`raylite stop`: the end of this machine's nodes."""
 
+from math import isfinite
+
 import click
 
 from raylite._runtime.stopping import GRACE, stop_nodes
 from raylite.cli import rays
 from raylite.cli.errors import explained
+
+
+def _finite(ctx: click.Context, param: click.Parameter, seconds: float) -> float:
+    if not isfinite(seconds):
+        raise click.BadParameter(f"{seconds} is no number of seconds", ctx, param)
+    return seconds
 
 
 @click.command()
@@ -15,6 +23,7 @@ from raylite.cli.errors import explained
     type=click.FloatRange(min=0),
     default=GRACE,
     show_default=True,
+    callback=_finite,
     metavar="SECONDS",
     help="How long a node has to end by itself before it is killed.",
 )

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +16,9 @@ import uvloop
 from raylite._kernel import processes
 from raylite._kernel.tls import fetch_authority
 from raylite._kernel.token import create_token
-from raylite._runtime import credentials, folders, node, records
+from raylite._runtime import credentials, folders, lost, node, records
 from raylite._runtime.records import NodeRecord
+from raylite._runtime.stopping import Stopped, stop_nodes
 from raylite._services.gcs.storage.sqlite import SqliteStorage
 from tests.cluster.started import PROGRAM, begin, component, epoch, nodes, raylite, start
 from tests.cluster.watching import SOON, Driver, Watch, eventually, title, titled, tree
@@ -397,6 +399,42 @@ def test_a_node_that_does_not_end_in_its_grace_is_killed() -> None:
     done = raylite("stop", "--grace-period=0.2")
     assert done.returncode == 0
     assert left(watched) == []
+
+
+def test_a_node_that_stands_still_as_a_whole_has_its_grace_and_no_more() -> None:
+    head = start("--head", "--port=0")
+    watched = watch(head)
+    os.kill(head.pid, signal.SIGSTOP)
+    assert stop_nodes(grace=0.2, patience=3600) == Stopped(1, 1, 0)
+    assert left(watched) == []
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-1"])
+def test_a_grace_is_a_number_of_seconds(seconds: str) -> None:
+    done = raylite("stop", f"--grace-period={seconds}")
+    assert done.returncode == 2
+    assert "--grace-period" in done.stderr
+
+
+@pytest.mark.parametrize("words", [(), ("--force",)], ids=["in order", "by force"])
+def test_stop_ends_a_node_whose_session_somebody_has_removed(words: tuple[str, ...]) -> None:
+    head = start("--head", "--port=0")
+    watched = watch(head)
+    shutil.rmtree(Path(head.session_dir).parent)
+    done = raylite("stop", *words)
+    by_force = ", 1 of them by force" if words else ""
+    assert (done.returncode, done.stdout) == (0, f"Stopped 1 node{by_force}.\n")
+    assert left(watched) == []
+    start("--head", f"--port={head.cluster.rpartition(':')[2]}")
+
+
+def test_stop_leaves_a_programs_own_cluster_whose_session_was_removed() -> None:
+    with Driver("ctx = ray.init('local', num_cpus=1)\nsay(ctx['session_dir'])\nhear()\n") as driver:
+        shutil.rmtree(Path(driver.hear()).parent)
+        assert lost.find() == []
+        assert raylite("stop").stdout == "No node of yours was running on this machine.\n"
+        driver.say("done")
+        assert driver.end()[0] == 0
 
 
 def test_when_a_nodes_raylet_dies_the_node_ends_and_the_cluster_goes_on() -> None:
