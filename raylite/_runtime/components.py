@@ -59,14 +59,17 @@ def build_gcs(
     epoch: Epoch | None = None,
     system: Mapping[str, Scalar] = NO_SETTINGS,
     keyring: Keyring | None = None,
+    volatile: bool = False,
 ) -> Host:
     """Return the GCS, to be run; the storage, if one is given, is for the caller to close.
 
-    It tells nodes of the tokens that a keyring has. Without an epoch it begins one.
+    It tells nodes of the tokens that a keyring has, and whether its tables are `volatile`: none follows
+    it then. Without an epoch it begins one.
     """
     kept = storage or MemoryStorage()
     epoch = epoch or Epoch(kept, network.seams.random("cluster"))
-    nodes = NodeService(Membership(Settings.of(system).silence), kept, epoch, network.probe)
+    membership = Membership(Settings.of(system).silence)
+    nodes = NodeService(membership, kept, epoch, network.probe, volatile=volatile)
     network.detours = GcsDetours(nodes)
     workers = WorkerService(kept, epoch, nodes)
     views = ViewService(nodes)

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 
 from raylite._kernel.link import Link
-from raylite._kernel.network import Network
+from raylite._kernel.network import Network, Probe
 from raylite._kernel.seams import now
 from raylite._kernel.service import Service, every
 from raylite._machines.epochs import Epochs
@@ -33,6 +33,7 @@ from raylite.exceptions import (
 logger = logging.getLogger(__name__)
 
 BEAT = 1.0
+REFUSALS = 3  # in a row by where a GCS was that none follows: it has ended
 COMPARE = 30.0  # seconds within which what was lost is found, as long as nodes beat once a second
 _ENDED_KEPT = 1000  # ends of workers to be told, while there is no GCS to tell them to
 
@@ -66,7 +67,7 @@ class MemberService(Service):
     the GCS is a new one or asks for it, and twice a minute: so whatever was lost is made up for. Without a GCS a head waits, since its fork server starts
     another; any other node ends when it has not been reachable for a session's timeout, for then
     nobody will ever give it work, when its cluster has taken it for dead, and when that has refused to
-    let it in for as long.
+    let it in for as long. It ends within seconds when a GCS has ended that kept its tables in memory.
     """
 
     def __init__(
@@ -89,6 +90,8 @@ class MemberService(Service):
         self._ended: deque[msg.Worker] = deque(maxlen=_ENDED_KEPT)
         self._left: dict[bytes, None] = {}  # jobs whose driver has ended here
         self._refusals = Refusals(math.inf if row.head else PATIENCE)
+        self._is_volatile = False  # the GCS, which has said so
+        self._refusals_in_row = 0
         self._is_beating = False
         self._beat_seconds = BEAT  # as the GCS wants it
         self._beaten_at = -math.inf
@@ -133,6 +136,21 @@ class MemberService(Service):
         finally:
             self._is_beating = False
 
+    @every(seconds=BEAT)
+    async def miss(self) -> None:
+        """Try a GCS that does not answer a beat, if none follows it."""
+        is_late = self._is_beating and now() - self._beaten_at >= BEAT / 2
+        if not (is_late and self._is_volatile) or self._row.head:
+            self._refusals_in_row = 0
+            return
+        found = await self._network.probe(self._gcs_address, BEAT)
+        self._refusals_in_row = self._refusals_in_row + 1 if found is Probe.REFUSED else 0
+        if self._refusals_in_row == REFUSALS:
+            raise RaySystemError(
+                "this node ends, for its cluster's GCS has ended, and its tables with it, which were in "
+                f"memory: nobody listens at {shown(self._gcs_address)} any more"
+            )
+
     def _refused(self, error: AuthenticationError | StaleGcsError) -> None:
         is_stale = isinstance(error, StaleGcsError)
         for effect in self._refusals.refused(now()):
@@ -153,7 +171,7 @@ class MemberService(Service):
             registered = await gcs.Nodes(link).register(self._row)
             epoch = registered.epoch or msg.Epoch()
             self._epochs.registered(epoch.cluster_id, epoch.number)
-            self._registered = link, epoch
+            self._registered, self._is_volatile = (link, epoch), registered.volatile
             self.joined.set()
         self._report(link, complete=is_due or not is_known)
         if is_due or not is_known:

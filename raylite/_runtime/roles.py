@@ -74,6 +74,7 @@ async def _gcs(inherited: Inherited, network_of: NetworkOf) -> None:
             epoch=epoch,
             system=config.system,
             keyring=issued,
+            volatile=config.storage == "memory",
         )
         await networks.listen(
             network, config, config.gcs_address, inherited.listener, inherited.tcp

@@ -70,10 +70,10 @@ class Site:
         return MemoryNetwork(self.switch, self.world.seams(name))
 
     @asynccontextmanager
-    async def gcs(self) -> AsyncIterator[None]:
+    async def gcs(self, *, volatile: bool = False) -> AsyncIterator[None]:
         network = self.network("gcs")
         await network.listen("gcs")
-        async with running(build_gcs(network, self.storage)):
+        async with running(build_gcs(network, self.storage, volatile=volatile)):
             yield
 
     @asynccontextmanager
@@ -280,6 +280,29 @@ async def test_a_node_that_has_lost_its_cluster_for_good_ends_and_a_head_waits()
     with pytest.raises(RaySystemError, match="has lost its cluster"):
         async with site.node(is_head=False):
             await anyio.sleep(200)
+
+
+@simulated
+async def test_a_node_ends_soon_after_a_gcs_whose_tables_were_in_memory() -> None:
+    site = Site()
+    with pytest.raises(
+        RaySystemError, match="tables with it, which were in memory: nobody listens"
+    ):
+        async with site.node(is_head=False):
+            async with site.gcs(volatile=True):
+                await anyio.sleep(20)
+            ended = now()
+            with anyio.fail_after(5):
+                await site.raylet.host._scope.join()
+    assert now() - ended <= 5
+    site = Site()
+    async with site.node(is_head=False):
+        async with site.gcs():
+            await anyio.sleep(5)
+        await anyio.sleep(50)  # another could have followed this one
+        async with site.gcs():
+            await anyio.sleep(5)
+            assert len((await site.rows())[0]) == 1
 
 
 class RefusedNetwork(MemoryNetwork):

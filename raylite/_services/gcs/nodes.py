@@ -56,8 +56,11 @@ class NodeService(Service, serves=(gcs.Nodes,)):
         storage: Storage,
         epoch: Epoch,
         probe: Callable[[str, float], Awaitable[Probe]],
+        *,
+        volatile: bool = False,
     ) -> None:
         self.membership = membership
+        self._is_volatile = volatile
         self._try = probe
         self._probing: dict[bytes, None] = {}
         self._began_at = 0.0
@@ -126,7 +129,7 @@ class NodeService(Service, serves=(gcs.Nodes,)):
                 changes.insert(0, self._obituary(known))
         self._available.pop(node_id, None)
         await self._table.write(changes)
-        return msg.Registered(epoch=self._epoch.message)
+        return msg.Registered(epoch=self._epoch.message, volatile=self._is_volatile)
 
     @handles(gcs.Nodes.heartbeat)
     def heartbeat(self, beat: msg.Heartbeat) -> None:
