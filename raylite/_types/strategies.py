@@ -46,9 +46,12 @@ class NodeView(Struct, frozen=True):
 
     @property
     def host(self) -> str:
-        """The address without its port, as people name machines."""
-        host, _, port = self.address.rpartition(":")
-        return host if host and port.isdigit() else self.address
+        """The address as people name machines: neither port nor socket."""
+        where = self.address.partition(";")[0]
+        if where.startswith("unix:"):
+            return "this machine"
+        host, _, port = where.removeprefix("tcp:").rpartition(":")
+        return host.strip("[]") if host and port.isdigit() else where
 
 
 class In(Struct, frozen=True):

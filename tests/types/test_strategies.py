@@ -70,8 +70,15 @@ def test_equal_wishes_are_one_placement() -> None:
 
 @pytest.mark.parametrize(
     ("address", "host"),
-    [("10.0.0.7:4321", "10.0.0.7"), ("[::1]:80", "[::1]"), ("unix:/tmp/s", "unix:/tmp/s")],
+    [
+        ("10.0.0.7:4321", "10.0.0.7"),
+        ("tcp:10.0.0.7:4321", "10.0.0.7"),
+        ("tcp:[fd00::7]:80", "fd00::7"),
+        ("tcp:10.0.0.7:4321;a0ff=unix:/tmp/s/raylet.sock", "10.0.0.7"),
+        ("unix:/tmp/s/raylet.sock", "this machine"),
+        ("raylet", "raylet"),
+    ],
 )
-def test_a_host_is_an_address_without_its_port(address: str, host: str) -> None:
+def test_a_host_is_what_people_call_an_address(address: str, host: str) -> None:
     nothing = Resources()
     assert NodeView(NodeKey(b"n"), 1, address, nothing, nothing).host == host
