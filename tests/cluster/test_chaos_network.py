@@ -20,6 +20,8 @@ MACHINES = 3
 STORE = 268435456
 NODE = ("--num-cpus=2", f"--object-store-memory={STORE}")
 GCS_KILLS = 4  # a sixth within a minute would be a head's end
+# Drawn like cards, of which a run uses two packs at least: chance decides when, and not whether.
+STRIKES = [*["worker"] * 17, *["raylet"] * 2, "gcs"]
 PRESTART = 2  # idle workers that a raylet keeps for the next driver
 HANGS = 60.0  # seconds without progress
 CHURN = "from tests.cluster.churn import main; main({seed}, {machines}, {store})"
@@ -32,14 +34,17 @@ class Chaos:
         self.killed = Counter[str]()
         self._cluster = cluster
         self._choice = random.Random(seed)
+        self._cards: list[str] = []
         self._joining: dict[Machine, subprocess.Popen[str]] = {}
 
     def strike(self) -> None:
         """Kill a worker, whatever it does; now and then a raylet or the GCS."""
-        chance = self._choice.random()
-        if chance < 0.1:
+        if not self._cards:
+            self._cards = self._choice.sample(STRIKES, len(STRIKES))
+        card = self._cards.pop()
+        if card == "raylet":
             self._kill_node(self._choice.choice(self._cluster.others))
-        elif chance < 0.15 and self.killed["gcs"] < GCS_KILLS:
+        elif card == "gcs" and self.killed["gcs"] < GCS_KILLS:
             self._cluster.kill(self._cluster.head, "gcs")
             self.killed["gcs"] += 1
         else:

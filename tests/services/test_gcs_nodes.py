@@ -88,6 +88,30 @@ async def test_a_new_incarnation_follows_the_death_of_the_old() -> None:
 
 
 @simulated
+async def test_a_node_on_the_port_of_another_shows_that_to_be_dead() -> None:
+    storage = MemoryStorage()
+    async with life(storage) as gcs:
+        port, further = "tcp:10.0.0.7:7001", "tcp:10.0.0.7:70012"
+        for name, address in ((b"a", f"{port};0a=unix:/a"), (b"b", further), (b"c", "unix:/r")):
+            await gcs.client().nodes.register(node(name, address=address))
+        later = gcs.client()
+        await later.nodes.register(node(b"d", address=f"{port};0d=unix:/d"))
+        await later.nodes.register(node(b"d", address=f"{port};0d=unix:/d"))  # once more, as ever
+        await gcs.client().nodes.register(node(b"e", address="unix:/r"))  # on a machine of its own
+        found = await rows(later)
+        assert {name: row.alive for name, row in found.items()} == {
+            **dict.fromkeys((b"b", b"c", b"d", b"e"), True),
+            b"a": False,
+        }
+        assert found[b"a"].death_reason == "another node has its address"
+    async with life(storage) as gcs:
+        later = gcs.client()
+        await later.nodes.register(node(b"f", address=further))
+        found = await rows(later)
+        assert [found[name].alive for name in (b"b", b"c", b"d", b"f")] == [False, True, True, True]
+
+
+@simulated
 async def test_an_old_session_of_a_node_ends_unnoticed() -> None:
     async with life(MemoryStorage()) as gcs:
         old, new = gcs.client(), gcs.client()

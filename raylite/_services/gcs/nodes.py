@@ -76,6 +76,7 @@ class NodeService(Service, serves=(gcs.Nodes,)):
         self._table.on_change.append(self._enrol)
         self._available: dict[bytes, dict[str, float]] = {}  # by heartbeat, so not worth keeping
         self._reasons: dict[bytes, str] = {}
+        self._ports: dict[str, bytes] = {}  # and the member that listens there
         self._goodbyes: dict[bytes, None] = {}  # of those that left in order
         self._links: dict[bytes, Link] = {}
         self._to_register: dict[bytes, None] = {}
@@ -104,6 +105,7 @@ class NodeService(Service, serves=(gcs.Nodes,)):
         self._began_at = now()
         for node_id, row in self._table.rows.items():
             if row.alive:
+                self._ports[row.address.partition(";")[0]] = node_id
                 self.membership.restored(node_id, row.incarnation, now())
             else:
                 self.membership.restored_dead(node_id, row.incarnation, row.death_reason)
@@ -127,6 +129,10 @@ class NodeService(Service, serves=(gcs.Nodes,)):
                 changes = [Change(node_id, replace(_row(request), started_at=known.started_at))]
             else:
                 changes.insert(0, self._obituary(known))
+        if (displaced := self._displaced(request)) is not None:
+            reason = "another node has its address"
+            self._note(self.membership.left(displaced.node_id, displaced.incarnation, reason))
+            changes.insert(0, self._obituary(displaced))
         self._available.pop(node_id, None)
         await self._table.write(changes)
         return msg.Registered(epoch=self._epoch.message, volatile=self._is_volatile)
@@ -213,6 +219,19 @@ class NodeService(Service, serves=(gcs.Nodes,)):
                 self._probing[node_id] = None
                 self.spawn(self._probe(row.address, node_id, incarnation), "try a silent raylet")
         await self._tell_deaths()
+
+    def _displaced(self, request: msg.RegisterNode) -> msg.Node | None:
+        """Return who is a member by the port on which a node listens now: it has ended.
+
+        Tried there, it would seem to stand still, for the other takes its connections.
+        """
+        place = request.address.partition(";")[0]
+        if not place.startswith("tcp:"):
+            return None
+        before = self._ports.get(place, request.node_id)
+        self._ports[place] = request.node_id
+        row = self._table.latest(before) if before != request.node_id else None
+        return row if row is not None and row.alive else None
 
     async def _probe(self, address: str, node_id: bytes, incarnation: int) -> None:
         """Find out whether a silent raylet has ended: the system then refuses connections to it.
@@ -309,6 +328,8 @@ class NodeService(Service, serves=(gcs.Nodes,)):
 
     def _obituary(self, row: msg.Node) -> Change[msg.Node]:
         self._available.pop(row.node_id, None)
+        if self._ports.get(place := row.address.partition(";")[0]) == row.node_id:
+            del self._ports[place]
         reason = self._reasons.get(row.node_id, "")
         dead = replace(
             row,

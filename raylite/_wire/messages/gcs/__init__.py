@@ -675,7 +675,7 @@ class Registered(betterproto2.Message):
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
 
-    volatile: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
+    volatile: bool = betterproto2.field(2, betterproto2.TYPE_BOOL)
     """
     the tables end with this GCS, so no other follows it
     """
