@@ -10,8 +10,7 @@ from typing import Any
 from raylite._kernel.grpc import GrpcNetwork
 from raylite._kernel.interface import SCOPES
 from raylite._kernel.wire import Wire, WireEvents
-from raylite._runtime import networks, roles
-from raylite._runtime.later import Later, Roles
+from raylite._runtime import networks
 from raylite._runtime.node import NodeConfig
 from raylite._types.marks import mark_of
 from raylite.exceptions import LinkError
@@ -181,11 +180,3 @@ def network_of(
         return networks.network_of(config, newcomers=newcomers)
     cuts = cuts or Cuts(str(config.system[CUTS]))
     return networks.network_of(config, newcomers=newcomers, make=partial(CuttableNetwork, cuts))
-
-
-ROLES: Roles = {
-    "gcs": partial(roles.gcs, network_of=network_of),
-    "raylet": partial(roles.raylet, network_of=network_of),
-    "worker": Later(roles.WORKER, network_of=network_of),
-}
-"""What the processes of a node that may be cut off run: production's, on such a network."""

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from raylite._runtime import nurseries
 from raylite._runtime.interpreter import Interpreter, import_path
 
-ROLES = "raylite.testing.cuts:ROLES"
+ROLES = "raylite.testing.cutroles:ROLES"
 
 _LARGEST = 192 * 1024  # of a message that `Channel` takes
 

@@ -31,7 +31,7 @@ class ProcessCluster:
     Args:
         specs: What the nodes offer, the first one the head.
         namespace: The namespace of the driver's job.
-        interpreter: One that is to be the head's fork server, with the roles of `cuts`; None to have
+        interpreter: One that is to be the head's fork server, with the roles of `cutroles`; None to have
             it forked by the present `Nursery`.
     """
 
