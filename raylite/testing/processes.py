@@ -17,7 +17,7 @@ from raylite._runtime.context import Place
 from raylite._runtime.interpreter import Interpreter
 from raylite._runtime.launch import NodeProcess
 from raylite._runtime.local import SessionOptions
-from raylite._runtime.node import NodeConfig, own_token
+from raylite._runtime.node import NodeConfig, clear, own_token
 from raylite._runtime.session import Session
 from raylite._types.marks import mark_of_node
 from raylite.testing import cuts
@@ -41,29 +41,29 @@ class ProcessCluster:
         self._nodes: dict[str, tuple[LocalNode, NodeProcess]] = {}
         self._island = set[str]()  # the nodes that are cut off from the head
         head, *others = specs
-        with interrupts.held() as interrupt:
+        with interrupts.held() as interrupt, ExitStack() as failed:
             session = str(folders.make_session_dir(""))
+            failed.callback(clear, NodeConfig(0, 0, session_dir=session))
             self._token = own_token(session)
             create_token(self._token)
             path = f"{session}/sockets/{CUTS}"
             self._cuts = Cuts(path)
+            failed.callback(self._cuts.close)
             self._system = {CUTS: path}
             config = replace(self._config(head), session_dir=session, gcs_port=0)
-            with ExitStack() as failed:
-                failed.callback(self._cuts.close)
-                self._head = launch.start(config, interpreter=interpreter)
-                failed.callback(self._head.stop)
-                interrupt.hurry(self._head.kill)
-                self._head.wait_ready()
-                begun = [self._begin(spec, failed) for spec in others]  # while the head joins, too
-                network_of = partial(cuts.network_of, cuts=self._cuts)
-                self._session = Session(SessionOptions(namespace=namespace), self._head, network_of)
-                failed.callback(self._session.close)
-                self.place: Place = self._session.place
-                self._nodes[config.node_id] = LocalNode(config.node_id, head), self._head
-                self._join(begun)
-                interrupt.raise_if_interrupted()
-                failed.pop_all()
+            self._head = launch.start(config, interpreter=interpreter)
+            failed.callback(self._head.stop)
+            interrupt.hurry(self._head.kill)
+            self._head.wait_ready()
+            begun = [self._begin(spec, failed) for spec in others]  # while the head joins, too
+            network_of = partial(cuts.network_of, cuts=self._cuts)
+            self._session = Session(SessionOptions(namespace=namespace), self._head, network_of)
+            failed.callback(self._session.close)
+            self.place: Place = self._session.place
+            self._nodes[config.node_id] = LocalNode(config.node_id, head), self._head
+            self._join(begun)
+            interrupt.raise_if_interrupted()
+            failed.pop_all()
 
     @property
     def nodes(self) -> list[LocalNode]:

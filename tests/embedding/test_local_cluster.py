@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from queue import SimpleQueue
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from raylite._runtime import context
 from raylite._services.worker.objects import BlockedThread
 from raylite._wire.messages import gcs, raylet
 from raylite.exceptions import RuntimeEnvSetupError
-from raylite.testing import LocalCluster
+from raylite.testing import LocalCluster, Nursery
 from raylite.testing.cluster import Workers
 from raylite.util import explain
 
@@ -287,6 +288,14 @@ def test_what_belongs_to_a_stopped_one_is_explained_without_starting_another() -
 def test_an_unknown_kind_of_worker_is_refused() -> None:
     with pytest.raises(ValueError, match="'processes' or 'threads'"):
         LocalCluster(workers="fibres")  # type: ignore[arg-type]
+
+
+def test_a_node_that_cannot_be_made_leaves_no_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    with TemporaryDirectory(prefix="rl-") as folder, Nursery():
+        monkeypatch.setenv("RAYLITE_TMPDIR", folder)
+        with pytest.raises(ValueError, match="object_store_memory is 1000000000000000 bytes"):
+            LocalCluster(object_store_memory=10**15).start()
+        assert list(Path(folder, "raylite").iterdir()) == []
 
 
 @pytest.mark.parametrize(("namespace", "error"), [("", ValueError), (5, TypeError)])
