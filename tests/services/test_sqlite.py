@@ -183,6 +183,33 @@ async def test_damage_to_the_last_commit_of_the_log_is_told_and_loses_only_that(
         assert not Path(f"{path}.damaged").exists()
 
 
+async def test_where_sqlite_gives_up_only_what_the_damage_is_in_is_lost(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A bit in the head of each page, and in the places of its first cells."""
+    many = {b"%04d" % n: b"row %d " % n * 20 for n in range(300)}
+    many[b"long"] = bytes(range(250)) * 50  # over several pages
+    storage = await SqliteStorage.open(path)
+    await storage.batch([Write("t", key, row) for key, row in many.items()])
+    await storage.close()
+    sound = path.read_bytes()
+    for page in range(4096, len(sound), 4096):
+        for offset in (page, page + 3, page + 9):
+            path.write_bytes(sound[:offset] + bytes([sound[offset] ^ 8]) + sound[offset + 1 :])
+            caplog.clear()
+            rows, _ = await load(path)
+            assert rows.items() <= many.items()
+            assert len(rows) >= len(many) - 40  # what one page has
+            assert rows == many or "damaged" in caplog.text or "quarantined" in caplog.text
+            caplog.clear()
+            assert (await load(path))[0] == rows
+            assert not caplog.records
+    storage = await SqliteStorage.open(path)
+    await storage.put("t", b"new", b"row")
+    assert (await storage.load("t"))[b"new"] == b"row"
+    await storage.close()
+
+
 @pytest.mark.process
 async def test_a_file_that_was_mended_is_locked_as_any_other(path: Path) -> None:
     await fill(path)

@@ -22,6 +22,7 @@ from raylite._services.gcs.storage.interface import (
     StorageUnusableError,
     Write,
 )
+from raylite._services.gcs.storage.pages import Pages
 from raylite._services.gcs.storage.record import is_sound
 from raylite._services.gcs.storage.wal import examine, length
 
@@ -204,10 +205,40 @@ class _File:
         finding = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if finding == b"ok":
             return
-        records = _read_all(connection)
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        self._tell_of_damage(finding.decode(errors="replace"), len(records), self._copy())
-        self._replace(records)
+        aside = self._copy()
+        try:
+            records, is_readable = _read_all(connection), True
+        except sqlite3.DatabaseError:
+            records, is_readable = self._salvage(aside), False
+        self._tell_of_damage(finding.decode(errors="replace"), len(records), aside)
+        if is_readable:
+            self._replace(records)
+        else:
+            self._supplant(records)
+        connection.execute("VACUUM")  # of pages that belong to nothing
+
+    def _salvage(self, aside: Path) -> list[list[bytes]]:
+        """Return the records that can be read where SQLite ends at the first damage."""
+        query = "SELECT rootpage FROM sqlite_schema WHERE name = 'record'"
+        [root] = self._opened().execute(query).fetchone()
+        pages = Pages(aside.read_bytes(), self._pragma("page_size"), lambda each: is_sound(*each))
+        return list(pages.records(root))
+
+    def _supplant(self, records: list[list[bytes]]) -> None:
+        """Put a new table in the place of one that cannot be emptied: SQLite does not find what is in it."""
+        connection, new = self._opened(), _SCHEMA.replace("record", "supplanting", 1)
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(new)
+        connection.executemany("INSERT OR REPLACE INTO supplanting VALUES (?, ?, ?)", records)
+        connection.execute("DELETE FROM sqlite_schema WHERE name = 'record'")
+        rename = (
+            "UPDATE sqlite_schema SET name = 'record', tbl_name = 'record', sql = ? WHERE name = ?"
+        )
+        connection.execute(rename, (_SCHEMA.strip(), "supplanting"))
+        connection.execute("COMMIT")
+        connection.execute("PRAGMA writable_schema = RESET")
 
     def _hidden(self) -> list[list[bytes]] | None:
         """Return all records if damage in the log hides some from SQLite, which has read it by now."""

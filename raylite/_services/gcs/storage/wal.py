@@ -70,12 +70,15 @@ def _header(log: bytes, page_size: int) -> bytes | None:
     if len(log) < _HEADER + _FRAME + page_size:
         return None
     for fields in _nearby(log[:24]):
-        sums = _bytes(_sum(fields[3] & _BIG_ENDIAN, (0, 0), fields))
-        header = fields + sums
-        first = next(_frames(log, header, page_size), None)
-        if sums == log[24:_HEADER] or (first is not None and first.is_sound):
-            return header
-    return None
+        if _header_sum(fields) == log[24:_HEADER]:
+            return fields + log[24:_HEADER]
+    header = log[:24] + _header_sum(log[:24])
+    first = next(_frames(log, header, page_size), None)
+    return header if first is not None and first.is_sound else None
+
+
+def _header_sum(fields: bytes) -> bytes:
+    return _bytes(_sum(fields[3] & _BIG_ENDIAN, (0, 0), fields))
 
 
 def _frames(log: bytes, header: bytes, page_size: int) -> Iterator[_Frame]:
