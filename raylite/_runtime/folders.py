@@ -1,5 +1,6 @@
 """Where sessions lie: a private directory for each user, and in it one for each session."""
 
+import errno
 import os
 import re
 import shutil
@@ -151,6 +152,8 @@ def _private(temp_dir: Path, session: str) -> Path:
         if _is_private(directory):
             return directory
 
+    if not temp_dir.is_dir():  # a link that leads nowhere
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(temp_dir.resolve()))
     raise PermissionError(f"{directory} is another user's; choose another {_REMEDY}")
 
 

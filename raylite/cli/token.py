@@ -65,13 +65,19 @@ def rotate(address: str | None, token_file: str, temp_dir: str) -> None:
 
 @token.command(short_help="Have this machine's nodes forget the old one, or one issued.")
 @_ADDRESS
-@click.option("--id", default="", metavar="ID", help="A token that was issued, instead.")
+@click.option("--id", metavar="ID", help="A token that was issued, instead.")
 @_TEMP_DIR
-def revoke(address: str | None, id: str, temp_dir: str) -> None:
+def revoke(address: str | None, id: str | None, temp_dir: str) -> None:
     """Have this machine's nodes forget the older of two tokens, or one that was issued."""
+    if (
+        id is not None and not id.strip()
+    ):  # of a variable that is not set: it does not mean the cluster's
+        raise click.BadParameter(
+            "no token has an empty id; `raylite token issue` has told it", param_hint="'--id'"
+        )
     with explained():
-        done = withdraw(id, address, temp_dir) if id else revoke_old(address, temp_dir)
-    told = _WITHDRAWN if id else _REVOKED
+        done = revoke_old(address, temp_dir) if id is None else withdraw(id, address, temp_dir)
+    told = _REVOKED if id is None else _WITHDRAWN
     click.echo(told.format(cluster=done.cluster, new=done.new, old=done.old))
 
 

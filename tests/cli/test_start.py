@@ -34,6 +34,19 @@ def refused(*words: str) -> str:
     return " ".join(result.output.split())
 
 
+def test_an_empty_id_does_not_revoke_the_clusters_own_token() -> None:
+    result = CliRunner().invoke(main, ["token", "revoke", "--id="])
+    assert result.exit_code == 2
+    assert "Invalid value for '--id': no token has an empty id" in result.output
+
+
+def test_a_temporary_directory_that_leads_nowhere_is_said_to() -> None:
+    with TemporaryDirectory(prefix="rl-") as folder:
+        os.symlink(f"{folder}/nowhere", f"{folder}/l")
+        told = refused("--head", "--port=0", f"--temp-dir={folder}/l")
+        assert f"No such file or directory ({folder}/nowhere)" in told
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_help_of_a_command_begins_with_its_line_in_the_groups(command: str) -> None:
     result = CliRunner().invoke(main, [command, "--help"])
