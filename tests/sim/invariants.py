@@ -195,19 +195,19 @@ class Tables:
         return self._cluster.gcs.disk.tables.get(table, {}).items()
 
     def _written(self, writes: Sequence[Write]) -> None:
+        begun: set[int] = set()  # of one epoch there are two copies
         for write in writes:
             if write.row is None:
                 continue
             row = unseal(write.table, write.key, write.row)
             if write.table == "cluster":
-                self._begun(msg.Epoch.parse(row))
+                begun.add(msg.Epoch.parse(row).number)
             elif write.table == "nodes":
                 self._told(msg.Node.parse(row))
-
-    def _begun(self, epoch: msg.Epoch) -> None:
-        if epoch.number < self._epoch:
-            self._wrong(f"V10: epoch {epoch.number} follows epoch {self._epoch}")
-        self._epoch = epoch.number
+        for number in begun:
+            if number <= self._epoch:
+                self._wrong(f"V10: epoch {number} follows epoch {self._epoch}")
+            self._epoch = number
 
     def _told(self, row: msg.Node) -> None:
         key = row.node_id, row.incarnation
