@@ -46,6 +46,7 @@ class DriverService(Service):
             try:
                 added = await gcs.Jobs(self._link).add(self._row)
                 if not added.has_ended:
+                    self._row.job_id = added.job_id
                     return added.job_id
                 seconds = self._network.config.session_timeout
                 raise DriverGivenUp(
@@ -65,10 +66,14 @@ class DriverService(Service):
         self.spawn(self._stay(), "stay in the table of jobs")
 
     async def _stay(self) -> None:
+        is_known = True
         while True:
-            await _end_of(self._link)
+            if is_known:
+                await _end_of(self._link)
+            is_known = False
             try:
                 await self.add()
+                is_known = True
             except DriverGivenUp as error:
                 self._leave(str(error))
                 return

@@ -145,6 +145,30 @@ async def test_a_restart_keeps_jobs_and_their_driver_may_say_that_it_is_there() 
 
 
 @simulated
+async def test_a_job_whose_record_is_damaged_is_its_drivers_again_if_it_says_so_in_time() -> None:
+    storage = MemoryStorage()
+    async with life(storage) as gcs:
+        for name in (b"one", b"two", b"three"):
+            await gcs.client().jobs.add(driver(name))
+    for number in (1, 2):
+        await damage(storage, "jobs", b"%c\0\0\0" % number, lambda record: record[:-1])
+    async with life(storage) as gcs:
+
+        async def again(name: bytes, number: int) -> tuple[bytes, bool]:
+            request = driver(name)
+            request.job_id = b"%c\0\0\0" % number
+            added = await gcs.client().jobs.add(request)
+            return added.job_id, added.has_ended
+
+        assert await again(b"one", 1) == (b"\1\0\0\0", False)
+        assert await again(b"one", 1) == (b"\1\0\0\0", False)
+        assert await again(b"stranger", 3) == (b"\3\0\0\0", True)
+        assert (await gcs.client().jobs.add(driver(b"new"))).job_id == b"\4\0\0\0"
+        await anyio.sleep(61)
+        assert await again(b"two", 2) == (b"\2\0\0\0", True)
+
+
+@simulated
 async def test_a_number_is_never_given_twice() -> None:
     storage = MemoryStorage()
     async with life(storage) as gcs:

@@ -21,7 +21,7 @@ from raylite.exceptions import AuthenticationError, NodeDiedError, UnavailableEr
 from raylite.testing.loop import SimLoop
 from raylite.testing.sim import SimNetwork, World
 from tests.services.rig import Client, life, node, nodes_of, simulated, take
-from tests.services.storages import GatedStorage
+from tests.services.storages import GatedStorage, damage
 
 
 async def rows(client: Client) -> dict[bytes, msg.Node]:
@@ -275,6 +275,46 @@ async def test_a_member_that_registers_again_after_a_restart_is_not_replaced() -
         assert before == after
         await raylet.leave()
         assert not (await anext(events)).alive
+
+
+@simulated
+async def test_a_member_whose_record_is_damaged_has_fifteen_seconds_until_others_miss_it() -> None:
+    storage, known = MemoryStorage(), Roster()
+    async with life(storage) as gcs:
+        for node_id in (b"damaged", b"sound"):
+            raylet = gcs.client()
+            await raylet.nodes.register(node(node_id))
+            worker = msg.Worker(worker_id=b"of " + node_id, alive=True)
+            report = msg.ReportWorkers(node_id, 1, [worker], complete=True)
+            raylet.workers.report(report)
+            known.put(node_id, 1)
+        await anyio.sleep(0.1)
+    await damage(storage, "nodes", b"damaged", lambda record: record[:-1])
+    async with life(storage):
+        pass  # and that it was found is remembered
+    async with life(storage) as gcs:
+        client = gcs.client()
+
+        async def missed() -> tuple[bool, list[bool]]:
+            told = await client.nodes.compare(msg.KnownNodes(known.digests()))
+            listed = await client.workers.list(msg.ListWorkers())
+            is_missed = known.absent(told.parts, {(b"sound", 1)}) == [b"damaged"]
+            return is_missed, [row.alive for row in listed.workers]
+
+        first = await anext(aiter(gcs.client().nodes.watch(msg.WatchNodes())))
+        assert ([row.node_id for row in first.nodes], first.complete) == ([b"sound"], False)
+        await beat(client, 14, b"sound")
+        assert await missed() == (False, [True, True])
+        await beat(client, 4, b"sound")
+        assert await missed() == (True, [False, True])
+        assert (await anext(aiter(client.nodes.watch(msg.WatchNodes())))).complete
+        await client.nodes.register(node(b"damaged"))
+        assert (await rows(client))[b"damaged"].alive
+    await damage(storage, "nodes", b"damaged", lambda record: record[:-1])
+    async with life(storage) as gcs:
+        client = gcs.client()
+        await client.nodes.register(node(b"damaged"))
+        assert (await anext(aiter(client.nodes.watch(msg.WatchNodes())))).complete
 
 
 @simulated

@@ -1,6 +1,7 @@
 """How raylets and drivers stay in the tables of a GCS that ends and comes back, in virtual time."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
 
@@ -19,7 +20,7 @@ from raylite._protocol import gcs, raylet, views as wire
 from raylite._runtime.attach import attach_driver
 from raylite._runtime.components import Raylet, build_gcs, build_raylet
 from raylite._runtime.membership import MemberService
-from raylite._services.gcs.storage import MemoryStorage, Storage
+from raylite._services.gcs.storage import MemoryStorage, Storage, StorageError, Write
 from raylite._services.raylet.pool import OutputListener, SourceListener
 from raylite._types import board
 from raylite._types.resources import Resources
@@ -30,7 +31,7 @@ from raylite.exceptions import AuthenticationError, RaySystemError, UnavailableE
 from raylite.testing.loop import SimLoop
 from raylite.testing.sim import World
 from tests.services.rig import simulated
-from tests.services.storages import GatedStorage
+from tests.services.storages import GatedStorage, damage
 
 
 class NoWorkers:
@@ -266,6 +267,47 @@ async def test_a_driver_keeps_its_job_over_a_restart_and_loses_it_with_its_end()
             await anyio.sleep(5)
             _, _, (job,) = await site.rows()
             assert job.state is msg.JobState.DEAD  # its raylet says so: it had gone without a word
+
+
+class NoJobs(MemoryStorage):
+    """Takes everything but jobs."""
+
+    is_on = False
+
+    def _commit(self, records: Sequence[Write]) -> "asyncio.Future[None]":
+        if self.is_on and any(write.table == "jobs" and write.row for write in records):
+            refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            refused.set_exception(StorageError("the disk is full"))
+            return refused
+        return super()._commit(records)
+
+
+@simulated
+async def test_a_driver_whose_jobs_record_is_damaged_keeps_its_job_once_the_storage_takes_it() -> (
+    None
+):
+    site, storage = Site(), NoJobs()
+    site.storage = storage
+    async with site.node():
+        async with site.gcs():
+            network = site.network("driver")
+            await network.listen("driver")
+            config = hot.JobConfig("space")
+            attachment = await attach_driver(
+                network, "raylet", "gcs", site.arena, b"d", cpus=1, entrypoint="x", config=config
+            )
+        await damage(storage, "jobs", attachment.job, lambda record: record[:-1])
+        storage.is_on = True
+        async with site.gcs():
+            await anyio.sleep(20)
+            assert (await site.rows())[2] == []
+            storage.is_on = False
+            await anyio.sleep(100)  # longer than drivers have to say that they are there
+            _, _, (job,) = await site.rows()
+            assert (job.job_id, job.namespace, job.finished) == (attachment.job, "space", False)
+            assert [*site.raylet.cluster.drivers] == [attachment.job]
+        attachment.core.close()
+        await attachment.detach()
 
 
 @simulated

@@ -124,12 +124,15 @@ async def test_a_damaged_record_is_quarantined_and_the_rest_loads(
             assert await storage.load("t") == {b"a": b"row a", b"c": b"row c"}
             assert await storage.load("t") == {b"a": b"row a", b"c": b"row c"}
         assert storage.quarantined == 1
+        assert await storage.lost("t") == [b"b"]
+        assert await storage.lost("u") == []
         assert [r.getMessage() for r in caplog.records if "record 62 of table t" in r.getMessage()]
         assert len(caplog.records) == 1
         await storage.put("t", b"b", b"again")
     async with opened(reopen) as storage:
         assert await storage.load("t") == {b"a": b"row a", b"b": b"again", b"c": b"row c"}
         assert await storage.damaged() == {b"t/b": found}
+        assert await storage.lost("t") == []
 
 
 async def test_a_damaged_record_that_cannot_be_moved_is_left_out_all_the_same(

@@ -60,9 +60,10 @@ class JobService(Service, serves=(gcs.Jobs,)):
     @handles(gcs.Jobs.add)
     async def add(self, request: msg.AddJob) -> msg.JobAdded:
         row = self._of(request.driver_id)
+        if row is None and request.job_id and not self._may_return(request.job_id):
+            return msg.JobAdded(request.job_id, self._epoch.message, has_ended=True)
         if row is None:
-            self._last += 1
-            row = _row(self._last.to_bytes(4, "little"), request)
+            row = _row(request.job_id or self._next(), request)
             self._follow(self.caller, row.job_id)
             counter = Write(*_COUNTER, self._last.to_bytes(4, "little"))
             await self._table.write([Change(row.job_id, row)], also=[counter])
@@ -82,6 +83,15 @@ class JobService(Service, serves=(gcs.Jobs,)):
             state = msg.JobState.DEAD if request.died else msg.JobState.SUCCEEDED
             await self._table.write([_ended(row, state)])
         return msg.JobFinished()
+
+    def _next(self) -> bytes:
+        self._last += 1
+        return self._last.to_bytes(4, "little")
+
+    def _may_return(self, job_id: bytes) -> bool:
+        """Whether a driver may have this job again, of which there is no row: its record was damaged."""
+        self._last = max(self._last, int.from_bytes(job_id, "little"))
+        return now() < self._reclaim_until and self._table.latest(job_id) is None
 
     @handles(gcs.Jobs.list)
     def list_jobs(self, request: msg.ListJobs) -> msg.JobList:

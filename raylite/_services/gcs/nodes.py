@@ -64,8 +64,11 @@ class NodeService(Service, serves=(gcs.Nodes,)):
         self._try = probe
         self._probing: dict[bytes, None] = {}
         self._began_at = 0.0
+        # Whose records were found damaged: members, perhaps, until they have had time to register again.
+        self._lost: dict[bytes, None] = {}
         self.loaded = asyncio.Event()
         self._epoch = epoch
+        self._storage = storage
         self._table = Table(storage, "nodes", msg.Node.parse, lambda row: not row.alive)
         self._news = TableNews(
             self._table,
@@ -95,6 +98,10 @@ class NodeService(Service, serves=(gcs.Nodes,)):
         """What is durable of the nodes."""
         return self._table.rows
 
+    def is_lost(self, node_id: bytes) -> bool:
+        """Whether a node is no member, and may have been one whose record was damaged: it has time to say so."""
+        return node_id in self._lost
+
     def ask_to_register(self, node_id: bytes) -> None:
         """Have a member register again, and so tell everything again: something of it was lost."""
         self._to_register[node_id] = None
@@ -102,6 +109,7 @@ class NodeService(Service, serves=(gcs.Nodes,)):
     async def started(self) -> None:
         await self._epoch.begin()
         await self._table.load()
+        self._lost = dict.fromkeys(await self._storage.lost(self._table.name))
         self._began_at = now()
         for node_id, row in self._table.rows.items():
             if row.alive:
@@ -205,7 +213,8 @@ class NodeService(Service, serves=(gcs.Nodes,)):
     @handles(gcs.Nodes.compare)
     def compare(self, known: msg.KnownNodes) -> msg.NodesCompared:
         parts, rows = self._roster.differing(known.digests), list[msg.Node]()
-        if parts:
+        unsure = set(map(part_of, self._lost))  # who is not in there may be a member
+        if parts := bytes(part for part in parts if part not in unsure):
             rows = [row for row in self._table.rows.values() if part_of(row.node_id) in parts]
         nodes = [self._current(row) for row in rows]
         return msg.NodesCompared(parts, nodes, self._epoch.message)
@@ -213,6 +222,9 @@ class NodeService(Service, serves=(gcs.Nodes,)):
     @every(seconds=SWEEP)
     async def sweep(self) -> None:
         self._note(self.membership.expire(now()))
+        if self._lost and now() - self._began_at >= RESTORED * self.membership.grace:
+            self._lost.clear()
+            self._news.changed()  # whoever comes from now on is told of all members
         for node_id, incarnation in self.membership.silent(LATE * self.membership.beat, now()):
             row = self._table.latest(node_id)
             if row is not None and row.address and node_id not in self._probing:
@@ -321,6 +333,7 @@ class NodeService(Service, serves=(gcs.Nodes,)):
 
     def _enrol(self, change: Change[msg.Node]) -> None:
         row, suspect = change.row, self.membership.is_suspect(change.key)
+        self._lost.pop(change.key, None)
         if row is not None and row.alive:
             self._roster.put(change.key, row.incarnation, suspect=suspect)
         else:
@@ -349,7 +362,8 @@ class NodeService(Service, serves=(gcs.Nodes,)):
     def _first_event(self) -> bytes:
         suspects = self.membership.suspects()
         doubts = [msg.Doubt(node_id, incarnation, True) for node_id, incarnation in suspects]
-        return bytes(msg.NodeEvent(complete=True, epoch=self._epoch.message, doubts=doubts))
+        complete = not self._lost  # who is not named is no member
+        return bytes(msg.NodeEvent(complete=complete, epoch=self._epoch.message, doubts=doubts))
 
 
 def _row(request: msg.RegisterNode) -> msg.Node:

@@ -49,7 +49,7 @@ class Table(Generic[R]):
         is_over: Callable[[R], bool] = lambda row: False,
     ) -> None:
         self._storage = storage
-        self._name = name
+        self.name = name
         self._decode = decode
         self._is_over = is_over
         self._rows: dict[bytes, R] = {}
@@ -60,7 +60,7 @@ class Table(Generic[R]):
 
     async def load(self) -> None:
         """Read what the storage has kept."""
-        for key, row in (await self._storage.load(self._name)).items():
+        for key, row in (await self._storage.load(self.name)).items():
             self._apply(Change(key, self._decode(row)))
 
     @property
@@ -93,7 +93,7 @@ class Table(Generic[R]):
         """Make changes, all or none, and with them other writes; return when they are durable."""
         forgotten: list[Change[R]] = [Change(key, None) for key in self._outlived()]
         writes = [
-            Write(self._name, change.key, None if change.row is None else bytes(change.row))
+            Write(self.name, change.key, None if change.row is None else bytes(change.row))
             for change in [*forgotten, *changes]
         ]
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -84,7 +84,11 @@ class WorkerService(Service, serves=(gcs.Workers,)):
     @every(seconds=1.0)
     async def sweep(self) -> None:
         members = set(self._nodes.membership.alive())
-        gone = [node_id for node_id in self._listed if node_id not in members]
+        gone = [
+            node_id
+            for node_id in self._listed
+            if node_id not in members and not self._nodes.is_lost(node_id)
+        ]
         dead = [_dead(row, "its node died") for each in gone for row in self._living(each)]
         try:
             await self._write(dead)

@@ -91,6 +91,13 @@ class Storage(ABC):
         """Return the quarantine: records as they were found, by ``table/key``."""
         return dict(await self._read(QUARANTINE))
 
+    async def lost(self, table: str) -> list[bytes]:
+        """Return the keys under which there is nothing, for what there was is in quarantine."""
+        prefix = table.encode() + b"/"
+        kept = {key for key, _ in await self._read(table)}
+        places = [place for place in await self.damaged() if place.startswith(prefix)]
+        return [key for place in places if (key := place.removeprefix(prefix)) not in kept]
+
     async def watch(self) -> None:
         """Last for as long as the tables are this writer's.
 
