@@ -63,14 +63,15 @@ class Plan:
         plan.faults = [kind for kind in KINDS if draw.random() < 0.35]
         plan.delay = draw.choice((0.0001, 0.001, 0.001, 0.01))
         plan.until = draw.choice((1.0, 2.0, 4.0))
-        if random.Random(f"freezes {seed}").random() < 0.4:
-            plan.faults.append("freeze")
+        more = random.Random(f"more {seed}")
+        plan.faults += [kind for kind in ("freeze", "torn") if more.random() < 0.35]
         return plan
 
 
 class ClusterProgram(Program):
     """A program whose tasks want to be somewhere, and which keeps a number in the GCS."""
 
+    _ledger: ClusterLedger
     _stored = _tried = 0
 
     def _actions(self) -> tuple[Callable[[], Awaitable[None]], ...]:
@@ -96,7 +97,8 @@ class ClusterProgram(Program):
             else:
                 found = (await kv.get(msg.KvGet(key=key))).value
                 number = int(found or b"0")
-                if not self._stored <= number <= self._tried:
+                is_damaged = found is None and self._ledger.is_damaged("kv", key)
+                if not self._stored <= number <= self._tried and not is_damaged:
                     self._ledger.wrong(
                         f"V10: {self._stored} was acknowledged, and {number} is there"
                     )
@@ -119,11 +121,13 @@ class Faults:
         self._tasks: list[asyncio.Task[None]] = []
         self.log = log
         self._kinds = [
-            kind for kind in plan.faults if kind not in ("bodies", "starts", "disk", "skew")
+            kind for kind in plan.faults if kind not in ("bodies", "starts", "disk", "skew", "torn")
         ]
 
     async def run(self) -> None:
         """Break things for a while, then heal what can be healed."""
+        if "torn" in self._plan.faults:
+            self._cluster.gcs.disk.on_commit = self._committing
         while self._kinds:
             await asyncio.sleep(self._draw.expovariate(1 / 0.3))
             if moment() > self._plan.until:
@@ -140,6 +144,14 @@ class Faults:
             delay = self._draw.choice((0.0, 1.0, 3.0)) * self._draw.random() * self._plan.delay
             loop = asyncio.get_running_loop()
             loop.call_later(delay, self._strike, self._draw.choice(kinds), worker)
+
+    def _committing(self) -> None:
+        """The GCS writes to its disk: it may die before that is durable."""
+        disk = self._cluster.gcs.disk
+        if moment() < self._plan.until and self._draw.random() < 0.1:
+            with self._cluster.world.at(""):
+                delay = self._draw.random() * disk.delay
+                asyncio.get_running_loop().call_later(delay, self._strike, "torn", GCS)
 
     def _strike(self, kind: str, target: str = "") -> None:
         with self._cluster.world.at(""):
@@ -169,12 +181,14 @@ class Faults:
                     node = draw.choice(aimed)
                     self._lose(node, kind)
                     return node.name
-            case "kill gcs":
+            case "kill gcs" | "torn":
                 if cluster.gcs.is_running:
                     seconds = draw.choice((0.01, 0.3, 3.0))
+                    damaged = dict(cluster.gcs.disk.damaged)
                     cluster.gcs.kill(draw.choice((0.0, 0.005)))
                     self._later(seconds, cluster.gcs.start)
-                    return f"for {seconds}"
+                    new = cluster.gcs.disk.damaged.items() - damaged.items()
+                    return f"for {seconds}" + "".join(f", {t} {k.hex()}" for (t, k), _ in new)
             case "reset":
                 pair = self._pair(target)
                 cluster.world.reset(*pair)
@@ -351,6 +365,7 @@ async def _simulate(plan: Plan, log: list[str]) -> Outcome:
     loop = asyncio.get_running_loop()
     world = _world(plan)
     disk = SimDisk(world.random("disk"), 0.02 if "disk" in plan.faults else 0.001)
+    disk.damage = 0.5 if "torn" in plan.faults else 0.0
     cluster = SimCluster(world, disk=disk)
     losses = Losses()
     tables = Tables(cluster, losses)
@@ -406,6 +421,7 @@ async def _settle(cluster: SimCluster, tables: Tables, ledger: ClusterLedger) ->
         await _leave(driver)
     await _until_nothing(cluster, tables, ledger)
     check(cluster)
+    cluster.gcs.disk.check()
 
 
 async def _leave(driver: SimDriver) -> None:

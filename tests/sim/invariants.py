@@ -112,6 +112,7 @@ class ClusterLedger(Ledger):
     def __init__(self, cluster: SimCluster, losses: Losses) -> None:
         super().__init__(cluster)
         self.losses = losses
+        self._disk = cluster.gcs.disk
 
     def is_lost(self, attempt: Attempt) -> bool:
         return super().is_lost(attempt) or self.losses.is_lost(
@@ -121,6 +122,10 @@ class ClusterLedger(Ledger):
     def has_ended(self, attempt: Attempt) -> bool:
         node = attempt.worker.partition("/")[0]
         return super().is_lost(attempt) or self.losses.is_dead(node, attempt.began)
+
+    def is_damaged(self, table: str, key: bytes) -> bool:
+        """Whether a record whose key ends so was damaged, at any time."""
+        return any(each == table and k.endswith(key) for each, k in self._disk.damaged)
 
     def is_explained(self, expected: Expected, error: BaseException, node: str) -> bool:
         """Accept what the loss of a node explains: of the driver's own, or of one that was used."""
@@ -192,18 +197,21 @@ class Tables:
         return [_worker(*row) for row in self._rows("workers")]
 
     def _rows(self, table: str) -> Iterable[tuple[bytes, bytes]]:
-        return self._cluster.gcs.disk.tables.get(table, {}).items()
+        disk = self._cluster.gcs.disk
+        rows = disk.tables.get(table, {}).items()
+        if not disk.damaged:
+            return rows
+        return [row for row in rows if disk.damaged.get((table, row[0])) != row[1]]
 
     def _written(self, writes: Sequence[Write]) -> None:
         begun: set[int] = set()  # of one epoch there are two copies
         for write in writes:
             if write.row is None:
                 continue
-            row = unseal(write.table, write.key, write.row)
             if write.table == "cluster":
-                begun.add(msg.Epoch.parse(row).number)
+                begun.add(msg.Epoch.parse(unseal(write.table, write.key, write.row)).number)
             elif write.table == "nodes":
-                self._told(msg.Node.parse(row))
+                self._told(msg.Node.parse(unseal(write.table, write.key, write.row)))
         for number in begun:
             if number <= self._epoch:
                 self._wrong(f"V10: epoch {number} follows epoch {self._epoch}")
@@ -214,7 +222,8 @@ class Tables:
         was_alive = self._nodes.get(key)
         self._nodes[key] = row.alive
         name = self.name_of(row.node_id)
-        if row.alive and was_alive is False:
+        damaged = self._cluster.gcs.disk.damaged
+        if row.alive and was_alive is False and ("nodes", row.node_id) not in damaged:
             self._wrong(f"V11: {name} is dead, and the same incarnation is a member again")
         if row.alive or was_alive is False or self._cluster.is_stopping:
             return
