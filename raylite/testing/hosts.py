@@ -30,6 +30,7 @@ class Hosts:
         self._seed = seed
         self._processes: dict[str, Process | None] = {}  # by host
         self._frozen: dict[str, list[Callable[[], object]]] = {}  # what waits until they go on
+        self._paused: dict[str, float] = {}  # machines, and since when
 
     def random(self, name: str) -> random.Random:
         """The stream of randomness with this name; the same for the same seed."""
@@ -46,6 +47,8 @@ class Hosts:
         except KeyError:
             process = Process(self.clocks.get(machine_of(host))) if host else None
             self._processes[host] = process
+            if self._paused:
+                self._stop(host)
             return process
 
     def freeze(self, host: str) -> None:
@@ -60,7 +63,12 @@ class Hosts:
             _running_loop().freeze(process)
 
     def thaw(self, host: str) -> None:
-        """Let a host go on: all that came meanwhile is there at once, and its timers are late."""
+        """Let a host go on: all that came meanwhile is there at once, and its timers are late.
+
+        One whose machine is paused goes on with that.
+        """
+        if self.is_paused(host):
+            return
         waiting, process = self._frozen.pop(host, None), self.process(host)
         if waiting is not None and process is not None:
             loop = _running_loop()
@@ -68,6 +76,46 @@ class Hosts:
             loop.thaw(process, timers_first=timers_first)
             for action in waiting:
                 action()
+
+    def pause(self, *machines: str) -> None:
+        """Let machines stand still with all that runs there, as virtual ones do.
+
+        Nothing answers for them, and what they are sent is sent again when they go on. Nothing there may be
+        killed meanwhile but by `World.power_off`.
+
+        Args:
+            machines: Parts of one: they have one clock.
+        """
+        self._paused |= dict.fromkeys(machines, _running_loop().moment)
+        for host in list(self._processes):
+            self._stop(host)
+
+    def resume(self, *machines: str, is_clock_stopped: bool = False) -> None:
+        """Let machines that are paused go on.
+
+        Args:
+            machines: As `pause` was given them.
+            is_clock_stopped: Their clock stood as well; else it jumps, and their timers are late.
+        """
+        since = [self._paused.pop(machine) for machine in machines if machine in self._paused]
+        hosts = [host for host in self._frozen if machine_of(host) in machines]
+        if since and is_clock_stopped:
+            loop = _running_loop()
+            seconds = loop.moment - since[0]
+            self.clocks[machines[0]].stood(seconds)
+            loop.postpone([each for host in hosts if (each := self.process(host))], seconds)
+        if since:
+            self.random(f"resume {machines} {since}").shuffle(hosts)
+            for host in hosts:
+                self.thaw(host)
+
+    def is_paused(self, host: str) -> bool:
+        """Whether a host's machine stands still as a whole."""
+        return bool(self._paused) and machine_of(host) in self._paused
+
+    def _stop(self, host: str) -> None:
+        if host and self.is_paused(host):
+            self.freeze(host)
 
     @property
     def frozen(self) -> list[str]:

@@ -13,7 +13,7 @@ import math
 import selectors
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ LOGGED = 1_000  # lines of the trace that are hashed together
 STEPS = 2_000_000  # callbacks in one run above which a program is taken to loop without end
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Clock:
     """A machine's clock: where it began, and how fast it goes. `PROCESS` says whose is read.
 
@@ -51,6 +51,10 @@ class Clock:
         while self.shown(moment) < shown:  # or a timer would be early by a rounding, and set again
             moment = math.nextafter(moment, math.inf)
         return moment
+
+    def stood(self, seconds: float) -> None:
+        """It has stood still for so many of the simulation's seconds until now."""
+        self.offset -= seconds * self.rate
 
 
 class Process:
@@ -230,6 +234,24 @@ class SimLoop(asyncio.SelectorEventLoop):
             self._ready += [*process.waiting, *parked]
             process.waiting, process.parked = [], None
             self.note(f"thaw {len(parked)}")
+
+    def postpone(self, processes: Collection[Process], seconds: float) -> None:
+        """Set the timers of processes that stand still anew: the clock by which they were set stood as well."""
+        late: list[asyncio.TimerHandle] = []
+        for process in processes:
+            parked = process.parked or []
+            late += [each for each in parked if isinstance(each, asyncio.TimerHandle)]
+            parked[:] = [each for each in parked if not isinstance(each, asyncio.TimerHandle)]
+        timers = [
+            (when + seconds * (_process_of(timer) in processes), number, timer)
+            for when, number, timer in self._timers
+        ]
+        for timer in late:
+            self._steps += 1
+            timers.append((timer.when() + seconds, self._steps, timer))
+        self._timers[:] = timers
+        heapq.heapify(self._timers)
+        self.note(f"postpone {len(late)}")
 
     def note(self, text: str) -> None:
         """Put something that happened outside callbacks into the trace."""

@@ -27,6 +27,7 @@ from raylite.testing.hosts import Hosts, machine_of
 T = TypeVar("T")
 
 RESENT = 0.2  # seconds until an unanswered SYN is sent again, then twice as many, and so on
+RESENT_LATE = 3.0  # seconds until what a machine has missed that stood still is sent again, at most
 BETWEEN = ""  # the place between all machines, where the world's own clock is read
 
 
@@ -104,6 +105,7 @@ class World(Hosts):
                 wire.mute(0.0)
             elif any(machine_of(host) == machine for host in wire.path):
                 wire.is_blocked = True
+        self._paused.pop(machine, None)
         for host in [host for host in self._frozen if machine_of(host) == machine]:
             self.thaw(host)
         self._off[machine] = None
@@ -139,6 +141,8 @@ class World(Hosts):
     def is_silent(self, one: str, other: str) -> bool:
         """Whether it cannot be made, and nobody is told."""
         if machine_of(one) in self._off or machine_of(other) in self._off:
+            return True
+        if self.is_paused(one) or self.is_paused(other):
             return True
         return any(silent and _concerns(cut, one, other) for cut, silent in self._cuts.items())
 
@@ -204,7 +208,7 @@ class SimNetwork(Network):
         there = address if peer is None else peer.name
         pause = RESENT
         while self.is_dead or self.world.is_silent(self.name, there) or self.world.is_frozen(there):
-            if self.world.is_frozen(there):
+            if self.world.is_frozen(there) and not self.world.is_paused(there):
                 await self.world.wait_thawed(there)
             else:
                 await asyncio.sleep(pause)  # until the deadline on dialling, if need be
@@ -265,8 +269,8 @@ class SimNetwork(Network):
     async def knock(self, address: str) -> None:
         """Have the machine take a connection."""
         await asyncio.sleep(self.world.mean_delay(self.name, address))
-        peer = self.world.networks.get(address)
-        if self.is_dead or peer is None or self.world.is_cut(self.name, peer.name):
+        world, peer = self.world, None if self.is_dead else self.world.networks.get(address)
+        if peer is None or world.is_paused(peer.name) or world.is_cut(self.name, peer.name):
             raise ConnectionError(f"no machine answers at {address}")
 
     async def close(self) -> None:
@@ -343,11 +347,20 @@ class SimWire(MemoryWire):
             if self._world.is_frozen(carrier):
                 self._world.when_it_goes_on(carrier, self._land)
                 return
+        if self._world.is_paused(self.peer.host):
+            self._world.when_it_goes_on(self.peer.host, self._land_late)
+            return
         item = self._flying.popleft()
         if not self.peer.is_broken and not self.is_blocked:
             with self._world.at(self.peer.host):
                 self.peer.arrive(item)
             self._world.on_packet(self.host, self.peer.host, len(item or b""))
+
+    def _land_late(self) -> None:
+        """The machine goes on: what it has missed is sent again after a while."""
+        with self._world.at(BETWEEN):
+            delay = self._random.choice((0.0, RESENT_LATE)) * self._random.random()
+            self._loop.call_later(delay, self._land)
 
     def _break(self, reason: str) -> None:
         super()._break(reason)

@@ -64,7 +64,7 @@ class Plan:
         plan.delay = draw.choice((0.0001, 0.001, 0.001, 0.01))
         plan.until = draw.choice((1.0, 2.0, 4.0))
         more = random.Random(f"more {seed}")
-        plan.faults += [kind for kind in ("freeze", "torn") if more.random() < 0.35]
+        plan.faults += [kind for kind in ("freeze", "torn", "pause") if more.random() < 0.3]
         return plan
 
 
@@ -118,6 +118,7 @@ class Faults:
         self._draw = random.Random(f"cluster faults {plan.seed}")
         self._cut: dict[tuple[str, str], None] = {}  # that are, or were for long
         self._frozen: dict[str, None] = {}  # that are, or were
+        self._paused: dict[str, None] = {}  # machines that are, or were
         self._tasks: list[asyncio.Task[None]] = []
         self.log = log
         self._kinds = [
@@ -162,7 +163,7 @@ class Faults:
         draw, cluster = self._draw, self._cluster
         match kind:
             case "kill worker":
-                workers = [w for node in cluster.nodes.values() for w in node.workers.all()]
+                workers = [w for node in self._running() for w in node.workers.all()]
                 chosen = [each for each in workers if each.name == target] or workers
                 if chosen:
                     worker = draw.choice(chosen)
@@ -172,17 +173,19 @@ class Faults:
                 drivers = cluster.drivers()
                 if len(drivers) > 1 and draw.random() < 0.3:
                     driver = draw.choice(drivers)
+                    if cluster.world.is_paused(driver.name):
+                        return ""
                     driver.kill(draw.choice((0.0, 0.005)))
                     return driver.name
             case "kill raylet" | "power off":
-                nodes = [node for node in cluster.nodes.values() if node.name != HEAD]
+                nodes = [node for node in self._running() if node.name != HEAD]
                 aimed = [node for node in nodes if target.startswith(f"{node.name}/")] or nodes
                 if aimed and draw.random() < 0.4:
                     node = draw.choice(aimed)
                     self._lose(node, kind)
                     return node.name
             case "kill gcs" | "torn":
-                if cluster.gcs.is_running:
+                if cluster.gcs.is_running and not cluster.world.is_paused(GCS):
                     seconds = draw.choice((0.01, 0.3, 3.0))
                     damaged = dict(cluster.gcs.disk.damaged)
                     cluster.gcs.kill(draw.choice((0.0, 0.005)))
@@ -216,6 +219,8 @@ class Faults:
                 return f"{one} {other} {delay}"
             case "freeze":
                 return self._freeze(target)
+            case "pause":
+                return self._pause()
             case "join":
                 if len(cluster.nodes) < 6:
                     machine = f"n{len(cluster.nodes) + len(cluster.gone)}"
@@ -244,8 +249,10 @@ class Faults:
         raylets = [node.host("raylet") for node in cluster.nodes.values()]
         workers = [worker.name for node in cluster.nodes.values() for worker in node.workers.all()]
         drivers = [driver.name for driver in cluster.drivers()]
+        # One that stands still as a part would go on with the whole.
         kind = draw.choice([[GCS], raylets, raylets, workers, workers, drivers])
-        chosen = [name for name in kind if name not in self._frozen]
+        paused = cluster.world.is_paused
+        chosen = [name for name in kind if name not in self._frozen and not paused(name)]
         if not chosen:
             return ""
         name = target if target in chosen else draw.choice(chosen)
@@ -263,6 +270,37 @@ class Faults:
 
         self._later(seconds, thaw)
         return f"{name} for {seconds}"
+
+    def _pause(self) -> str:
+        """Let a machine stand still as a whole, each at most once; the GCS is on the head's."""
+        draw, cluster, world = self._draw, self._cluster, self._cluster.world
+        still = {machine_of(host).replace(GCS, HEAD) for host in world.frozen}
+        there = {machine_of(node.name) for node in cluster.nodes.values()}
+        machines = [each for each in self._machines() if each in there - still]
+        machines = [each for each in machines if each not in self._paused]
+        if not machines:
+            return ""
+        machine = draw.choice(machines)
+        if machine == HEAD and not cluster.gcs.is_running:
+            return ""
+        parts = (HEAD, GCS) if machine == HEAD else (machine,)
+        seconds = draw.choice((1.0, 3.0, 5.0, 7.5, 12.0, 25.0, 40.0))
+        is_clock_stopped = draw.random() < 0.5
+        self._paused[machine] = None
+        world.pause(*parts)
+        if machine != HEAD:  # to the GCS it is as if it was cut off
+            self._losses.cuts.append(Cut(machine, HEAD, moment(), seconds))
+
+        async def resume() -> None:
+            world.resume(*parts, is_clock_stopped=is_clock_stopped)
+
+        self._later(seconds, resume)
+        return f"{machine} for {seconds}{' and its clock' * is_clock_stopped}"
+
+    def _running(self) -> list[SimNode]:
+        """The nodes whose machines do not stand still."""
+        nodes = self._cluster.nodes.values()
+        return [node for node in nodes if not self._cluster.world.is_paused(node.name)]
 
     def _partition(self, *, one_way: bool) -> str:
         draw, machines = self._draw, self._machines()
@@ -357,6 +395,9 @@ def _world(plan: Plan) -> World:
         for machine in (f"n{number}" for number in range(len(plan.nodes))):
             rate = 1.0 + draw.uniform(-0.0005, 0.0005)
             world.clocks[machine] = Clock(draw.choice((0.0, 3600.0, 1e6)), rate)
+        world.clocks[GCS] = world.clocks[HEAD]
+    elif "pause" in plan.faults:
+        world.clocks |= {f"n{number}": Clock() for number in range(len(plan.nodes))}
         world.clocks[GCS] = world.clocks[HEAD]
     return world
 

@@ -21,7 +21,7 @@ from raylite._kernel.service import Service, every, handles
 from raylite._kernel.topic import Topic
 from raylite.exceptions import PeerLostError
 from raylite.testing import loop as loop_module
-from raylite.testing.loop import PROCESS, Hang, Process, SimLoop
+from raylite.testing.loop import PROCESS, Clock, Hang, Process, SimLoop
 from raylite.testing.sim import SimNetwork, World
 
 # ---- time --------------------------------------------------------------------------------
@@ -544,3 +544,70 @@ def test_a_simulation_that_fails_meanwhile_ends_all_the_same() -> None:
 
     with pytest.raises(ZeroDivisionError):
         SimLoop().run(main())
+
+
+@pytest.mark.parametrize("is_clock_stopped", [False, True])
+def test_a_machine_that_is_paused_answers_nobody_and_its_clock_jumps_or_has_stood(
+    is_clock_stopped: bool,
+) -> None:
+    rang: list[tuple[str, float, float]] = []
+
+    async def main() -> None:
+        loop, world = asyncio.get_running_loop(), World(1)
+        assert isinstance(loop, SimLoop)
+        world.clocks["n1"] = Clock(100.0, 2.0)
+
+        def ring(name: str) -> None:
+            rang.append((name, round(loop.moment, 3), round(loop.time(), 3)))
+
+        with world.at("n1/one"):
+            loop.call_later(2.0, ring, "due meanwhile")
+        with world.at("n1/two"):
+            loop.call_later(12.0, ring, "due later")
+        with world.at("n2/other"):
+            loop.call_later(1.0, ring, "another machine")
+        await asyncio.sleep(0.5)
+        world.pause("n1")
+        with world.at("n1/three"):  # the first that is heard of it
+            loop.call_soon(ring, "parked")
+        await asyncio.sleep(4.0)
+        world.thaw("n1/one")  # goes on with its machine
+        assert [name for name, *_ in rang] == ["another machine"]
+        rang.clear()
+        world.resume("n1", is_clock_stopped=is_clock_stopped)
+        assert not world.frozen
+        await asyncio.sleep(10.0)
+
+    SimLoop().run(main())
+    parked, meanwhile, later = sorted(rang, key=lambda each: each[1:])
+    if is_clock_stopped:
+        assert parked == ("parked", 4.5, 101.0)
+        assert (meanwhile, later) == (("due meanwhile", 5.0, 102.0), ("due later", 10.0, 112.0))
+    else:
+        assert {parked, meanwhile} == {("parked", 4.5, 109.0), ("due meanwhile", 4.5, 109.0)}
+        assert later == ("due later", 6.0, 112.0)
+
+
+def test_what_a_paused_machine_is_sent_comes_in_order_when_it_goes_on_and_nobody_is_let_in() -> (
+    None
+):
+    async def main() -> None:
+        world = World(1)
+        service, echo = await _echo(world)
+        await echo.say(Beat("first"))
+        world.pause("n1")
+        asker = SimNetwork(world, "n3/asker")
+        assert await asker.probe("n1/there", 1.0) is Probe.UNKNOWN
+        for number in range(20):
+            echo.tell(Beat(str(number)))
+        await asyncio.sleep(2.0)
+        world.resume("n1")
+        await echo.say(Beat("last"))
+        told = [name for name, _ in service.noted if name.isdigit()]
+        assert told == [str(number) for number in range(20)]
+        world.pause("n1")
+        world.power_off("n1")
+        assert not world.frozen
+        assert not world.is_paused("n1/there")
+
+    SimLoop().run(main())

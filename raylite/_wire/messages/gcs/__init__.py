@@ -118,7 +118,7 @@ class AddJob(betterproto2.Message):
     the driver's; the GCS does not read it
     """
 
-    job_id: "bytes" = betterproto2.field(8, betterproto2.TYPE_BYTES)
+    job_id: bytes = betterproto2.field(8, betterproto2.TYPE_BYTES)
     """
     that it has already, if its driver says again that it is there
     """
