@@ -26,6 +26,11 @@ def monotonic() -> float:
     return time.monotonic()
 
 
+def boottime() -> float:
+    """Seconds on the clock that all processes of a machine have in common, and that counts while it sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 def wall() -> float:
     """Seconds since the epoch, for people; never for deciding anything."""
     return time.time()

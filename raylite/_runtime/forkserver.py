@@ -5,7 +5,8 @@ takes milliseconds where a new interpreter takes hundreds. It owns what must exi
 process does: the arena, and the listening sockets, where connections queue until somebody accepts.
 
 Every child leads a session of its own. When a child ends, its group and its orphans end with it;
-when the raylet or the owner ends, everything does. So it is with a GCS whose tables are in memory;
+when the raylet or the owner ends, everything does. When the raylet stands still its workers end before
+the cluster takes the node for dead (`Pulse`): what ran here may then run elsewhere. So it is with a GCS whose tables are in memory;
 one whose tables are kept is started again. A raylet that ends because the cluster took its node for
 dead is followed by that of a new node, with nothing of the old.
 
@@ -31,6 +32,8 @@ from msgspec.structs import replace
 from raylite._kernel import processes
 from raylite._kernel.arena import Arena
 from raylite._kernel.listener import is_own_user
+from raylite._kernel.seams import boottime
+from raylite._machines.pulse import EndWorkers, NodeLost, Pulse
 from raylite._runtime import child, folders, listeners, records
 from raylite._runtime.child import SIGNALS
 from raylite._runtime.later import Roles, complete, is_complete
@@ -52,6 +55,7 @@ from raylite._runtime.node import (
     Inherited,
     Message,
     Ready,
+    Runs,
     Start,
     Stop,
     Stopped,
@@ -59,12 +63,14 @@ from raylite._runtime.node import (
     pair,
     tail,
 )
+from raylite._types.system_config import Settings
 
 _GRACE = 1.0  # seconds to stop in when a SIGTERM asks, not the owner
 _REAPING = 2.0  # seconds to wait for killed processes; only one stuck in the kernel takes longer
 _RESTARTS = 5  # of a GCS within so many seconds:
 _RESTARTS_WITHIN = 60.0
 _QUIET = 0.05  # seconds in which nothing is asked of it, until it imports what is needed later
+STOOD_STILL = "its raylet had stood still for {:.0f} s, so the cluster was about to have its tasks run elsewhere"
 
 
 class ForkServer:
@@ -85,6 +91,8 @@ class ForkServer:
         self._is_accepted = self._outlives = False
         self._children: dict[int, str] = {}  # pid to role; a zombie stays until it is reaped
         self._workers: set[int] = set()  # whose exits the raylet is told
+        self._causes: dict[int, str] = {}  # of those that were ended here
+        self._pulse = self._new_pulse()
         self._ending: Ending | None = None
         self._kill_at: float | None = None  # set while stopping
         self._raylet, raylet_end = (Channel(end) for end in pair())
@@ -154,9 +162,8 @@ class ForkServer:
         for pid in self._workers:
             processes.kill_group(pid)
         self._workers.clear()
-        for guest in list(self._guests):
-            guest.send(Failed("the cluster took this node for dead; it joins again as another one"))
-            self._dismiss(guest)
+        self._causes.clear()
+        self._dismiss_all("the cluster took this node for dead; it joins again as another one")
         with suppress(KeyError):
             self._selector.unregister(self._raylet.fileno())
         self._raylet.close()
@@ -165,6 +172,7 @@ class ForkServer:
             socket_file.unlink(missing_ok=True)
         Path(self._config.raylet_address).unlink(missing_ok=True)
 
+        self._pulse = self._new_pulse()
         self._config = replace(self._config, node_id=os.urandom(28).hex())
         self._arena = Arena.create(self._config.object_store_memory)
         self._raylet, raylet_end = (Channel(end) for end in pair())
@@ -186,21 +194,52 @@ class ForkServer:
     def run(self) -> Ending:
         """Serve until the node ends; every child has been reaped when this returns."""
         while self._ending is None:
-            wait = None if is_complete(self._roles) else _QUIET
-            if self._kill_at is not None:
-                wait = max(0.0, self._kill_at - time.monotonic())
-            ready = self._selector.select(wait)
-            if not ready and self._kill_at is not None:
+            ready = self._selector.select(self._patience())
+            if self._kill_at is not None and time.monotonic() >= self._kill_at:
                 self._conclude(Ending.STOPPED)
             elif not ready:
                 complete(self._roles)
             for key, _ in ready:
                 key.data()
 
+            self._look_after_raylet()  # which may have said something just now
             self._rearm(self._raylet, self._on_raylet)
 
         self._end()
         return self._ending
+
+    def _patience(self) -> float | None:
+        """Return the seconds until something is to be done though nobody says anything."""
+        kill_at, look_at = self._kill_at, self._pulse.next_wakeup()
+        waits = [] if kill_at is None else [kill_at - time.monotonic()]
+        waits += [] if look_at is None else [look_at - boottime()]
+        if kill_at is None and not is_complete(self._roles):
+            waits.append(_QUIET)
+        return max(0.0, min(waits)) if waits else None
+
+    def _new_pulse(self) -> Pulse:
+        return Pulse(Settings.of(self._config.system).silence)
+
+    def _look_after_raylet(self) -> None:
+        for effect in self._pulse.expire(boottime()):
+            match effect:
+                case EndWorkers(seconds):
+                    self._end_workers(STOOD_STILL.format(seconds))
+                case NodeLost(seconds) if self._is_member:
+                    reason = f"this node's raylet has stood still for {seconds:.0f} s: the cluster takes the node for dead"
+                    self._dismiss_all(reason)
+
+    def _end_workers(self, cause: str) -> None:
+        if self._workers:
+            print(f"{len(self._workers)} workers are ended: {cause}", file=sys.stderr, flush=True)
+        for pid in self._workers:
+            self._causes[pid] = cause
+            processes.kill_group(pid)
+
+    def _dismiss_all(self, reason: str) -> None:
+        for guest in list(self._guests):
+            guest.send(Failed(reason))
+            self._dismiss(guest)
 
     def _rearm(self, channel: Channel, handler: Callable[[], None]) -> None:
         """Watch for room as well, while something waits to leave."""
@@ -281,6 +320,8 @@ class ForkServer:
         for message, _ in self._raylet.receive():
             if isinstance(message, Fork):
                 self._fork_worker(message)
+            elif isinstance(message, Runs):
+                self._pulse.felt(message.at, message.unheard)
 
     def _stop(self, grace: float) -> None:
         if self._kill_at is None:
@@ -323,7 +364,7 @@ class ForkServer:
             self._kill_orphans()
             if pid in self._workers:
                 self._workers.remove(pid)
-                self._raylet.send(Exited(pid, status))
+                self._raylet.send(Exited(pid, status, self._causes.pop(pid, "")))
         elif self._kill_at is not None:
             self._terminate_next()
         elif role == "gcs" and self._ending is None and self._may_restart_gcs(status):
@@ -358,8 +399,12 @@ class ForkServer:
 
         So does a head's, of whose raylet nothing but its own standing still can say so.
         """
-        is_member = self._outlives and not self._config.head
-        return is_member and os.waitstatus_to_exitcode(status) == FENCED
+        return self._is_member and os.waitstatus_to_exitcode(status) == FENCED
+
+    @property
+    def _is_member(self) -> bool:
+        """Whether this node is one that its cluster may lose for good: see `_may_join_again`."""
+        return self._outlives and not self._config.head
 
     def _kill_orphans(self) -> None:
         # A living worker keeps its orphans to itself (`adopt_orphans`): these lost theirs. Their own

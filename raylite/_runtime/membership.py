@@ -163,7 +163,7 @@ class MemberService(Service):
                 ) from error
 
     async def _beat(self, link: Link) -> None:
-        is_known, is_due = False, now() >= self._compare_at
+        is_known, is_due, sent_at = False, now() >= self._compare_at, now()
         if self._epochs.number:
             is_known = await self._sync(link)
         if not is_known:
@@ -173,6 +173,7 @@ class MemberService(Service):
             self._epochs.registered(epoch.cluster_id, epoch.number)
             self._registered, self._is_volatile = (link, epoch), registered.volatile
             self.joined.set()
+        self._pool.heard_at = sent_at
         self._report(link, complete=is_due or not is_known)
         if is_due or not is_known:
             await self.compare(link, not is_known)

@@ -290,6 +290,18 @@ class Fork(msgspec.Struct, frozen=True, tag=True):
     title: str = "raylite::IDLE"
 
 
+class Runs(msgspec.Struct, frozen=True, tag=True):
+    """The raylet runs, once a second.
+
+    Args:
+        at: When it said so, see `boottime`; that may be read late.
+        unheard: How many seconds ago it was heard by the GCS.
+    """
+
+    at: float
+    unheard: float
+
+
 # Fork server to raylet.
 
 
@@ -308,14 +320,26 @@ class ForkFailed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Exited(msgspec.Struct, frozen=True, tag=True):
-    """A worker ended. Never before its `Forked`."""
+    """A worker ended, by itself unless there is a cause. Never before its `Forked`."""
 
     pid: int
     status: int
+    cause: str = ""
 
 
 Message = (
-    Start | Accepted | Stop | Born | Ready | Failed | Stopped | Fork | Forked | ForkFailed | Exited
+    Start
+    | Accepted
+    | Stop
+    | Born
+    | Ready
+    | Failed
+    | Stopped
+    | Fork
+    | Runs
+    | Forked
+    | ForkFailed
+    | Exited
 )
 
 

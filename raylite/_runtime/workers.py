@@ -9,7 +9,8 @@ from msgspec import Struct, field
 
 from raylite._kernel import processes
 from raylite._kernel.arena import Arena
-from raylite._runtime.node import Channel, Exited, Fork, Forked, ForkFailed
+from raylite._kernel.seams import boottime
+from raylite._runtime.node import Channel, Exited, Fork, Forked, ForkFailed, Runs
 from raylite._runtime.pipes import Output
 from raylite._services.raylet.pool import OutputListener, SourceListener
 from raylite._types import board
@@ -80,6 +81,11 @@ class ForkedWorkers:
             for output in worker.outputs:
                 output.resume()
 
+    def runs(self, unheard: float) -> None:
+        if not self._control.pending:  # else the fork server stands still, and so does its watch
+            self._control.send(Runs(boottime(), unheard))
+            self._watch_room()
+
     def close(self) -> None:
         self._loop.remove_reader(self._control.fileno())
         self._loop.remove_writer(self._control.fileno())
@@ -109,8 +115,8 @@ class ForkedWorkers:
                     self._forked(token, pid, fds)
                 case ForkFailed(token, reason):
                     self.listener.start_failed(token, reason)
-                case Exited(pid, status):
-                    self._exited(processes.Exit.from_wait_status(pid, status))
+                case Exited(pid, status, cause):
+                    self._exited(processes.Exit.from_wait_status(pid, status), cause)
         if self._control.ended:
             self._loop.remove_reader(self._control.fileno())
             self._on_gone()
@@ -127,10 +133,11 @@ class ForkedWorkers:
             self._killed.discard(token)
             self.kill(token)
 
-    def _exited(self, end: processes.Exit) -> None:
+    def _exited(self, end: processes.Exit, cause: str) -> None:
         token = self._by_pid.pop(end.pid)
         worker = self._workers.pop(token)
         for output in worker.outputs:
             output.finish()
         os.close(worker.pidfd)
-        self.listener.ended(token, end.describe(), was_killed=end.signal == signal.SIGKILL)
+        cause = cause or end.describe()
+        self.listener.ended(token, cause, was_killed=end.signal == signal.SIGKILL)

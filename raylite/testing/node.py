@@ -16,10 +16,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from queue import Empty
 from typing import Any, TypeVar
 
+from raylite._kernel.alarm import Alarm
 from raylite._kernel.arena import HeapArena
 from raylite._kernel.host import Host
 from raylite._kernel.link import LinkConfig
 from raylite._kernel.seams import now
+from raylite._machines.pulse import EndWorkers, NodeLost, Pulse
 from raylite._remote import RemoteFunction
 from raylite._runtime import context
 from raylite._runtime.attach import Attachment, attach_driver, attach_worker
@@ -52,6 +54,7 @@ T = TypeVar("T")
 GCS = "gcs"
 STORE = 4 * 1024 * 1024
 KILLED = "killed by SIGKILL (9)"
+STOOD_STILL = "its raylet had stood still"
 LINKS = LinkConfig(ping_after=1.0, silence=2.0, session_timeout=8.0, connect_timeout=1.0)
 
 
@@ -92,6 +95,7 @@ class SimNode:
         self.id: bytes = world.random(f"node {name}").randbytes(28) if name else b""
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.is_dead: bool = False
+        self._is_head = True
         self.on_end: Callable[[BaseException], None] = self.fail  # the raylet has ended by itself
         self._resources = resources or {}
         self._links = links
@@ -103,6 +107,7 @@ class SimNode:
 
     async def start(self, *, is_head: bool = True) -> None:
         """Run the raylet, and a GCS if the node is alone."""
+        self._is_head = is_head
         if not self.name:
             with self.world.at(GCS):
                 gcs = self.network(GCS)
@@ -171,10 +176,19 @@ class SimNode:
             self._running.cancel()
             self.see_off(self._running)
             self.workers.close()
-            for driver in self.drivers.values():  # they stand at the door, and hear it close
-                with self.world.at(driver.name):
-                    link = driver.core.raylet_link
-                    asyncio.get_running_loop().call_later(0.01, link.confirm_dead, "its node ended")
+            self._dismiss("its node ended")
+
+    def lost(self) -> None:
+        """The raylet stands still, and the cluster waits for it no more; a head it would take again."""
+        if not self._is_head:
+            self._dismiss("its raylet stands still")
+
+    def _dismiss(self, reason: str) -> None:
+        """Tell the drivers, which stand at the door, that there is no node any more."""
+        for driver in self.drivers.values():
+            with self.world.at(driver.name):
+                link = driver.core.raylet_link
+                asyncio.get_running_loop().call_later(0.01, link.confirm_dead, reason)
 
     async def buried(self) -> None:
         """Wait until the tasks of all that died have ended."""
@@ -411,6 +425,8 @@ class SimWorkers:
         self._random = node.world.random(node.host("workers"))
         self._workers: dict[int, SimWorker] = {}
         self._last_tasks: dict[int, bytes] = {}
+        self._pulse = Pulse()
+        self._alarm = Alarm(self._look_after_raylet)
         self.deaths: dict[str, str] = {}  # why those that ended did
         self.failed_starts: int = 0
 
@@ -444,7 +460,27 @@ class SimWorkers:
 
     def resume_output(self) -> None: ...
 
+    def runs(self, unheard: float) -> None:
+        if self._node.is_dead:
+            return
+        with self._node.world.at(
+            self._node.host("node")
+        ):  # that of the fork server, which has its clock
+            self._pulse.felt(now(), unheard)
+            self._alarm.set(self._pulse.next_wakeup())
+
+    def _look_after_raylet(self) -> None:
+        for effect in self._pulse.expire(now()):
+            match effect:
+                case EndWorkers():
+                    for worker in self.all():
+                        worker.kill(STOOD_STILL)
+                case NodeLost():
+                    self._node.lost()
+        self._alarm.set(self._pulse.next_wakeup())
+
     def close(self) -> None:
+        self._alarm.cancel()
         for worker in self.all():
             worker.kill(KILLED)
 

@@ -78,6 +78,9 @@ class ThreadWorkers:
 
     def resume_output(self) -> None: ...
 
+    def runs(self, unheard: float) -> None:
+        """Threads stand still with their raylet: they have one loop."""
+
     @property
     def networks(self) -> list[MemoryNetwork]:
         """Those of the workers that live."""

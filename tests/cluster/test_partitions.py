@@ -17,7 +17,7 @@ from raylite._runtime.records import NodeRecord
 from tests.cluster.machines import Cluster, cluster_of, until_a_death
 from tests.cluster.netns import component
 from tests.cluster.started import nodes
-from tests.cluster.watching import eventually
+from tests.cluster.watching import SOON, Watch, eventually
 
 pytestmark = [pytest.mark.process, pytest.mark.fault, pytest.mark.timeout(300)]
 
@@ -214,13 +214,65 @@ def test_a_raylet_that_stands_still_for_thirteen_seconds_lives_also_the_first_ti
     assert living(head) == before
 
 
-def test_a_raylet_that_stands_still_is_dead_after_thirty_seconds_and_comes_back_as_another(
-    cluster: Cluster,
+def test_a_raylet_that_stands_still_is_dead_after_thirty_seconds_and_its_tasks_then_run_elsewhere(
+    cluster: Cluster, tmp_path: Path
 ) -> None:
-    head = cluster.record(cluster.head)
-    raylet, before = component(cluster.others[1], "raylet"), living(head)
-    assert 28.9 <= until_a_death(head, lambda: os.kill(raylet, signal.SIGSTOP)) <= 31.5
-    os.kill(raylet, signal.SIGCONT)
+    journal = tmp_path / "journal"
+    program = f"""
+    from raylite.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    @ray.remote(max_retries=1)
+    def run_on(journal):
+        '''Note all the time that it runs; the second may end.'''
+        is_second = os.path.exists(journal)
+        for _ in range(20 if is_second else 100_000):
+            with open(journal, "a") as file:
+                file.write(f"{{os.getpid()}} {{time.monotonic()}}\\n")
+            time.sleep(0.01)
+        return 7
+
+    ray.init()
+    where = ray.remote(lambda: ray.get_runtime_context().get_node_id())
+    node = ray.get(where.options(resources=at(3)).remote())
+    there = NodeAffinitySchedulingStrategy(node, soft=True)
+    ref = run_on.options(scheduling_strategy=there).remote("{journal}")
+    say("submitted")
+    say(ray.get(ref))
+    """
+    attached = """
+    from raylite.exceptions import RayError
+    ray.init()
+    resting = ray.remote(max_retries=0)(lambda: time.sleep(1000)).remote()
+    say("resting")
+    try:
+        ray.get(resting)
+    except RayError as error:
+        say(type(error).__name__)
+    """
+    head, away = cluster.record(cluster.head), cluster.others[1]
+    raylet, before = component(away, "raylet"), living(head)
+    with cluster.head.driver(TASKS + dedent(program)) as driver, away.driver(attached) as abroad:
+        assert driver.hear() == "submitted"
+        assert abroad.hear() == "resting"
+        assert eventually(journal.exists)
+        _, *node = cluster.processes(away)
+        with Watch(*node) as watch:
+            began = time.monotonic()
+            assert 28.9 <= until_a_death(head, lambda: os.kill(raylet, signal.SIGSTOP)) <= 31.5
+            assert watch.left_after(0) == [f"{raylet} raylite: raylet"]
+            assert driver.hear(PATIENCE) == "7"
+            assert abroad.hear(PATIENCE) == "LocalRayletDiedError"
+            assert time.monotonic() - began <= 36
+            os.kill(raylet, signal.SIGCONT)
+            assert watch.left_after(SOON) == []
+        assert driver.end() == (0, "")
+        assert abroad.end()[0] == 0
+    runs: dict[str, list[float]] = {}
+    for pid, moment in map(str.split, journal.read_text().splitlines()):
+        runs.setdefault(pid, []).append(float(moment))
+    (*_, last), (first, *_) = runs.values()
+    assert 25.5 <= last - began <= 28.5
+    assert last < first
     assert eventually(lambda: len(living(head)) == 3)
     assert len(before - living(head)) == 1
 

@@ -22,6 +22,7 @@ from msgspec.structs import replace
 
 from raylite._kernel.processes import Exit, open_pidfd, send_signal, wait_exit
 from raylite._runtime.folders import make_session_dir
+from raylite._runtime.guest import GuestNode
 from raylite._runtime.interpreter import Interpreter
 from raylite._runtime.launch import NodeProcess, launch, start
 from raylite._runtime.node import NodeConfig, Start
@@ -295,6 +296,39 @@ def test_the_exit_of_a_worker_is_told_exactly(quick: Tree, toy: str, ending: str
     event = quick.hear("exited")
     assert event["exited"] == pid
     assert Exit.from_wait_status(pid, event["status"]).describe() == ending
+
+
+def test_the_workers_of_a_raylet_that_stands_still_are_ended_though_they_stand_still_as_well(
+    quick: Tree,
+) -> None:
+    pids = {quick.fork("rest") for _ in range(3)}
+    os.kill(min(pids), signal.SIGSTOP)
+    quick.tell({"runs": 26.8})
+    events = [quick.hear("exited") for _ in pids]
+    assert {event["exited"] for event in events} == pids
+    assert all("had stood still for 2" in event["cause"] for event in events)
+    quick.tell({"runs": 0})  # it goes on, and may have others
+    pid = quick.fork("exit 3")
+    assert quick.hear("exited") == {"exited": pid, "status": 3 << 8, "cause": ""}
+
+
+def test_drivers_of_a_raylet_that_stands_still_hear_that_its_node_is_lost(
+    config: NodeConfig,
+) -> None:
+    tree = Tree(launch(replace(config, head=False), ROLES))
+    tree.watch_all()
+    tree.node.accept(outlives=True)
+    guest = GuestNode(tree.node.config.session_dir)
+    tree.tell({"runs": 32.8})
+    wait_readable(guest.fileno())
+    assert "raylet has stood still for 3" in str(guest.failure())
+    guest.stop()
+    other = GuestNode(tree.node.config.session_dir)  # as `raylite stop`
+    other.ask_to_stop(0.0)
+    tree.assert_gone()
+    os.waitpid(tree.node.pid, 0)
+    other.stop()
+    tree.close()
 
 
 @pytest.mark.parametrize("kind", ["forked", "spawned", "session", "daemon"])

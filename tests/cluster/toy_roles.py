@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from raylite._runtime.node import Exited, Fork, Forked, ForkFailed, Inherited
+from raylite._kernel.seams import boottime
+from raylite._runtime.node import Exited, Fork, Forked, ForkFailed, Inherited, Runs
 
 
 def gcs(inherited: Inherited) -> NoReturn:
@@ -51,8 +52,8 @@ def raylet(inherited: Inherited) -> None:
                             tell(forked=token, pid=pid)
                         case ForkFailed(token, reason):
                             tell(failed=token, reason=reason)
-                        case Exited(pid, status):
-                            tell(exited=pid, status=status)
+                        case Exited(pid, status, cause):
+                            tell(exited=pid, status=status, cause=cause)
                 if control.ended:
                     return
             else:
@@ -64,6 +65,8 @@ def raylet(inherited: Inherited) -> None:
                     match command:
                         case {"fork": token, "env": env}:
                             control.send(Fork(token, env))
+                        case {"runs": seconds_ago}:
+                            control.send(Runs(boottime() - seconds_ago, 0.0))
                         case {"read": pid}:
                             with open(outputs.pop(pid)) as output:
                                 tell(output=output.read())

@@ -59,6 +59,8 @@ class NoWorkers:
     def resume_output(self) -> None:
         self.resumed += 1
 
+    def runs(self, unheard: float) -> None: ...
+
 
 class Driver:
     """A process of a node. It reads with ``await`` on what `ref` returns."""

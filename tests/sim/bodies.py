@@ -58,6 +58,8 @@ async def _carry_out(
         await _recall(task, ledger)
     if script.seconds:
         await task.sleep(script.seconds)
+    if rest := ledger.detained(task.worker):
+        await task.sleep(rest)
     if task.attempt < script.crashes:
         await task.crash()
     if script.awaits:

@@ -255,10 +255,11 @@ class Faults:
         chosen = [name for name in kind if name not in self._frozen and not paused(name)]
         if not chosen:
             return ""
-        name = target if target in chosen else draw.choice(chosen)
+        aimed = [name for name in chosen if name in (target, f"{target.partition('/')[0]}/raylet")]
+        name = draw.choice(aimed or chosen)
         lengths = [0.05, 0.5, 2.0, 5.0, 8.0, 12.0, 25.0]
         if name in raylets and not name.startswith(HEAD):
-            lengths.append(40.0)  # it is fenced: a head's would be let in again
+            lengths += [40.0] * 5  # it is fenced: a head's would be let in again
         seconds = draw.choice(lengths)
         self._frozen[name] = None
         cluster.world.freeze(name)

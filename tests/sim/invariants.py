@@ -28,6 +28,9 @@ HEAD = "n0"  # its machine is the GCS's
 UNNOTICED = 8.0  # seconds of a cut after which a node may be taken for dead: ten less two beats
 WINDOW = 12.0  # seconds in which several cuts may add up to that
 STOOD_STILL = 28.0  # seconds after which a raylet that stands still may be: thirty less two beats
+GIVEN_UP = (
+    31.9  # and after which its drivers hear so: 33 less a second since it last said that it ran
+)
 FORGOTTEN = 55.0  # seconds of a cut after which a session may have ended
 WAITING = 2_000  # messages in a mailbox
 
@@ -76,6 +79,26 @@ class Losses:
         """Whether the others take a node for dead, so that what runs there may run again."""
         return any(at >= since for at in self._lost.get(node, ()))
 
+    def stands_still(self, node: str) -> float:
+        """Return for how many seconds a raylet will go on standing still that does so until it is dead."""
+        lefts = [
+            freeze.began + freeze.seconds - moment()
+            for freeze in self.freezes
+            if freeze.node == node and freeze.seconds > STOOD_STILL
+        ]
+        return max([0.0, *lefts])
+
+    def was_given_up(self, node: str) -> bool:
+        """Whether a raylet stood still for so long that its drivers wait no more, whatever the GCS says."""
+        return any(
+            freeze.node == node and min(freeze.seconds, moment() - freeze.began) >= GIVEN_UP
+            for freeze in self.freezes
+        )
+
+    def was_cut_off(self, node: str) -> bool:
+        """Whether a node and the GCS once did not hear each other, though both ran."""
+        return any({cut.one, cut.other} == {machine_of(node), HEAD} for cut in self.cuts)
+
     def was_silent(self, node: str) -> bool:
         """Whether a node was unheard by the GCS for so long that its death may be declared.
 
@@ -120,8 +143,18 @@ class ClusterLedger(Ledger):
         )
 
     def has_ended(self, attempt: Attempt) -> bool:
+        """Accept that the others take a node for dead only if it was cut off, and has not heard so.
+
+        One whose raylet stands still has ended its workers before.
+        """
         node = attempt.worker.partition("/")[0]
-        return super().is_lost(attempt) or self.losses.is_dead(node, attempt.began)
+        if super().is_lost(attempt):
+            return True
+        return self.losses.was_cut_off(node) and self.losses.is_dead(node, attempt.began)
+
+    def detained(self, worker: str) -> float:
+        """Where a raylet stands still for so long that its node is dead, bodies go on until it runs again."""
+        return self.losses.stands_still(worker.partition("/")[0])
 
     def is_damaged(self, table: str, key: bytes) -> bool:
         """Whether a record whose key ends so was damaged, at any time."""
@@ -129,7 +162,7 @@ class ClusterLedger(Ledger):
 
     def is_explained(self, expected: Expected, error: BaseException, node: str) -> bool:
         """Accept what the loss of a node explains: of the driver's own, or of one that was used."""
-        if self.losses.is_lost(node):
+        if self.losses.is_lost(node) or self.losses.was_given_up(node):
             return isinstance(
                 error,
                 LocalRayletDiedError

@@ -134,6 +134,10 @@ class Ledger:
         """Whether an attempt is over, so that the next one may begin."""
         return self.is_lost(attempt)
 
+    def detained(self, worker: str) -> float:
+        """Return for how many seconds bodies on a worker are to take longer."""
+        return 0.0
+
     def is_exhausted(self, script: Script) -> bool:
         """Whether all attempts that some task with this script may have were lost."""
         by_task: dict[bytes, int] = {}

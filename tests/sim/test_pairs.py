@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from raylite._kernel.link import Link, LinkConfig
-from raylite.exceptions import OwnerDiedError, WorkerCrashedError
+from raylite.exceptions import LocalRayletDiedError, OwnerDiedError, WorkerCrashedError
 from raylite.testing.hosts import machine_of
 from raylite.testing.loop import SimLoop
-from raylite.testing.node import KILLED, SimDriver, TaskContext
+from raylite.testing.node import GCS, KILLED, STOOD_STILL, SimDriver, TaskContext
 from raylite.testing.sim import SimWire, World
 from raylite.testing.simcluster import SimCluster
 from tests.sim.ledger import moment
@@ -216,6 +216,88 @@ async def test_what_runs_where_a_raylet_stands_still_goes_on_with_it_within_its_
         await at.stand_still("n2", 26.3)  # its owner asks after 26, and reaches it after the GCS
         assert (await outcome(at, ref)).startswith("n2/")
         assert len(at.runs) == 1
+
+
+@simulated
+async def test_what_runs_where_a_raylet_stands_still_for_longer_ends_before_it_runs_elsewhere() -> (
+    None
+):
+    for worker_too in (False, True):
+        async with scene() as at:
+            ref = at.driver.submit(rest, LONG, max_retries=1)
+            await at.begun()
+            await at.cluster.add("n3", cpus=1)
+            began = moment()
+            standing = asyncio.create_task(at.stand_still("n2", 45.0))
+            if worker_too:
+                at.cluster.world.freeze(at.runs[0].worker)
+            await asyncio.sleep(25.5)
+            assert at.cluster.death_of(at.runs[0].worker) is None
+            await asyncio.sleep(2.0)
+            assert at.cluster.death_of(at.runs[0].worker) == STOOD_STILL
+            assert (await outcome(at, ref)).startswith("n3/")
+            assert 29.0 <= moment() - began <= 33.0
+            assert len(at.runs) == 2
+            assert sorted(at.cluster.nodes) == ["n0", "n1", "n2", "n3"]
+            await standing
+            await asyncio.sleep(2.0)
+            assert sorted(at.cluster.nodes) == ["n0", "n1", "n3"]
+
+
+@simulated
+async def test_so_it_is_with_a_raylet_that_had_not_been_heard_for_five_seconds_before() -> None:
+    """The GCS counts from when it heard it last, and its node is dead so much sooner."""
+    async with scene() as at:
+        ref = at.driver.submit(rest, LONG, max_retries=1)
+        await at.begun()
+        await at.cluster.add("n3", cpus=1)
+        at.cut(GCS, "n2")
+        await asyncio.sleep(5.0)
+        at.cluster.world.heal(GCS, "n2")
+        began = moment()
+        standing = asyncio.create_task(at.stand_still("n2", 45.0))
+        assert (await outcome(at, ref)).startswith("n3/")
+        assert 24.0 <= moment() - began <= 27.0
+        assert at.cluster.death_of(at.runs[0].worker) == STOOD_STILL
+        await standing
+
+
+@simulated
+async def test_a_raylet_that_goes_on_before_its_node_is_dead_has_lost_its_workers_and_says_why() -> (
+    None
+):
+    async with scene() as at:
+        ref = at.driver.submit(rest, LONG, max_retries=0)
+        await at.begun()
+        await at.stand_still("n2", 28.0)
+        with pytest.raises(WorkerCrashedError, match=STOOD_STILL):
+            await outcome(at, ref)
+        assert (await outcome(at, at.driver.submit(where))).startswith("n2/")
+
+
+@simulated
+async def test_a_driver_whose_raylet_stands_still_hears_that_its_node_is_lost() -> None:
+    async with scene() as at:
+        driver = await at.cluster.nodes["n2"].driver("driver")
+        ref = driver.submit(rest, LONG, max_retries=0)
+        await at.begun()
+        began = moment()
+        standing = asyncio.create_task(at.stand_still("n2", 60.0))
+        with pytest.raises(LocalRayletDiedError, match="its raylet stands still"):
+            await driver.get([ref])
+        assert 32.0 <= moment() - began <= 34.0
+        await standing
+
+
+@simulated
+async def test_workers_go_on_without_a_gcs() -> None:
+    async with scene() as at:
+        ref = at.driver.submit(rest, 100.0, max_retries=0)
+        await at.begun()
+        at.cluster.gcs.kill()
+        await asyncio.sleep(50.0)
+        await at.cluster.gcs.start()
+        assert (await outcome(at, ref)).startswith("n2/")
 
 
 @simulated

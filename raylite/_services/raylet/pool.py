@@ -11,7 +11,7 @@ from raylite._kernel.alarm import Alarm
 from raylite._kernel.link import Link
 from raylite._kernel.network import Network
 from raylite._kernel.seams import now
-from raylite._kernel.service import Service, handles
+from raylite._kernel.service import Service, every, handles
 from raylite._machines.pool import Crowded, Effect, Fail, Lend, Lost, Pool, Retire, Start
 from raylite._protocol import raylet
 from raylite._types.keys import LeaseID, StartToken, WorkerKey
@@ -24,6 +24,7 @@ from raylite.exceptions import PeerLostError, ProtocolError, UnavailableError
 logger = logging.getLogger(__name__)
 
 MOST_PIDS = 1 << 22  # what Linux gives at most
+PULSE = 1.0  # seconds
 PRESTART_AFTER = 0.3  # seconds, unless a driver comes: a node that begins has more urgent work
 _STILLBORN_KEPT = 1000
 _JOBS_KEPT = 10_000  # jobs that have ended, against waiting for what they might need
@@ -43,6 +44,11 @@ class WorkerSource(Protocol):
     def last_task(self, token: int) -> bytes: ...
     def flush_output(self) -> None: ...
     def resume_output(self) -> None: ...
+    def runs(self, unheard: float) -> None:
+        """The raylet runs, which the GCS heard so many seconds ago.
+
+        If it does not say so for long, its workers are ended, see `Pulse`.
+        """
 
 
 class OutputListener(Protocol):
@@ -99,6 +105,7 @@ class PoolService(Service, serves=(raylet.Pool,)):
         self._alarm = Alarm(self._expire)
         self._prestart = Alarm(self._start)
         self.arena_size = 0
+        self.heard_at = now()  # by the GCS, at the latest: when this node sent what that answered
         self.on_lent: Callable[[LeaseID, Member], None] = _ignore
         self.on_failed: Callable[[LeaseID, str], None] = _ignore
         self.on_crowded: Callable[[LeaseID, int], None] = _ignore
@@ -117,10 +124,15 @@ class PoolService(Service, serves=(raylet.Pool,)):
 
     async def started(self) -> None:
         self._prestart.set(now() + PRESTART_AFTER)
+        self.pulse()
 
     async def stopped(self) -> None:
         self._prestart.cancel()
         self._alarm.cancel()
+
+    @every(seconds=PULSE)
+    def pulse(self) -> None:
+        self._source.runs(now() - self.heard_at)
 
     def _start(self) -> None:
         self._perform(self._pool.start(now()))
