@@ -7,6 +7,7 @@ import anyio
 import pytest
 
 from raylite._kernel.host import Host
+from raylite._kernel.network import Probe
 from raylite._kernel.seams import now
 from raylite._kernel.service import Service, handles
 from raylite._kernel.wire import Wire, WireEvents
@@ -435,6 +436,40 @@ async def standstill(seconds: float, *, is_cut_at: float = math.inf) -> tuple[fl
     host.stop()
     await running
     return took, died.death_reason
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("refused", [1, 2, 3])
+def test_refusals_that_do_not_go_on_are_no_death(refused: int) -> None:
+    """A raylet that is late, to which a firewall that is being loaded refuses a connection or two."""
+
+    async def main() -> tuple[bool, int]:
+        asked = 0
+
+        async def probe(address: str, seconds: float) -> Probe:
+            nonlocal asked
+            asked += 1
+            return Probe.REFUSED if asked <= refused else Probe.UNKNOWN
+
+        world = World(1)
+        there = SimNetwork(world, "gcs")
+        there.probe = probe  # type: ignore[method-assign]
+        await there.listen("gcs")
+        host: Host = build_gcs(there)
+        running = host.start("gcs")
+        raylet = Nodes(SimNetwork(world, "raylet").connect("gcs"))
+        await raylet.register(node(address="raylet"))
+        await anyio.sleep(4)
+        raylet.heartbeat(msg.Heartbeat(b"n", 1))
+        await anyio.sleep(0.1)
+        [row] = (await raylet.list(msg.ListNodes())).nodes
+        host.stop()
+        await running
+        return row.alive, asked
+
+    is_alive, asked = SimLoop().run(main())
+    assert asked >= 3
+    assert is_alive == (refused < 3)
 
 
 @pytest.mark.sim
