@@ -5,10 +5,10 @@ takes milliseconds where a new interpreter takes hundreds. It owns what must exi
 process does: the arena, and the listening sockets, where connections queue until somebody accepts.
 
 Every child leads a session of its own. When a child ends, its group and its orphans end with it;
-when the raylet or the owner ends, everything does. When the raylet stands still its workers end before
-the cluster takes the node for dead (`Pulse`): what ran here may then run elsewhere. So it is with a GCS whose tables are in memory;
+when the raylet or the owner ends, everything does. So it is with a GCS whose tables are in memory;
 one whose tables are kept is started again. A raylet that ends because the cluster took its node for
-dead is followed by that of a new node, with nothing of the old.
+dead is followed by that of a new node, with nothing of the old. One that stands still for so long
+that the cluster is about to do so has its workers ended here: what they run may run elsewhere then.
 
 Other processes of this user come in by the door, a unix socket: each is told what the owner was and
 given the arena, and hears when the node ends.

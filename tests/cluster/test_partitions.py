@@ -258,12 +258,14 @@ def test_a_raylet_that_stands_still_is_dead_after_thirty_seconds_and_its_tasks_t
         _, *node = cluster.processes(away)
         with Watch(*node) as watch:
             began = time.monotonic()
-            assert 28.9 <= until_a_death(head, lambda: os.kill(raylet, signal.SIGSTOP)) <= 31.5
-            assert watch.left_after(0) == [f"{raylet} raylite: raylet"]
-            assert driver.hear(PATIENCE) == "7"
-            assert abroad.hear(PATIENCE) == "LocalRayletDiedError"
-            assert time.monotonic() - began <= 36
-            os.kill(raylet, signal.SIGCONT)
+            try:
+                assert 28.9 <= until_a_death(head, lambda: os.kill(raylet, signal.SIGSTOP)) <= 31.5
+                assert watch.left_after(0) == [f"{raylet} raylite: raylet"]
+                assert driver.hear(PATIENCE) == "7"
+                assert abroad.hear(PATIENCE) == "LocalRayletDiedError"
+                assert time.monotonic() - began <= 36
+            finally:
+                watch.signal(signal.SIGCONT, raylet)
             assert watch.left_after(SOON) == []
         assert driver.end() == (0, "")
         assert abroad.end()[0] == 0

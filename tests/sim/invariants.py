@@ -28,9 +28,7 @@ HEAD = "n0"  # its machine is the GCS's
 UNNOTICED = 8.0  # seconds of a cut after which a node may be taken for dead: ten less two beats
 WINDOW = 12.0  # seconds in which several cuts may add up to that
 STOOD_STILL = 28.0  # seconds after which a raylet that stands still may be: thirty less two beats
-GIVEN_UP = (
-    31.9  # and after which its drivers hear so: 33 less a second since it last said that it ran
-)
+GIVEN_UP = 31.9  # and after which its drivers hear so: 33, less one since its last word
 FORGOTTEN = 55.0  # seconds of a cut after which a session may have ended
 WAITING = 2_000  # messages in a mailbox
 
