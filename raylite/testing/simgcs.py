@@ -64,7 +64,8 @@ class SimDisk:
 
     def crash(self) -> None:
         """Whoever wrote has died: settle what became of the commit, and perhaps damage a record."""
-        written = [write for write in self._unsynced if write.row is not None]
+        rows = [write for write in self._unsynced if write.row is not None]
+        written = [write for write in rows if write.table != QUARANTINE]
         if self.random.random() < 0.5:
             self._sync()
         else:

@@ -78,6 +78,20 @@ async def test_a_withdrawn_wish_gives_its_room_back() -> None:
 
 
 @simulated
+async def test_a_raylet_that_ends_while_it_reads_tells_owners_nothing() -> None:
+    async with cluster() as nodes:
+        a, b = await two(nodes)
+        owner, reader = await a.driver("owner"), await b.driver("reader")
+        ref = await owner.put(LONG)
+        wish = asyncio.create_task(_read(reader.ref(ref)))
+        await reading(a)
+        await b.network.close()
+        assert b.raylet.copies.owner(owner.network.address) is None
+        assert b.raylet.copies.owner("who was not asked before") is None
+        wish.cancel()
+
+
+@simulated
 async def test_a_transfer_goes_on_from_another_source_when_one_dies() -> None:
     async with cluster() as nodes:
         a, b = await two(nodes)

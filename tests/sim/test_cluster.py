@@ -30,3 +30,9 @@ def test_every_seed_keeps_the_promises_and_one_in_five_is_seen_to_repeat_itself(
         if again:
             assert trace
             assert simulate(seed).trace == trace, f"seed {seed} ran in two ways"
+
+
+@pytest.mark.parametrize("seed", [307, 409])
+def test_seeds_that_once_failed_keep_the_promises(seed: int) -> None:
+    """A guest came from a node that was dead already; a raylet ended while it waited for an object."""
+    simulate(seed, traced=False)

@@ -125,7 +125,7 @@ class CopyService(Service, serves=(raylet.Copies, raylet.Relays)):
         if link is None:
             link = self._owners[address] = self._network.connect(address)
             link.on_end(lambda link: self._owner_left(address, link))
-        return link
+        return None if link.is_ended else link
 
     def _owner_left(self, address: str, link: Link) -> None:
         """A session with an owner has ended. If nobody says that it is dead, the next one is asked."""

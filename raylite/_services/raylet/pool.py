@@ -28,6 +28,7 @@ PULSE = 1.0  # seconds
 PRESTART_AFTER = 0.3  # seconds, unless a driver comes: a node that begins has more urgent work
 _STILLBORN_KEPT = 1000
 _JOBS_KEPT = 10_000  # jobs that have ended, against waiting for what they might need
+_NODES_KEPT = 10_000
 
 
 class WorkerSource(Protocol):
@@ -119,6 +120,7 @@ class PoolService(Service, serves=(raylet.Pool,)):
         self._ending: dict[bytes, str] = {}
         self._reasons: dict[bytes, LossReason] = {}  # of those killed for another than the usual
         self._ended_jobs: dict[bytes, None] = {}
+        self._dead_nodes: dict[str, str] = {}  # by their marks, and why
         self._stillborn: dict[int, None] = {}  # tokens of workers that ended and may yet register
         source.listener = self
 
@@ -320,6 +322,8 @@ class PoolService(Service, serves=(raylet.Pool,)):
             self._parted[guest.id] = guest
             for listener in self.on_parted:
                 listener(guest, cause)
+            if (death := self._dead_nodes.get(mark_of(guest.address))) is not None:
+                self.died_elsewhere(guest.id, death)  # it came when that had been told
         else:
             self._gone(guest, cause)  # what it owned here goes: readers must know
 
@@ -329,7 +333,10 @@ class PoolService(Service, serves=(raylet.Pool,)):
             self._gone(guest, cause)
 
     def node_died(self, mark: str, cause: str) -> None:
-        """Another node is dead, and so are the guests that came from there."""
+        """Another node is dead, and so are the guests that came from there, or will until it hears so."""
+        self._dead_nodes[mark] = cause
+        if len(self._dead_nodes) > _NODES_KEPT:
+            del self._dead_nodes[next(iter(self._dead_nodes))]
         for guest in [each for each in self._parted.values() if mark_of(each.address) == mark]:
             self.died_elsewhere(guest.id, cause)
 
