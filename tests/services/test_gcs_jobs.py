@@ -154,11 +154,17 @@ async def test_a_job_whose_record_is_damaged_is_its_drivers_again_if_it_says_so_
         await damage(storage, "jobs", b"%c\0\0\0" % number, lambda record: record[:-1])
     async with life(storage) as gcs:
 
-        async def again(name: bytes, number: int) -> tuple[bytes, bool]:
+        async def claim(name: bytes, job_id: bytes) -> tuple[bytes, bool]:
             request = driver(name)
-            request.job_id = b"%c\0\0\0" % number
+            request.job_id = job_id
             added = await gcs.client().jobs.add(request)
             return added.job_id, added.has_ended
+
+        async def again(name: bytes, number: int) -> tuple[bytes, bool]:
+            return await claim(name, b"%c\0\0\0" % number)
+
+        for invented in (b"\7\0\0\0", b"\xff" * 4, bytes(140), b"\1"):
+            assert await claim(b"liar", invented) == (invented, True)
 
         assert await again(b"one", 1) == (b"\1\0\0\0", False)
         assert await again(b"one", 1) == (b"\1\0\0\0", False)

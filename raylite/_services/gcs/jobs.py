@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 RECLAIM = 60.0  # seconds that drivers have after a restart of the GCS to say that they are there
 
+_SIZE = 4  # bytes of a job's id, which is its number
 _COUNTER = ("counters", b"jobs")
 
 
@@ -42,6 +43,7 @@ class JobService(Service, serves=(gcs.Jobs,)):
         self._last = 0
         self._links: dict[bytes, Link] = {}
         self._gone: dict[bytes, None] = {}  # jobs whose driver is, and whose row does not say so
+        self._lost: dict[bytes, None] = {}  # jobs whose records were found damaged
         self._reclaimable: dict[bytes, None] = {}
         self._reclaim_until = 0.0
 
@@ -51,7 +53,9 @@ class JobService(Service, serves=(gcs.Jobs,)):
         self.spawn(self._news.run(), "tell of jobs")
         table, key = _COUNTER
         counter = (await self._storage.load(table)).get(key, b"")
-        numbers = [int.from_bytes(job_id, "little") for job_id in self._table.rows]
+        self._lost = dict.fromkeys(await self._storage.lost(self._table.name))
+        known = (*self._table.rows, *self._lost)
+        numbers = [int.from_bytes(job_id, "little") for job_id in known if len(job_id) == _SIZE]
         self._last = max([int.from_bytes(counter, "little"), *numbers])
         running = (job_id for job_id, row in self._table.rows.items() if not row.finished)
         self._reclaimable = dict.fromkeys(running)
@@ -65,7 +69,7 @@ class JobService(Service, serves=(gcs.Jobs,)):
         if row is None:
             row = _row(request.job_id or self._next(), request)
             self._follow(self.caller, row.job_id)
-            counter = Write(*_COUNTER, self._last.to_bytes(4, "little"))
+            counter = Write(*_COUNTER, self._last.to_bytes(_SIZE, "little"))
             await self._table.write([Change(row.job_id, row)], also=[counter])
         elif row.finished:
             return msg.JobAdded(row.job_id, self._epoch.message, has_ended=True)
@@ -86,12 +90,12 @@ class JobService(Service, serves=(gcs.Jobs,)):
 
     def _next(self) -> bytes:
         self._last += 1
-        return self._last.to_bytes(4, "little")
+        return self._last.to_bytes(_SIZE, "little")
 
     def _may_return(self, job_id: bytes) -> bool:
-        """Whether a driver may have this job again, of which there is no row: its record was damaged."""
-        self._last = max(self._last, int.from_bytes(job_id, "little"))
-        return now() < self._reclaim_until and self._table.latest(job_id) is None
+        """Whether a driver may have this job again, of which there is no row."""
+        is_free = self._table.latest(job_id) is None
+        return job_id in self._lost and is_free and now() < self._reclaim_until
 
     @handles(gcs.Jobs.list)
     def list_jobs(self, request: msg.ListJobs) -> msg.JobList:
