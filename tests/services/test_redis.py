@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
@@ -18,6 +19,33 @@ from raylite._services.gcs.storage.redis import RedisStorage
 from tests.services.storages import RedisServer
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.process]
+
+
+class Told(logging.Handler):
+    """What is logged, to be awaited."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._records: list[str] = []
+        self._news = asyncio.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._records.append(record.getMessage())
+        self._news.set()
+
+    async def wait(self, words: str) -> None:
+        """Wait until these words have been logged."""
+        while not any(words in record for record in self._records):
+            self._news.clear()
+            await self._news.wait()
+
+
+@pytest.fixture
+def told() -> Iterator[Told]:
+    logger, handler = logging.getLogger("raylite"), Told()
+    logger.addHandler(handler)
+    yield handler
+    logger.removeHandler(handler)
 
 
 async def test_clusters_that_share_a_redis_do_not_meet(redis_server: RedisServer) -> None:
@@ -187,7 +215,7 @@ async def test_a_redis_that_was_away_takes_the_tables_from_no_living_gcs(
 
 @pytest.mark.usefixtures("quick")
 async def test_a_redis_that_is_full_fails_writes_and_ends_nobody(
-    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+    redis_server: RedisServer, told: Told
 ) -> None:
     held = await RedisStorage.open(redis_server.url, "c", "a")
     await held.put("t", b"k", b"v")
@@ -200,11 +228,10 @@ async def test_a_redis_that_is_full_fails_writes_and_ends_nobody(
     again = asyncio.ensure_future(
         wait_for_storage(lambda: RedisStorage.open(redis_server.url, "c", "a"))
     )
-    for said in ("the tables cannot be watched", "the GCS waits for its tables"):
-        while said not in caplog.text:
-            assert not watching.done()
-            assert not again.done()
-            await asyncio.sleep(0.01)
+    await told.wait("the tables cannot be watched")
+    await told.wait("the GCS waits for its tables")
+    assert not watching.done()
+    assert not again.done()
     await client.config_set("maxmemory", "0")
     await client.aclose()
     watching.cancel()
